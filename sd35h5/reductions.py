@@ -1,0 +1,215 @@
+"""Reductions of one attention call in plain torch: query, key and log-sum-exp in, masses, entropies and maps out.
+
+With the log-sum-exp of each row, A[q, k] = exp(q·k/√d − LSE[q]) needs no softmax pass. The probabilities live in tiles of
+queries and are never whole; one tile's exponentials serve the mass, the groups, the entropy, the maps and the self check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGE, TEXT = 0, 1  # positions along the query axis, as schema.QUERIES
+_TILE_ELEMENTS = {"cpu": 1 << 20}
+_TILE_ELEMENTS_ELSEWHERE = 1 << 25
+_SMALLEST_ROW = 1e-30  # rows whose whole share of these keys is below this have no entropy to speak of
+
+
+@dataclass(frozen=True)
+class KeyReduction:
+    """What a set of K keys receives from the queries of both streams; float32.
+
+    Args:
+        mass: (batch, heads, query stream, K), mean over the stream's queries of A[q, key].
+        row_sum: (batch, heads, queries), sum over these keys of A[q, key].
+        entropy: (batch, heads, query stream), mean over queries of the entropy of A over these keys, renormalised, in
+            nats; None unless asked for.
+        columns: (heads, image queries, M), A[image query, key] of the chosen keys in one batch row; None unless asked for.
+    """
+
+    mass: Tensor
+    row_sum: Tensor
+    entropy: Tensor | None
+    columns: Tensor | None
+
+
+@dataclass(frozen=True)
+class TopKeys:
+    """The heaviest keys of each (head, query stream); all (heads, query stream, rank), heaviest first."""
+
+    stream: Tensor  # 0 image, 1 text
+    index: Tensor  # patch (row-major), or token
+    mass: Tensor
+    value_norm: Tensor
+
+
+class Workspace:
+    """Two float32 buffers that every call reuses: allocating them anew costs as much as filling them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return an uninitialised contiguous tensor of this shape; it is valid until the name is taken again."""
+        size = 1
+        for length in shape:
+            size *= length
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.device != device:
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.float32, device=device)
+        return buffer[:size].view(shape)
+
+
+def reduce_keys(
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    image_tokens: int,
+    *,
+    workspace: Workspace,
+    entropy: bool = False,
+    columns: Tensor | None = None,
+    columns_row: int = -1,
+    tile: int | None = None,
+) -> KeyReduction:
+    """Measure how both streams' queries attend to the given keys, in one pass over their exponentials.
+
+    Args:
+        query: (batch, heads, S, d), image queries first.
+        key: (batch, heads, K, d), any part of the joint key axis.
+        lse: (batch, heads, S) float32, log-sum-exp of q·kᵀ/√d over the **whole** joint key axis.
+        image_tokens: number of image queries; the others are text queries.
+        columns: int64 (M), positions along K whose columns are returned for batch row `columns_row`.
+        tile: queries a tile; chosen by memory if None. The result does not depend on it.
+    """
+    batch, heads, queries, width = query.shape
+    keys = key.shape[2]
+    flat = batch * heads
+    scaled_key = (key.float() * width**-0.5).reshape(flat, keys, width).transpose(1, 2)  # (BH, d, K)
+    flat_query, flat_lse = query.reshape(flat, queries, width), lse.reshape(flat, queries, 1)
+    mass = query.new_zeros((flat, 2, keys), dtype=torch.float32)
+    row_sum = query.new_empty((flat, queries), dtype=torch.float32)
+    row_entropy = torch.empty_like(row_sum) if entropy else None
+    picked = None
+    if columns is not None:
+        picked = query.new_empty((heads, image_tokens, len(columns)), dtype=torch.float32)
+    for stream, start, end in _tiles(queries, image_tokens, tile or _tile_rows(flat, keys, query.device)):
+        shape = (flat, end - start, keys)
+        logits = workspace.take("logits", shape, query.device)
+        torch.bmm(flat_query[:, start:end].float(), scaled_key, out=logits)
+        logits -= flat_lse[:, start:end]
+        share = torch.exp(logits, out=workspace.take("share", shape, query.device))
+        mass[:, stream] += share.sum(1)
+        torch.sum(share, 2, out=row_sum[:, start:end])
+        if picked is not None and stream == IMAGE:
+            row = columns_row % batch * heads
+            torch.index_select(share[row : row + heads], 2, columns, out=picked[:, start:end])
+        if row_entropy is not None:
+            row_entropy[:, start:end] = _row_entropy(logits, share, row_sum[:, start:end])
+    counts = torch.tensor([image_tokens, queries - image_tokens], device=query.device).clamp(min=1)
+    return KeyReduction(
+        mass=(mass / counts[:, None]).view(batch, heads, 2, keys),
+        row_sum=row_sum.view(batch, heads, queries),
+        entropy=None if row_entropy is None else _stream_means(row_entropy.view(batch, heads, queries), image_tokens),
+        columns=picked,
+    )
+
+
+def _row_entropy(logits: Tensor, share: Tensor, row_sum: Tensor) -> Tensor:
+    """Entropy of each row renormalised: log Z − (Σ p log p)/Z with Z = Σ p, from log p and p at hand; spoils logits."""
+    return torch.where(row_sum > _SMALLEST_ROW, row_sum.log() - logits.mul_(share).sum(2) / row_sum, 0.0)
+
+
+def _stream_means(values: Tensor, image_tokens: int) -> Tensor:
+    """(batch, heads, queries) -> (batch, heads, query stream)."""
+    return torch.stack([values[..., :image_tokens].mean(-1), values[..., image_tokens:].mean(-1)], dim=-1)
+
+
+def _tile_rows(flat: int, keys: int, device: torch.device) -> int:
+    return max(1, _TILE_ELEMENTS.get(device.type, _TILE_ELEMENTS_ELSEWHERE) // (flat * keys))
+
+
+def _tiles(queries: int, image_tokens: int, rows: int) -> list[tuple[int, int, int]]:
+    """(query stream, start, end) of tiles of about equal height that do not straddle the streams."""
+    tiles = []
+    for stream, first, last in ((IMAGE, 0, image_tokens), (TEXT, image_tokens, queries)):
+        count = -(-(last - first) // rows)
+        edges = [first + (last - first) * i // count for i in range(count + 1)] if count else [first]
+        tiles += [(stream, start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    return tiles
+
+
+def group_mass(text_mass: Tensor, membership: Tensor) -> Tensor:
+    """Sum the mass of text keys over token groups; what is left of 1 is the mass of the image keys.
+
+    Args:
+        text_mass: (batch, heads, query stream, text tokens).
+        membership: float32 (batch, text tokens, text groups), 1 where a token belongs to a group.
+
+    Returns: float32 (batch, heads, query stream, text groups + 1), the image last.
+    """
+    groups = text_mass @ membership.unsqueeze(1)
+    return torch.cat([groups, (1 - groups.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
+
+
+def top_keys(image_mass: Tensor, text_mass: Tensor, value: Tensor, count: int) -> TopKeys:
+    """Pick the heaviest keys of the whole joint axis.
+
+    Args:
+        image_mass, text_mass: (heads, query stream, image patches), (heads, query stream, text tokens).
+        value: (heads, S, d), image first; the Euclidean norm of each key's value vector goes with it.
+    """
+    patches = image_mass.shape[-1]
+    mass, joint_index = torch.cat([image_mass, text_mass], dim=-1).topk(count, dim=-1)
+    norms = torch.linalg.vector_norm(value.float(), dim=-1)
+    is_text = joint_index >= patches
+    return TopKeys(
+        stream=is_text.to(torch.uint8),
+        index=torch.where(is_text, joint_index - patches, joint_index).to(torch.int32),
+        mass=mass,
+        value_norm=norms.unsqueeze(1).expand(-1, mass.shape[1], -1).gather(-1, joint_index),
+    )
+
+
+def pool_columns(columns: Tensor, height: int, width: int, pool: int) -> Tensor:
+    """Columns (…, patches, M) as maps (…, M, y, x), averaged over pool × pool patches; edge cells average what they have."""
+    maps = columns.transpose(-1, -2).unflatten(-1, (height, width))
+    if pool == 1:
+        return maps
+    flat = maps.reshape(-1, 1, height, width)
+    pooled = F.avg_pool2d(flat, pool, ceil_mode=True, count_include_pad=False)
+    return pooled.reshape(*maps.shape[:-2], *pooled.shape[-2:])
+
+
+def pooled_centres(length: int, pool: int) -> list[float]:
+    """Centre of each pooled cell in patch units: patches 0 and 1 pooled lie at 0.5."""
+    starts = range(0, length, pool)
+    return [(start + min(start + pool, length) - 1) / 2 for start in starts]
+
+
+def gate_statistics(gate: Tensor, heads: int) -> Tensor:
+    """Statistics of a stream's gate over its tokens (and channels), in the order of `GATE_STATISTICS`.
+
+    Args:
+        gate: (batch, tokens, heads) or (batch, tokens, heads * d).
+
+    Returns: float32 (statistic, batch, heads).
+    """
+    values = gate.float().unflatten(-1, (heads, -1)).permute(0, 2, 1, 3).flatten(2)  # (B, H, tokens * channels)
+    low, high = values.aminmax(dim=-1)
+    return torch.stack(
+        [
+            values.mean(-1),
+            values.std(-1, correction=0),
+            low,
+            high,
+            (values < 0.1).float().mean(-1),
+            (values < 0.5).float().mean(-1),
+        ]
+    )
+
+
+GATE_STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")
