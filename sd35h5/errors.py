@@ -1,0 +1,26 @@
+"""Errors that are sentences: what happened, where, and what to do."""
+
+from __future__ import annotations
+
+
+class Sd35h5Error(Exception):
+    """A sentence for the user; the command line prints it on one line and exits 1."""
+
+
+class StoreError(Sd35h5Error, ValueError):
+    """A file that is not a store, or a request that the store cannot answer."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """No file or folder at the path that was asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class CaptureError(Sd35h5Error, RuntimeError):
+    """A capture that cannot begin or go on."""
+
+
+class ConfigError(Sd35h5Error, ValueError):
+    """An option with a value that cannot be used."""

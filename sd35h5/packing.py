@@ -1,0 +1,141 @@
+"""Pack sealed files into one: compressed chunks are copied as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from . import schema
+from .errors import StoreError, StoreNotFoundError
+from .layout import create_variable, publish, write_head
+from .runs import part_files, reason
+from .schema import SCALES, Variable, variable
+
+
+def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
+    """Make one file of all sealed files in a folder, in the order of their indices. Returns: `out`.
+
+    The file appears whole or not at all. With `keep_parts=False` the folder is removed afterwards.
+    """
+    parts, out = Path(parts), Path(out)
+    paths = part_files(parts)
+    if not paths:
+        raise StoreNotFoundError(f"{parts.name} holds no sealed sample to pack")
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        with h5py.File(temporary, "w", libver=schema.LIBVER) as target:
+            _pack_into(target, paths)
+        publish(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if not keep_parts:
+        shutil.rmtree(parts)
+    return out
+
+
+def _pack_into(target: h5py.File, paths: list[Path]) -> None:
+    names: dict[str, str] = {}  # variable -> precision it was written with
+    indices = []
+    for path in paths:
+        with h5py.File(path, "r", locking=False) as part:
+            indices.append(int(part["sample"][0]))
+            names |= {name: _precision(part[name]) for name in variables_in(part)}
+    with h5py.File(paths[0], "r", locking=False) as first:
+        scales = {name: first[name][:] for name in SCALES if name in first} | {"sample": np.array(indices)}
+        attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
+        write_head(target, scales, attributes, _provenance(paths), kind="run")
+    sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
+    for name, precision in names.items():
+        create_variable(target, variable(name), sizes, precision)
+    tables = {name: _empty(target[name]) for name in names if _by_value(variable(name))}
+    for sample, path in enumerate(paths):
+        with h5py.File(path, "r", locking=False) as part:
+            _check_alike(part, scales, attributes, path)
+            for name in variables_in(part):
+                if name in tables:
+                    tables[name][sample] = _values(part[name])[0]
+                else:
+                    _copy_chunks(part[name], target[name], sample)
+    for name, values in tables.items():
+        target[name][...] = values
+
+
+def variables_in(file: h5py.File) -> list[str]:
+    """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
+    known = [name for name in schema.VARIABLES if name in file]
+    return known + [f"scores/{name}" for name in file.get("scores", ())]
+
+
+def _by_value(spec: Variable) -> bool:
+    return spec.is_table or spec.is_text
+
+
+def _values(dataset: h5py.Dataset) -> np.ndarray:
+    return dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+
+
+def _empty(dataset: h5py.Dataset) -> np.ndarray:
+    if h5py.check_string_dtype(dataset.dtype):
+        return np.full(dataset.shape, "", object)
+    return np.full(dataset.shape, dataset.fillvalue, dataset.dtype)
+
+
+def _precision(dataset: h5py.Dataset) -> str:
+    return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
+
+
+def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, sample: int) -> None:
+    if source.chunks != target.chunks or _filters(source) != _filters(target):
+        target[sample] = source[0]  # written by another tool: through the filters
+        return
+    for i in range(source.id.get_num_chunks()):
+        info = source.id.get_chunk_info(i)
+        mask, data = source.id.read_direct_chunk(info.chunk_offset)
+        target.id.write_direct_chunk((sample, *info.chunk_offset[1:]), data, mask)
+
+
+def _filters(dataset: h5py.Dataset) -> list[int]:
+    plist = dataset.id.get_create_plist()
+    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+
+
+def _check_alike(part: h5py.File, scales: Mapping[str, np.ndarray], attributes: Mapping[str, str], path: Path) -> None:
+    for name, values in scales.items():
+        if name != "sample" and (name not in part or not np.array_equal(part[name][:], values, equal_nan=True)):
+            raise StoreError(f"{path.name} has another {name} than the first sample: they do not belong to one run")
+    for name, value in attributes.items():
+        if part.attrs.get(name) != value:
+            raise StoreError(f"{path.name} has another {name} than the first sample: they do not belong to one run")
+
+
+def _provenance(paths: list[Path]) -> dict[str, str]:
+    """Texts of the first sample; what later samples add to `events`, or say otherwise, is appended to `events`."""
+    merged: dict[str, str] = {}
+    events: list[object] = []
+    for path in paths:
+        with h5py.File(path, "r", locking=False) as part:
+            texts = {name: _text(part, name) for name in schema.PROVENANCE if f"provenance/{name}" in part}
+        for name, text in texts.items():
+            if name == "events":
+                events += [event for event in _as_list(text) if event not in events]
+            elif merged.setdefault(name, text) != text:
+                events.append({"event": f"{name} differs", "sample": path.stem, "value": json.loads(text)})
+    return merged | ({"events": json.dumps(events)} if events else {})
+
+
+def _text(file: h5py.File, name: str) -> str:
+    return file[f"provenance/{name}"].asstr()[()]
+
+
+def _as_list(text: str) -> list[object]:
+    value = json.loads(text)
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,175 @@
+"""Synthetic but consistent stores for tests, made by the real writer from a real softmax."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sd35h5 import schema
+from sd35h5.writer import Header, SampleWriter, begin_run, pack
+
+CLIP_LENGTH = 77
+PATCH = 16  # pixels a patch
+PROMPTS = ("a red apple left of a cat", "a blue car", "two small dogs on a green hill")
+TOP_K = 5
+MAP_TOKENS = 4
+
+
+def make_store(
+    path: Path,
+    samples: int = 2,
+    layers: int = 3,
+    heads: int = 2,
+    steps: int = 4,
+    height: int = 96,
+    width: int = 64,
+    seed: int = 0,
+    *,
+    t5_length: int = 16,
+    branches: Sequence[str] = ("cond", "uncond"),
+    prompts: Sequence[str] = PROMPTS,
+    every: int = 2,
+    pool: int = 1,
+    sink: float = 3.0,
+    gates: bool = False,
+    packed: bool = True,
+    planned: int | None = None,
+    precision: str = "rounded",
+    **changes: str,
+) -> Path:
+    """Write a store whose numbers come from one softmax. Returns: the packed file, or its parts folder.
+
+    Args:
+        seed: of the random attention; samples have seeds 0, 1, ... as a capture would give them.
+        every: top-k and maps at every so many steps.
+        sink: what the start token's logits have more than the others.
+        packed: False leaves the sealed files in `PATH.parts`, as a running capture does if `planned` is larger.
+        changes: model attributes (`model_id="other"`) and sample values (`negative_prompt="blurry"`).
+    """
+    path = Path(path)
+    text = CLIP_LENGTH + t5_length
+    some_steps = np.arange(0, steps, every)
+    header = Header(
+        attributes={
+            "model_id": "synthetic", "model_revision": "0", "model_shape": f"{layers} x {heads}",
+            "gate_type": "headwise" if gates else "none",
+            **{name: value for name, value in changes.items() if name in schema.MODEL_ATTRIBUTES},
+        },
+        scales={
+            "branch": np.array([schema.BRANCHES.index(b) for b in branches]),
+            "step": np.arange(steps),
+            "timestep": np.linspace(1000, 1000 / steps, steps),
+            "sigma": np.linspace(1, 1 / steps, steps),
+            "layer": np.arange(layers), "head": np.arange(heads), "token": np.arange(text),
+            "token_encoder": np.r_[np.zeros(CLIP_LENGTH), np.ones(t5_length)].astype(int),
+            "top_step": some_steps, "map_step": some_steps, "rank": np.arange(TOP_K), "map_token": np.arange(MAP_TOKENS),
+            "y": np.arange(height // PATCH // pool) * pool + (pool - 1) / 2,
+            "x": np.arange(width // PATCH // pool) * pool + (pool - 1) / 2,
+            "pixel_y": np.arange(height), "pixel_x": np.arange(width),
+        },
+        provenance={"config": json.dumps({"steps": steps, "height": height, "width": width, "seed": 0})},
+        precision=precision,
+    )  # fmt: skip
+    parts = begin_run(path, json.loads(header.provenance["config"]), planned or samples)
+    for index in range(samples):
+        _write_sample(parts, index, header, prompts[index % len(prompts)], branches, pool, sink, gates, seed, changes)
+    return pack(parts, path, keep_parts=False) if packed else parts
+
+
+def _write_sample(parts, index, header, prompt, branches, pool, sink, gates, seed, changes):
+    writer = SampleWriter(parts, index, header)
+    sizes = writer.sizes
+    rng = np.random.default_rng([seed, index])
+    negative = changes.get("negative_prompt", "")
+    texts = {"cond": prompt, "uncond": negative, "skip": prompt}
+    key = f"{prompt}|{negative}|{index}|{sizes['step']}|{sizes['pixel_y']}x{sizes['pixel_x']}"
+    values = {
+        "sample_id": f"{index:06d}", "prompt_id": f"p{index}", "prompt": prompt, "negative_prompt": negative, "tags": "",
+        "pairing_key": hashlib.sha256(key.encode()).hexdigest(), "prompt_index": index, "image_index": 0, "seed": index,
+        "row_sum_error": 1e-6, "kept_chars": np.array([[len(texts[b])] * 3 for b in branches]),
+    }  # fmt: skip
+    for name, value in values.items():
+        writer.put(f"samples/{name}", changes.get(name, value))
+    tables = [token_table(texts[b], sizes["token"] - CLIP_LENGTH) for b in branches]
+    for name in tables[0]:
+        writer.put(f"tokens/{name}", np.stack([table[name] for table in tables]))
+    for branch, table in enumerate(tables):
+        for step in range(sizes["step"]):
+            _write_step(writer, rng, branch, step, table["token_group"], header, pool, sink, gates)
+    tokens = np.flatnonzero(np.isin(tables[0]["token_group"][:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
+    writer.put("maps/map_token_index", np.pad(tokens, (0, MAP_TOKENS - len(tokens)), constant_values=-1), branch=0)
+    writer.put("images/image", rng.integers(0, 256, (sizes["pixel_y"], sizes["pixel_x"], 3), np.uint8))
+    writer.seal()
+
+
+def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gates):
+    """One step of one branch: attention over [tokens | patches] of both streams, reduced to what the file holds."""
+    sizes = writer.sizes
+    rows, columns = sizes["y"] * pool, sizes["x"] * pool
+    text, image, layers, heads = sizes["token"], rows * columns, sizes["layer"], sizes["head"]
+    group = np.r_[token_group, np.full(image, schema.GROUPS.index("image"))]
+    where = {"branch": branch, "step": step}
+    for query, queries in enumerate((image, text)):
+        logits = rng.normal(size=(layers, heads, queries, text + image))
+        logits[..., 0] += sink
+        attention = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        mass = attention.mean(2)  # (L, H, keys)
+        sums = np.stack([mass[..., group == g].sum(-1) for g in range(len(schema.GROUPS))])
+        writer.put("sinks/mass_group", sums, query=query, **where)
+        share = attention[..., :text] / attention[..., :text].sum(-1, keepdims=True)
+        writer.put("sinks/entropy_text", -(share * np.log(share)).sum(-1).mean(-1), query=query, **where)
+        if gates:
+            gate = 1 / (1 + np.exp(-rng.normal(size=(queries, layers, heads))))
+            statistics = {"mean": gate.mean(0), "std": gate.std(0), "min": gate.min(0), "max": gate.max(0)}
+            statistics |= {"below_0_1": (gate < 0.1).mean(0), "below_0_5": (gate < 0.5).mean(0)}
+            for name, value in statistics.items():
+                writer.put(f"gates/{name}", value, query=query, **where)
+        if query == 0:
+            writer.put("sinks/mass_image", mass[..., :text], **where)
+        if branch == 0 and step in (steps := header.scales["top_step"].tolist()):
+            at = steps.index(step)
+            _write_top(writer, mass, rng, text, branch=branch, query=query, top_step=at)
+            if query == 0:
+                tokens = np.flatnonzero(np.isin(token_group[:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
+                maps = np.full((MAP_TOKENS, layers, sizes["y"], sizes["x"]), np.nan)
+                chosen = np.moveaxis(attention.mean(1)[..., tokens], -1, 0)  # (map_token, L, patches)
+                cells = chosen.reshape(len(tokens), layers, sizes["y"], pool, sizes["x"], pool)
+                maps[: len(tokens)] = cells.mean((3, 5))
+                writer.put("maps/image_to_text", maps, branch=branch, map_step=at)
+
+
+def _write_top(writer, mass, rng, text, **at):
+    order = np.argsort(-mass, -1, kind="stable")[..., :TOP_K]
+    is_text = order < text
+    writer.put("topk/top_stream", np.where(is_text, 1, 0), **at)
+    writer.put("topk/top_index", np.where(is_text, order, order - text), **at)
+    writer.put("topk/top_mass", np.take_along_axis(mass, order, -1), **at)
+    writer.put("topk/top_value_norm", rng.uniform(1, 9, order.shape), **at)
+
+
+def token_table(prompt: str, t5_length: int) -> dict[str, np.ndarray]:
+    """The token table of a prompt in which every word is one token of each encoder."""
+    spans, start = [], 0
+    for word in prompt.split():
+        start = prompt.index(word, start)
+        spans.append((word, start, start + len(word)))
+        start += len(word)
+    rows = []  # text, group, word, start, end, ids of clip_l, clip_g, t5
+    rows.append(("<|startoftext|>", "clip_bos", -1, -1, -1, 998, 998, -1))
+    rows += [(f"{word}</w>", "clip_word", i, a, b, 10 + i, 10 + i, -1) for i, (word, a, b) in enumerate(spans)]
+    rows.append(("<|endoftext|>", "clip_eos", -1, -1, -1, 999, 999, -1))
+    rows += [("<|endoftext|>", "clip_pad", -1, -1, -1, 999, 0, -1)] * (CLIP_LENGTH - len(rows))
+    t5 = [(f"▁{word}", "t5_word", i, a, b, -1, -1, 20 + i) for i, (word, a, b) in enumerate(spans)][: t5_length - 1]
+    t5.append(("</s>", "t5_eos", -1, -1, -1, -1, -1, 1))
+    rows += t5 + [("<pad>", "t5_pad", -1, -1, -1, -1, -1, 0)] * (t5_length - len(t5))
+    text, group, word, start, end, *ids = zip(*rows, strict=True)
+    return {
+        "token_text": np.array(text, object),
+        "token_group": np.array([schema.GROUPS.index(g) for g in group]),
+        "token_word": np.array(word), "token_char_start": np.array(start), "token_char_end": np.array(end),
+        "token_id": np.array(ids),
+    }  # fmt: skip
