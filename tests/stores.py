@@ -31,6 +31,7 @@ def make_store(
     *,
     t5_length: int = 16,
     branches: Sequence[str] = ("cond", "uncond"),
+    token_branches: Sequence[str] = ("cond",),
     prompts: Sequence[str] = PROMPTS,
     every: int = 2,
     pool: int = 1,
@@ -45,6 +46,7 @@ def make_store(
 
     Args:
         seed: of the random attention; samples have seeds 0, 1, ... as a capture would give them.
+        token_branches: those with mass_image; NaN in the others, as in a default capture.
         every: top-k and maps at every so many steps.
         sink: what the start token's logits have more than the others.
         packed: False leaves the sealed files in `PATH.parts`, as a running capture does if `planned` is larger.
@@ -76,11 +78,12 @@ def make_store(
     )  # fmt: skip
     parts = begin_run(path, json.loads(header.provenance["config"]), planned or samples)
     for index in range(samples):
-        _write_sample(parts, index, header, prompts[index % len(prompts)], branches, pool, sink, gates, seed, changes)
+        prompt = prompts[index % len(prompts)]
+        _write_sample(parts, index, header, prompt, branches, token_branches, pool, sink, gates, seed, changes)
     return pack(parts, path, keep_parts=False) if packed else parts
 
 
-def _write_sample(parts, index, header, prompt, branches, pool, sink, gates, seed, changes):
+def _write_sample(parts, index, header, prompt, branches, token_branches, pool, sink, gates, seed, changes):
     writer = SampleWriter(parts, index, header)
     sizes = writer.sizes
     rng = np.random.default_rng([seed, index])
@@ -99,14 +102,15 @@ def _write_sample(parts, index, header, prompt, branches, pool, sink, gates, see
         writer.put(f"tokens/{name}", np.stack([table[name] for table in tables]))
     for branch, table in enumerate(tables):
         for step in range(sizes["step"]):
-            _write_step(writer, rng, branch, step, table["token_group"], header, pool, sink, gates)
+            tokens_too = branches[branch] in token_branches
+            _write_step(writer, rng, branch, step, table["token_group"], header, pool, sink, gates, tokens_too)
     tokens = np.flatnonzero(np.isin(tables[0]["token_group"][:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
     writer.put("maps/map_token_index", np.pad(tokens, (0, MAP_TOKENS - len(tokens)), constant_values=-1), branch=0)
     writer.put("images/image", rng.integers(0, 256, (sizes["pixel_y"], sizes["pixel_x"], 3), np.uint8))
     writer.seal()
 
 
-def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gates):
+def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gates, tokens_too):
     """One step of one branch: attention over [tokens | patches] of both streams, reduced to what the file holds."""
     sizes = writer.sizes
     rows, columns = sizes["y"] * pool, sizes["x"] * pool
@@ -128,7 +132,7 @@ def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gate
             statistics |= {"below_0_1": (gate < 0.1).mean(0), "below_0_5": (gate < 0.5).mean(0)}
             for name, value in statistics.items():
                 writer.put(f"gates/{name}", value, query=query, **where)
-        if query == 0:
+        if query == 0 and tokens_too:
             writer.put("sinks/mass_image", mass[..., :text], **where)
         if branch == 0 and step in (steps := header.scales["top_step"].tolist()):
             at = steps.index(step)

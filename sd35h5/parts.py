@@ -1,0 +1,183 @@
+"""The files behind a store: where they are, what they share, and how a selection of them is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from . import schema
+from .errors import StoreError, StoreNotFoundError
+from .packing import variables_in
+from .runs import RUN_FILE, part_files, parts_of, read_run, reason
+from .schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
+
+
+class Parts:
+    """One packed file, or many sealed ones, as one list of samples."""
+
+    def __init__(self, path: Path, paths: list[Path], run: Mapping[str, Any] | None) -> None:
+        self.path = path
+        self.name = path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX)
+        self._handles: dict[Path, h5py.File] = {}
+        self._closed = False
+        self._where: list[tuple[Path, int]] = []  # sample -> file, position in it
+        self.scales: dict[str, np.ndarray] = {}
+        self.attributes: dict[str, str] = {}
+        self.provenance: dict[str, Any] = {}
+        names: set[str] = set()
+        for file_path in paths:
+            with opened(file_path) as file:
+                check_version(file, file_path.name)
+                names |= set(variables_in(file))
+                self._join(file, file_path)
+        self.variables = tuple(sorted(names, key=_schema_order))
+        self.planned = max(len(self), run["planned"] if run else 0)
+        self.config = self.provenance.get("config") or (run["config"] if run else {})
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def close(self) -> None:
+        self._closed = True
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+
+    def is_stored(self, name: str, sample: int) -> bool:
+        """Whether any value of a variable was written for a sample."""
+        path, position = self._where[sample]
+        file = self._file(path)
+        if name not in file:
+            return False
+        dataset = file[name]
+        corner = (position,) + (0,) * (dataset.ndim - 1)
+        return dataset.chunks is None or dataset.id.get_chunk_info_by_coord(corner).byte_offset is not None
+
+    def read_into(self, out: np.ndarray, spec: Variable, wanted: tuple[np.ndarray, ...]) -> None:
+        """Fill `out` with the selected positions; what a file lacks keeps the fill that is there."""
+        samples, rest = wanted[0], wanted[1:]
+        by_file: dict[Path, list[tuple[int, int]]] = {}
+        for row, sample in enumerate(samples.tolist()):
+            path, position = self._where[sample]
+            by_file.setdefault(path, []).append((row, position))
+        for path, pairs in by_file.items():
+            file = self._file(path)
+            if spec.name not in file:
+                continue
+            rows = [row for row, _ in pairs]
+            positions = np.array([position for _, position in pairs])
+            try:
+                out[rows] = read_hyperslab(file[spec.name], (positions, *rest))
+            except (OSError, RuntimeError) as error:
+                raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
+
+    def _join(self, file: h5py.File, path: Path) -> None:
+        scales = {name: file[name][:] for name in SCALES if name in file}
+        own = scales.pop("sample")
+        if not self._where:
+            self.scales = scales
+            self.attributes = {name: _as_text(value) for name, value in file.attrs.items()}
+            self.provenance = {name: _parsed(file["provenance"][name]) for name in file.get("provenance", ())}
+        for name, values in scales.items():
+            if not np.array_equal(self.scales.get(name), values, equal_nan=True):
+                raise StoreError(f"{path.name} has another {name} than the first sample: they do not belong to one run")
+        self._where += [(path, position) for position in range(len(own))]
+
+    def _file(self, path: Path) -> h5py.File:
+        if self._closed:
+            raise StoreError(f"{self.name} is closed")
+        if path not in self._handles:
+            if len(self._handles) >= 64:
+                self._handles.pop(next(iter(self._handles))).close()
+            self._handles[path] = opened(path)
+        return self._handles[path]
+
+
+def find_parts(path: Path) -> Parts:
+    """Resolve what a person names: a file, a folder of sealed files, or `run.h5` while its parts are being captured."""
+    parts = parts_of(path)
+    if path.is_file():
+        return Parts(path, [path], None)
+    if not path.exists() and parts.is_dir():
+        path = parts
+    if not path.is_dir():
+        raise StoreNotFoundError(f"{path.name}: there is no such file or folder")
+    run = read_run(path) if (path / RUN_FILE).is_file() else None
+    files = part_files(path)
+    if not files and run is None:
+        others = sorted(p.name for p in path.glob(f"*{SUFFIX}"))
+        hint = f": open one of its runs ({', '.join(others[:4])})" if others else ""
+        raise StoreNotFoundError(f"{path.name} is a folder without sealed samples{hint}")
+    return Parts(path, files, run)
+
+
+def opened(path: Path) -> h5py.File:
+    """Open a file read-only; sealed files never change, so no lock is taken."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        why = reason(error) if error.errno else "it is no HDF5 file, or it is damaged or half-written"
+        raise StoreError(f"{path.name} cannot be opened: {why}") from error
+
+
+def check_version(file: h5py.File, name: str) -> None:
+    """Refuse a file of another format or of a major version that this reader does not know."""
+    if _as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
+        raise StoreError(f"{name} is HDF5, but no sd35h5 store")
+    version = _as_text(file.attrs.get("schema_version", ""))
+    major = version.partition(".")[0]
+    if major != schema.SCHEMA_VERSION.partition(".")[0]:
+        told = f"has schema version {version}" if version else "does not say its schema version"
+        raise StoreError(f"{name} {told}, this reader knows {schema.SCHEMA_VERSION}: update sd35h5")
+
+
+def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Read positions along every dimension, touching as few chunks as it can. Returns: an array, one axis a dimension.
+
+    Where a chunk is one position thick, each is read alone; elsewhere the span is read and positions are picked.
+    """
+    if any(len(w) == 0 for w in wanted):
+        return np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)
+    chunks = dataset.chunks or dataset.shape
+    pieces = [_pieces(w, chunk) for w, chunk in zip(wanted, chunks, strict=True)]
+    source = dataset.asstr() if _is_text(dataset) else dataset
+    out = np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)
+    for combined in product(*pieces):
+        into, spans, picks = zip(*combined, strict=True)
+        block = np.asarray(source[spans])
+        out[into] = block[np.ix_(*picks)]
+    return out
+
+
+def _pieces(wanted: np.ndarray, chunk: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """Cut positions into (where to put them, the span to read, what to pick from the span)."""
+    low, high = int(wanted.min()), int(wanted.max()) + 1
+    if high - low == len(wanted) or chunk > 1:
+        return [(slice(0, len(wanted)), slice(low, high), wanted - low)]
+    return [(slice(i, i + 1), slice(w, w + 1), np.zeros(1, int)) for i, w in enumerate(wanted.tolist())]
+
+
+def _is_text(dataset: h5py.Dataset) -> bool:
+    return h5py.check_string_dtype(dataset.dtype) is not None
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _parsed(dataset: h5py.Dataset) -> Any:
+    try:
+        return json.loads(dataset[()])
+    except ValueError:
+        return _as_text(dataset[()])
+
+
+def _schema_order(name: str) -> tuple[int, str]:
+    names = list(schema.VARIABLES)
+    return (names.index(name) if name in schema.VARIABLES else len(names), name)
