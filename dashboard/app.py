@@ -1,0 +1,25 @@
+"""Navigation and the shared sidebar, nothing else: streamlit run dashboard/app.py [-- PATH …]."""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # streamlit puts dashboard/ there, not the checkout
+    sys.path.insert(0, str(ROOT))
+
+from dashboard import data, sidebar  # noqa: E402
+
+st.set_page_config(page_title="sd35h5", page_icon=":material/visibility:", layout="wide")
+views = ROOT / "dashboard" / "views"
+page = st.navigation([
+    st.Page(views / "overview.py", title="Overview", icon=":material/grid_view:", default=True),
+    st.Page(views / "sinks.py", title="Sinks", icon=":material/filter_center_focus:"),
+    st.Page(views / "maps.py", title="Maps", icon=":material/image_search:"),
+    st.Page(views / "compare.py", title="Compare", icon=":material/compare:"),
+])  # fmt: skip
+found = data.find(tuple(sys.argv[1:]), ROOT)
+st.session_state["found"] = found
+st.session_state["view"] = sidebar.choose(found.runs)
+page.run()

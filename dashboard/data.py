@@ -1,0 +1,221 @@
+"""Cached reads: which runs there are, and their numbers and pictures as plain arrays; every file is verified first.
+
+All access to HDF5 goes through this file. A run is named by `Run`, whose stamp changes when the file does, so that
+nothing stale is ever shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from sd35h5 import compare, maps, metrics, pictures
+from sd35h5.errors import Sd35h5Error
+from sd35h5.reader import Store, open_store
+from sd35h5.verify import verify
+
+PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A verified run: the name people see, where it is, and a stamp that changes when it does."""
+
+    name: str
+    path: str
+    stamp: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found at the given paths: runs that can be opened, and (name, sentence) of what cannot."""
+
+    runs: tuple[Run, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+# ---- finding and verifying --------------------------------------------------------------------------------------
+
+def find(arguments: tuple[str, ...], root: Path) -> Found:
+    """Look for runs at the given paths, or in runs/ and the example stores when there are none."""
+    runs, refused = [], []
+    if arguments:
+        places = [Path(argument).expanduser() for argument in arguments]
+    else:
+        folders = dict.fromkeys([Path.cwd() / "runs", root / "runs"])
+        places = [folder for folder in folders if folder.is_dir()] + sorted((root / "data").glob("example-*.h5"))
+    for place in places:
+        if not place.exists() and not parts_of(place).is_dir():
+            refused.append((place.name, f"There is nothing called {place.name} at that path: check the spelling."))
+            continue
+        inside = stores_in(place)
+        if arguments and not inside:
+            refused.append((place.name, f"The folder {place.name} holds no .h5 store: capture one into it first."))
+        for path in inside:
+            problem = problems(str(path), stamp(path))
+            if problem:
+                refused.append((path.name, problem))
+            else:
+                runs.append(path)
+    names = distinct_names(runs)
+    return Found(tuple(Run(name, str(path), stamp(path)) for name, path in zip(names, runs, strict=True)), tuple(refused))
+
+
+def stores_in(place: Path) -> list[Path]:
+    """Return the stores at a path: itself, or what a folder holds (links that lead out of it are not followed)."""
+    if not place.is_dir() or place.name.endswith(PARTS) or (place / "run.json").exists():
+        return [place]
+    inside = [path for path in place.iterdir() if path.resolve().is_relative_to(place.resolve())]
+    files = {path for path in inside if path.suffix == ".h5" and path.is_file()}
+    running = {path for path in inside if path.name.endswith(".h5" + PARTS) and path.is_dir()}
+    running = {path for path in running if path.with_name(path.name.removesuffix(PARTS)) not in files}
+    numbered = files and all(path.stem.isdigit() for path in files)
+    return [place] if numbered and not running else sorted(files | running)
+
+
+def parts_of(path: Path) -> Path:
+    """Return the folder that a capture into `path` writes its sealed samples to."""
+    return path.with_name(path.name + PARTS)
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when the file, or a file of the folder, does: times and sizes."""
+    marks = []
+    for place in (path, parts_of(path)):
+        if place.is_dir():
+            stats = [entry.stat() for entry in sorted(place.glob("*.h5"))]
+            marks += [len(stats), max((stat.st_mtime_ns for stat in stats), default=0)]
+        elif place.exists():
+            stat = place.stat()
+            marks += [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return tuple(marks)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a number."""
+    stems = [path.name.removesuffix(PARTS).removesuffix(".h5") for path in paths]
+    names = [stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}" for stem, path in zip(stems, paths, strict=True)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)
+    ]
+
+
+@st.cache_data(max_entries=256, show_spinner="Verifying files …")
+def problems(path: str, mark: tuple[int, ...]) -> str:
+    """Return "" for a sound store, else one sentence that says what is wrong with it; checked in a subprocess."""
+    report = verify(path)
+    if report.ok:
+        return ""
+    return without_paths("; ".join(report.problems[:2]), path)
+
+
+def without_paths(text: str, path: str) -> str:
+    """Return the text without the server's folders: a store is called by its file name only."""
+    place = Path(path)
+    for folder in (place.resolve().parent, place.absolute().parent, place.parent):
+        if str(folder) not in (".", "/", ""):
+            text = text.replace(f"{folder}/", "")
+    return text
+
+
+@contextmanager
+def sentence(*runs: Run) -> Iterator[None]:
+    """Show an error of the library as one sentence in the page, in place of the panel, and go on with the next."""
+    try:
+        yield
+    except Sd35h5Error as error:
+        text = str(error)
+        for run in runs:
+            text = without_paths(text, run.path)
+        st.info(text[:1].upper() + text[1:], icon=":material/info:")
+    except OSError:
+        names = " or ".join(run.name for run in runs) or "a file"
+        st.error(f"{names} could not be read: the file is damaged or was removed while it was open.")
+
+
+# ---- cached reads -----------------------------------------------------------------------------------------------
+
+def store(run: Run) -> Store:
+    """Return the open store of a run."""
+    return _store(run.path, run.stamp)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, on_release=lambda opened: opened.close())
+def _store(path: str, mark: tuple[int, ...]) -> Store:
+    return open_store(path)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def samples(run: Run) -> pd.DataFrame:
+    """Return the run's samples, a row each."""
+    return store(run).samples
+
+
+@st.cache_data(max_entries=24, show_spinner="Reading …")
+def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return a metric of the chosen samples: (sample, step, layer, head)."""
+    return metrics.METRICS[name](store(run), target, branch, list(chosen))
+
+
+@st.cache_data(max_entries=8, show_spinner="Reading …")
+def group_mass(run: Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return the group masses of the chosen samples: (sample, group, step, layer, head)."""
+    return metrics.group_mass(store(run), branch, query, list(chosen))
+
+
+@st.cache_data(max_entries=64, show_spinner="Reading …")
+def token_mass(
+    run: Run, sample: int, branch: str, steps: tuple[int, ...], layers: tuple[int, ...], heads: tuple[int, ...]
+) -> pd.DataFrame:
+    """Return one sample's tokens with their mean mass over the chosen steps, layers and heads."""
+    return metrics.token_mass(store(run), sample, branch, steps, layers, heads)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
+    """Return a sample's token table with the words' strings."""
+    return metrics.with_words(store(run).tokens(sample, branch))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def image(run: Run, sample: int, longest: int | None = None) -> np.ndarray | None:
+    """Return a sample's image, its longer side reduced to `longest` pixels: uint8 (y, x, 3), None without one."""
+    pixels = store(run).image(sample)
+    if pixels is None or longest is None or max(pixels.shape[:2]) <= longest:
+        return pixels
+    height, width = maps.fit(pixels.shape[:2], longest)
+    return np.asarray(pictures.Image.fromarray(pixels).resize((width, height), pictures.Image.Resampling.LANCZOS))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def mapped_tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
+    """Return the tokens that have a map in this sample."""
+    return maps.mapped_tokens(store(run), sample, branch)
+
+
+@st.cache_data(max_entries=64, show_spinner="Reading …")
+def token_maps(run: Run, sample: int, map_token: int, branch: str) -> xr.DataArray:
+    """Return one token's maps: (map_step, layer, y, x)."""
+    return maps.token_maps(store(run), sample, map_token, branch)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def pairing(reference: Run, other: Run) -> compare.Pairing:
+    """Return which samples of two runs belong together, under the names that the page shows."""
+    found = compare.pair(store(reference), store(other))
+    names = {store(reference).name: reference.name, store(other).name: other.name}
+    alone = found.unpaired.assign(run=found.unpaired["run"].map(lambda name: names.get(name, name)))
+    return compare.Pairing(reference.name, other.name, found.pairs, alone)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def setting_differences(runs: tuple[Run, ...]) -> pd.DataFrame:
+    """Return the settings in which the runs differ."""
+    return compare.setting_differences({run.name: store(run) for run in runs})

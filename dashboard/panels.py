@@ -1,0 +1,79 @@
+"""Pieces of page that several pages draw: charts at full width, and what to say when there is nothing to show."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import altair as alt
+import streamlit as st
+
+from dashboard import data, sidebar
+
+NOTHING = (
+    "There is no run to show yet. Capture one with `python capture_cli.py --demo`, or open others: "
+    "`streamlit run dashboard/app.py -- FOLDER_OR_FILE`."
+)
+
+
+def current() -> sidebar.View:
+    """Return what the sidebar says; without a run, say what to do and end the page."""
+    for name, reason in st.session_state["found"].refused:
+        st.error(f"**{plain(name)}** is not shown. {plain(reason)}", icon=":material/error:")
+    view = st.session_state["view"]
+    if view is None:
+        st.info(NOTHING, icon=":material/info:")
+        st.stop()
+    return view
+
+
+def plain(text: str) -> str:
+    """Return text of a file so that Markdown shows it as it is."""
+    for sign in "\\`*_{}[]()<>#+-!|~$:":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.split())
+
+
+def chart(figure: alt.TopLevelMixin, key: str | None = None) -> None:
+    """Draw a chart at the width of its column."""
+    st.altair_chart(figure, width="stretch", key=key)
+
+
+def clickable(figure: alt.TopLevelMixin, name: str) -> None:
+    """Draw a layer × head chart whose clicked cell filters the other charts of all pages."""
+    key = sidebar.chart_key(name)
+    st.altair_chart(
+        figure, width="stretch", key=key, on_select=partial(sidebar.remember_cell, key), selection_mode="cell"
+    )
+
+
+def is_dark() -> bool:
+    """Tell whether the page is dark, for pictures that are drawn here."""
+    return st.context.theme.type == "dark"
+
+
+def about(view: sidebar.View) -> str:
+    """Say in a line which part of the run the numbers are means over."""
+    def span(name: str, places: tuple[int, ...]) -> str:
+        return f"{name} {places[0]}" if len(places) == 1 else f"{name}s {places[0]}–{places[-1]}"
+
+    count = f"{len(view.samples)} sample{'s' if len(view.samples) > 1 else ''}"
+    where = [span("layer", view.layers), span("head", view.heads), span("step", view.steps)]
+    return f"{view.target} · {view.branch} · mean of {count} · {' · '.join(where)}"
+
+
+METRIC_TITLES = {
+    "first_token_mean": "attention mass",
+    "first_token_share": "share, × average text token",
+    "text_mass_fraction": "fraction of the attention on text",
+}
+
+
+def prompt(run: data.Run, sample: int) -> str:
+    """Return the prompt of a sample."""
+    return str(data.samples(run).set_index("sample")["prompt"][sample])
+
+
+def patches(run: data.Run) -> int:
+    """Return the number of image keys of a run, 0 when nothing in the file tells: the image's pixels ÷ 16 × 16."""
+    sizes = data.store(run).sizes
+    return (sizes.get("pixel_y", 0) // 16) * (sizes.get("pixel_x", 0) // 16)

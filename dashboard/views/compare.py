@@ -1,0 +1,134 @@
+"""Compare: one reference run and others, paired by pairing key: side by side, as difference, and what cannot be paired."""
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import data, panels
+from sd35h5 import charts, compare, metrics
+
+
+def pairing_of(view, other: data.Run) -> compare.Pairing:
+    """Return the pairing, restricted to the samples that the sidebar chose."""
+    found = data.pairing(view.run, other)
+    kept = found.pairs[found.pairs["reference_sample"].isin(view.samples)].reset_index(drop=True)
+    return compare.Pairing(found.reference, found.other, kept, found.unpaired)
+
+
+def values_of(view, other: data.Run, pairing: compare.Pairing):
+    """Return both runs' metric for the pairs, in their order, within the chosen layers, heads and steps."""
+    sides = []
+    for run, column in ((view.run, "reference_sample"), (other, "other_sample")):
+        values = data.metric(run, view.metric, view.target, view.branch, tuple(pairing.pairs[column]))
+        sides.append(view.within(values.assign_coords(sample=range(values.sizes["sample"]))))
+    return sides
+
+
+def heatmaps(view, pairs: dict[str, tuple]) -> None:
+    """Draw reference, other and difference, one colour scale over all runs and one over all differences."""
+    cells = {name: [metrics.by_layer_head(side) for side in sides] for name, sides in pairs.items()}
+    changes = {name: metrics.by_layer_head(compare.difference(*sides)) for name, sides in pairs.items()}
+    domain = charts.span(pd.concat([frame for both in cells.values() for frame in both])["value"])
+    limit = max(charts.symmetric(frame["value"]) for frame in changes.values())
+    for name, (before, after) in cells.items():
+        columns = st.columns(3)
+        titles = (view.run.name, name, f"{name} − {view.run.name}")
+        for column, title, frame in zip(columns, titles, (before, after, changes[name]), strict=True):
+            with column:
+                st.markdown(f"**{panels.plain(title)}**")
+                if frame is changes[name]:
+                    figure = charts.difference_heatmap(
+                        frame, "difference", limit=limit, chosen=view.cell, select="cell", width=250, height=260
+                    )
+                else:
+                    figure = charts.layer_head_heatmap(
+                        frame, panels.METRIC_TITLES[view.metric], domain=domain, chosen=view.cell, select="cell", width=250,
+                        height=260,
+                    )
+                panels.clickable(figure, f"compare-{name}-{title}")
+
+
+def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
+    """Draw the metric over steps for every run: the pairs only, the clicked cell if there is one."""
+    frames = []
+    for name, (before, after) in pairs.items():
+        prompts = list(pairings[name].pairs["prompt_id"])
+        if not frames:
+            frames.append(metrics.over_steps(_cell(view, before), prompts).assign(series=view.run.name))
+        frames.append(metrics.over_steps(_cell(view, after), prompts).assign(series=name))
+    panels.chart(charts.step_curve(pd.concat(frames), view.label, height=300))
+
+
+def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
+    """Draw every paired sample's mean from run to run."""
+    rows = []
+    for name, (before, after) in pairs.items():
+        sides = [(view.run.name, before), (name, after)]
+        for run, values in sides if not rows else sides[1:]:
+            means = _cell(view, values).mean(["step", "layer", "head"], skipna=True).values
+            table = pairings[name].pairs
+            rows += list(zip([run] * len(table), table["reference_sample"], table["prompt"], means, strict=True))
+    panels.chart(charts.paired_slopes(pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"]), view.label, height=300))
+
+
+def _cell(view, values):
+    if view.cell is None:
+        return values
+    return values.sel(layer=[view.cell[0]], head=[view.cell[1]])
+
+
+def images(view, pairings: dict[str, compare.Pairing]) -> None:
+    """Draw the images of the shown sample and its partners beside each other."""
+    shown = [(view.run, view.sample)]
+    for other in view.others:
+        pairs = pairings[other.name].pairs if other.name in pairings else None
+        found = [] if pairs is None else pairs.loc[pairs["reference_sample"] == view.sample, "other_sample"]
+        shown += [(other, int(place)) for place in found]
+    for column, (run, sample) in zip(st.columns(max(4, len(shown))), shown, strict=False):
+        pixels = data.image(run, sample)
+        with column:
+            if pixels is None:
+                st.caption(f"{panels.plain(run.name)} kept no image")
+            else:
+                st.image(pixels, width="stretch", caption=panels.plain(run.name))
+
+
+def unpaired(view, found: list[compare.Pairing]) -> None:
+    """List what cannot be paired, with the field that differs."""
+    alone = pd.concat([one.unpaired.assign(with_run=one.other) for one in found])
+    if alone.empty:
+        st.caption("Every sample of these runs has its partner.")
+        return
+    st.markdown(f"**Not paired, hence not in any number above: {len(alone)}**")
+    named = {"field": "field that differs", "value": "its value", "nearest": "in the other run", "with_run": "pairing with"}
+    st.dataframe(alone.rename(columns=named), hide_index=True)
+
+
+view = panels.current()
+st.subheader("Compare")
+if not view.others:
+    st.info("Choose at least one run under “Compare with” in the sidebar.", icon=":material/info:")
+    st.stop()
+all_pairings = [pairing_of(view, other) for other in view.others]
+st.caption(panels.plain(panels.about(view)))
+pairings, pairs = {}, {}
+for other, pairing in zip(view.others, all_pairings, strict=True):
+    if pairing.pairs.empty:
+        st.warning(f"No chosen sample of {panels.plain(other.name)} pairs with {panels.plain(view.run.name)}: see the list below.")
+        continue
+    with data.sentence(view.run, other):
+        before, after = values_of(view, other, pairing)
+        pairings[other.name], pairs[other.name] = pairing, (before, after)
+        st.markdown(panels.plain(compare.sentence(before, after, pairing, panels.METRIC_TITLES[view.metric])))
+if pairs:
+    heatmaps(view, pairs)
+    where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
+    left, right = st.columns(2)
+    with left:
+        st.markdown(f"**Over the denoising steps**{where}")
+        curves(view, pairs, pairings)
+    with right:
+        st.markdown(f"**Each pair**{where}")
+        slopes(view, pairs, pairings)
+    st.markdown(f"**Images** · “{panels.plain(panels.prompt(view.run, view.sample))}”")
+    images(view, pairings)
+unpaired(view, all_pairings)

@@ -1,0 +1,172 @@
+"""Pair the samples of two runs by their pairing key, and take differences of what is paired.
+
+The pairing key is a hash of everything that must be equal (prompt, seed, steps, guidance, size …); weights and gates
+may differ. A sample without a partner is listed with the field that differs, never averaged silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sd35h5 import metrics
+from sd35h5.errors import StoreError
+
+if TYPE_CHECKING:
+    from sd35h5.reader import Store
+
+#: what may differ between two runs that are compared, or says nothing about the attention itself
+FREE_FIELDS = frozenset(
+    "model_id model_revision transformer gates gate_type gate_target gate_layers gate_override device out overwrite "
+    "prompt prompts prompts_json prompt_ids limit seed num_images tags analyze demo dry_run debug progress "
+    "maps words map_steps map_layers map_heads map_pool topk top_steps rows text_queries atlas raw branches "
+    "precision budget no_images skip_images no_unconditional offload name".split()
+)
+SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
+PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]
+UNPAIRED_COLUMNS = ["run", "sample", "prompt", "seed", "field", "value", "nearest"]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which samples of two runs belong together.
+
+    pairs: a row a pair, columns PAIR_COLUMNS. unpaired: a row a sample of either run that has no partner, columns
+    UNPAIRED_COLUMNS: `field` is what differs from the nearest sample of the other run, `value` and `nearest` are the
+    two values.
+    """
+
+    reference: str
+    other: str
+    pairs: pd.DataFrame
+    unpaired: pd.DataFrame
+
+
+def pair(reference: Store, other: Store) -> Pairing:
+    """Pair two stores' samples by pairing key; a key that comes twice is paired in order of appearance."""
+    left, right = (_numbered(store.samples) for store in (reference, other))
+    keys = ["pairing_key", "occurrence"]
+    both = left.merge(right[[*keys, "sample"]], on=keys, suffixes=("", "_other"))
+    pairs = both.rename(columns={"sample": "reference_sample", "sample_other": "other_sample"})[PAIR_COLUMNS]
+    fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
+    alone = [
+        *_alone(reference.name, left, pairs["reference_sample"], right, fields, flip=False),
+        *_alone(other.name, right, pairs["other_sample"], left, fields, flip=True),
+    ]
+    return Pairing(
+        reference.name, other.name, pairs.reset_index(drop=True), pd.DataFrame(alone, columns=UNPAIRED_COLUMNS)
+    )
+
+
+def paired_values(
+    reference: Store, other: Store, pairing: Pairing, metric: str = "first_token_mean",
+    target: metrics.Target = metrics.FIRST_TOKEN, branch: str = "cond",
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return a metric of both runs for the paired samples only, in the order of `pairing.pairs`.
+
+    Returns: two float64 (sample, step, layer, head), `sample` being the pair's number, 0-based, in both.
+    """
+    if pairing.pairs.empty:
+        raise StoreError(f"no sample of {pairing.other} pairs with one of {pairing.reference}")
+    compute = metrics.METRICS[metric]
+    sides = []
+    for store, column in ((reference, "reference_sample"), (other, "other_sample")):
+        values = compute(store, target, branch, list(pairing.pairs[column]))
+        sides.append(values.assign_coords(sample=np.arange(values.sizes["sample"])))
+    if sides[0].shape != sides[1].shape:
+        raise StoreError(
+            f"{pairing.reference} has (step, layer, head) = {sides[0].shape[1:]}, {pairing.other} {sides[1].shape[1:]}"
+        )
+    return sides[0], sides[1]
+
+
+def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """Return second − first, pair by pair: float64 (sample, step, layer, head), in the metric's own unit."""
+    return xr.DataArray(second.values - first.values, dims=first.dims, coords=first.coords)
+
+
+def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.DataFrame:
+    """Return what differs between the runs: a row a field, a column a run, values as text.
+
+    Args: free: include the fields that may differ (weights, gates, tiers); False leaves those that prevent pairing.
+    """
+    settings = {name: _settings(store, free) for name, store in stores.items()}
+    names = dict.fromkeys(field for fields in settings.values() for field in fields)
+    rows = []
+    for field in names:
+        values = [settings[run].get(field, "—") for run in settings]
+        if len(set(values)) > 1:
+            rows.append([field, *values])
+    return pd.DataFrame(rows, columns=["field", *settings])
+
+
+def sentence(first: xr.DataArray, second: xr.DataArray, pairing: Pairing, what: str) -> str:
+    """Say the mean of both runs over their pairs, and the change, in one sentence made from the numbers."""
+    before, after = float(first.mean(skipna=True)), float(second.mean(skipna=True))
+    change = f"{(after - before) / before:+.1%}" if before else "from zero"
+    pairs = f"{len(pairing.pairs)} pair{'s' if len(pairing.pairs) != 1 else ''}"
+    return f"{what}: {before:.3g} in {pairing.reference}, {after:.3g} in {pairing.other} ({change}, mean of {pairs})."
+
+
+def _numbered(samples: pd.DataFrame) -> pd.DataFrame:
+    table = samples.copy()
+    table["occurrence"] = table.groupby("pairing_key").cumcount()
+    return table
+
+
+def _alone(
+    run: str, own: pd.DataFrame, paired: pd.Series, others: pd.DataFrame, fields: pd.DataFrame, flip: bool
+) -> list[list[object]]:
+    rows = []
+    for sample in own[~own["sample"].isin(paired)].to_dict("records"):
+        field, value, nearest = _reason(sample, others, fields, flip)
+        rows.append([run, sample["sample"], sample["prompt"], sample["seed"], field, value, nearest])
+    return rows
+
+
+def _reason(sample: dict, others: pd.DataFrame, fields: pd.DataFrame, flip: bool) -> tuple[str, str, str]:
+    """Return (field, own value, the other run's value) for the nearest sample of the other run."""
+    near = others
+    for name in SAMPLE_FIELDS:
+        equal = near[near[name] == sample[name]]
+        if equal.empty:
+            there = sorted({_short(value) for value in near[name]})
+            return name, _short(sample[name]), "; ".join(there[:3]) + (" …" if len(there) > 3 else "")
+        near = equal
+    if (near["pairing_key"] == sample["pairing_key"]).any():
+        return "repetition", "the same sample again", "fewer of it"
+    if len(fields):
+        own, nearest = (2, 1) if flip else (1, 2)
+        names, mine, theirs = ("; ".join(str(row[i]) for row in fields.itertuples(index=False)) for i in (0, own, nearest))
+        return names, mine, theirs
+    return "pairing_key", _short(sample["pairing_key"], 12), _short(near["pairing_key"].iloc[0], 12)
+
+
+def _settings(store: Store, free: bool) -> dict[str, str]:
+    """Return a run's shape, model attributes and config as flat text: sizes first, they explain most."""
+    sizes = {name: store.sizes.get(name) for name in ("step", "layer", "head", "token", "pixel_y", "pixel_x")}
+    found: dict[str, object] = {f"{name}s": size for name, size in sizes.items() if size is not None}
+    found |= {name: value for name, value in store.attributes.items() if name.startswith(("model_", "gate_"))}
+    found |= {name: value for name, value in store.config.items() if name not in found}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in found.items()
+        if free or name not in FREE_FIELDS
+    }
+
+
+def _short(value: object, length: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def common_samples(pairings: Sequence[Pairing]) -> list[int]:
+    """Return the reference's samples that are paired in every one of the pairings."""
+    sets = [set(pairing.pairs["reference_sample"]) for pairing in pairings]
+    return sorted(set.intersection(*sets)) if sets else []

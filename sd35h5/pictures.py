@@ -1,0 +1,132 @@
+"""Arrays → pictures: attention maps in colour, overlays, contact sheets and GIFs, with Pillow and numpy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+#: matplotlib's inferno (CC0), every 17th of its 256 entries: perceptually uniform, readable by colour-blind eyes
+_INFERNO = (
+    "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 f8850f fca50a fac62d f2e661 fcffa4"
+)
+
+
+def _lut() -> np.ndarray:
+    stops = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _INFERNO.split()], float)
+    at = np.linspace(0, len(stops) - 1, 256)
+    columns = [np.interp(at, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
+    return np.stack(columns, axis=1).round().astype(np.uint8)
+
+
+def scaled(values: np.ndarray, low: float = 0.0, high: float | None = None) -> np.ndarray:
+    """Return the map as 0..1 between low and high (its own maximum when None); NaN becomes 0. float64 (y, x)."""
+    values = np.nan_to_num(np.asarray(values, float))
+    top = float(values.max()) if high is None else high
+    return np.clip((values - low) / max(top - low, 1e-30), 0, 1)
+
+
+def resized(values: np.ndarray, shape: tuple[int, int], smooth: bool = True) -> np.ndarray:
+    """Return a (y, x) map of 0..1 at the given (height, width): smooth between patch centres, or patches as squares."""
+    picture = Image.fromarray(np.asarray(values, np.float32), mode="F")
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.clip(np.asarray(picture.resize((shape[1], shape[0]), how)), 0, 1)
+
+
+def colored(values: np.ndarray) -> np.ndarray:
+    """Return values of 0..1 in inferno colours: uint8 (y, x, 3)."""
+    return _lut()[(np.clip(values, 0, 1) * 255).round().astype(int)]
+
+
+def map_picture(
+    values: np.ndarray, shape: tuple[int, int], *, low: float = 0.0, high: float | None = None, smooth: bool = False
+) -> np.ndarray:
+    """Return a map alone in colour: uint8 (height, width, 3)."""
+    return colored(resized(scaled(values, low, high), shape, smooth))
+
+
+def overlay(
+    image: np.ndarray, values: np.ndarray, *, opacity: float = 0.6, low: float = 0.0, high: float | None = None,
+    smooth: bool = True,
+) -> np.ndarray:
+    """Return the image with the map over it; opacity 0 shows the image alone, 1 the map alone.
+
+    The image below is shown in grey as far as the map covers it, so that the map's colours cannot be mistaken for its.
+    Args: image uint8 (y, x, 3); values (y, x) of any size; low, high: the ends of the colour scale.
+    """
+    weight = resized(scaled(values, low, high), image.shape[:2], smooth)
+    gray = image.astype(float).mean(axis=2, keepdims=True)
+    ground = image * (1 - opacity) + gray * opacity
+    return np.clip(ground * (1 - opacity) + colored(weight) * opacity, 0, 255).astype(np.uint8)
+
+
+def sheet(
+    pictures: Sequence[np.ndarray], labels: Sequence[str], *, columns: int, size: tuple[int, int], title: str = "",
+    dark: bool = False,
+) -> Image.Image:
+    """Return a contact sheet: pictures row by row, each (height, width) `size` with its label under it."""
+    height, width = size
+    band, gap = 20, 8
+    rows = -(-len(pictures) // columns)
+    top = 30 if title else gap
+    canvas = Image.new(
+        "RGB", (columns * (width + gap) + gap, top + rows * (height + band + gap)), "#0e1117" if dark else "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    ink = "#e6e6e6" if dark else "#222222"
+    if title:
+        draw.text((gap, 8), fitted(title, canvas.width - 2 * gap, 14), fill=ink, font=font(14))
+    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        row, column = divmod(place, columns)
+        left, upper = gap + column * (width + gap), top + row * (height + band + gap)
+        tile = Image.fromarray(np.ascontiguousarray(picture))
+        if tile.size != (width, height):
+            tile = tile.resize((width, height), Image.Resampling.LANCZOS)
+        canvas.paste(tile, (left, upper))
+        draw.text((left, upper + height + 3), fitted(label, width, 12), fill=ink, font=font(12))
+    return canvas
+
+
+def gif(frames: Sequence[np.ndarray | Image.Image], milliseconds: int = 450) -> bytes:
+    """Return the frames as an endlessly looping GIF that rests on its last frame."""
+    pictures = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * 3]
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
+    )
+    return buffer.getvalue()
+
+
+def png(picture: np.ndarray | Image.Image) -> bytes:
+    """Return the picture as PNG."""
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def color_bar(low: float, high: float, width: int = 256, dark: bool = False) -> Image.Image:
+    """Return inferno from low to high with both ends written under it."""
+    canvas = Image.new("RGB", (width, 32), "#0e1117" if dark else "white")
+    canvas.paste(Image.fromarray(np.broadcast_to(colored(np.linspace(0, 1, width)), (12, width, 3)).copy()), (0, 0))
+    draw, ink = ImageDraw.Draw(canvas), "#e6e6e6" if dark else "#222222"
+    draw.text((0, 15), f"{low:.3g}", fill=ink, font=font(12))
+    draw.text((width, 15), f"{high:.3g}", fill=ink, font=font(12), anchor="ra")
+    return canvas
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's built-in font, which every machine has."""
+    return ImageFont.load_default(size)
+
+
+def fitted(text: str, width: int, size: int) -> str:
+    """Return the text, shortened with … so that it fits the width in pixels."""
+    face = font(size)
+    if face.getlength(text) <= width:
+        return text
+    while text and face.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
