@@ -36,7 +36,10 @@ def extent(origin: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ..
 
 
 def round_mantissa(values: np.ndarray, bits: int = MANTISSA_BITS) -> np.ndarray:
-    """Round float32 to `bits` explicit mantissa bits, half to even; NaN and infinities stay. Returns: float32, a copy."""
+    """Round float32 to `bits` explicit mantissa bits, half to even; NaN and infinities stay.
+
+    Returns: float32, a copy of the same shape; the relative error is at most 2**-(bits + 1).
+    """
     raw = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     drop = np.uint32(23 - bits)
     half = np.uint32((1 << (22 - bits)) - 1)

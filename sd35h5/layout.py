@@ -21,7 +21,11 @@ TEXT = h5py.string_dtype("utf-8")
 
 
 def write_head(
-    file: h5py.File, scales: Mapping[str, np.ndarray], attributes: Mapping[str, str], provenance: Mapping[str, str], kind: str
+    file: h5py.File,
+    scales: Mapping[str, np.ndarray],
+    attributes: Mapping[str, str],
+    provenance: Mapping[str, str],
+    kind: str,
 ) -> None:
     """Write root attributes, scales and provenance texts into an empty file."""
     fixed = {
@@ -45,8 +49,10 @@ def write_head(
         file.create_dataset(f"provenance/{name}", data=text, dtype=TEXT)
 
 
-def create_variable(file: h5py.File, spec: Variable, sizes: Mapping[str, int], precision: str) -> h5py.Dataset:
-    """Create an empty variable: chunked, shuffled, deflated and check-summed (texts: plain), with its scales attached."""
+def create_variable(
+    file: h5py.File, spec: Variable, sizes: Mapping[str, int], precision: str
+) -> h5py.Dataset:
+    """Create an empty variable with its scales: chunks shuffled, deflated, check-summed; texts plain."""
     shape = spec.shape(sizes)
     if spec.is_text:
         dataset = file.create_dataset(spec.name, shape, TEXT)
@@ -66,7 +72,7 @@ def create_variable(file: h5py.File, spec: Variable, sizes: Mapping[str, int], p
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a closed file its final name so that a reader sees it whole or not at all, also after a power cut."""
+    """Give a closed file its final name: a reader sees it whole or not at all, also after a power cut."""
     _fsync(temporary)
     os.replace(temporary, path)
     _fsync(path.parent)
@@ -93,12 +99,14 @@ def _write_scale(file: h5py.File, name: str, values: np.ndarray) -> None:
         dataset.dims[0].attach_scale(file[spec.along])
 
 
-def _describe(dataset: h5py.Dataset, long_name: str, units: str, labels: tuple[str, ...], dtype: np.dtype) -> None:
+def _describe(
+    dataset: h5py.Dataset, long_name: str, units: str, labels: tuple[str, ...], dtype: np.dtype
+) -> None:
     dataset.attrs["long_name"] = long_name
     if labels:
         dataset.attrs["flag_values"] = np.arange(len(labels), dtype=dtype)
         dataset.attrs["flag_meanings"] = " ".join(labels)
-    elif dtype != object:
+    elif dtype.kind != "O":
         dataset.attrs["units"] = units
 
 

@@ -72,7 +72,7 @@ def _pack_into(target: h5py.File, paths: list[Path]) -> None:
 def variables_in(file: h5py.File) -> list[str]:
     """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
     known = [name for name in schema.VARIABLES if name in file]
-    return known + [f"scores/{name}" for name in file.get("scores", ())]
+    return known + [f"scores/{name}" for name in file.get("scores", ()) if name.isidentifier()]
 
 
 def _by_value(spec: Variable) -> bool:
@@ -108,17 +108,25 @@ def _filters(dataset: h5py.Dataset) -> list[int]:
     return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
-def _check_alike(part: h5py.File, scales: Mapping[str, np.ndarray], attributes: Mapping[str, str], path: Path) -> None:
+def _check_alike(
+    part: h5py.File, scales: Mapping[str, np.ndarray], attributes: Mapping[str, str], path: Path
+) -> None:
     for name, values in scales.items():
-        if name != "sample" and (name not in part or not np.array_equal(part[name][:], values, equal_nan=True)):
-            raise StoreError(f"{path.name} has another {name} than the first sample: they do not belong to one run")
+        if name != "sample" and (
+            name not in part or not np.array_equal(part[name][:], values, equal_nan=True)
+        ):
+            raise StoreError(
+                f"{path.name} has another {name} than the first sample: they do not belong to one run"
+            )
     for name, value in attributes.items():
         if part.attrs.get(name) != value:
-            raise StoreError(f"{path.name} has another {name} than the first sample: they do not belong to one run")
+            raise StoreError(
+                f"{path.name} has another {name} than the first sample: they do not belong to one run"
+            )
 
 
 def _provenance(paths: list[Path]) -> dict[str, str]:
-    """Texts of the first sample; what later samples add to `events`, or say otherwise, is appended to `events`."""
+    """Texts of the first sample; what later samples say otherwise is appended to `events`."""
     merged: dict[str, str] = {}
     events: list[object] = []
     for path in paths:

@@ -34,7 +34,7 @@ class Parts:
         for file_path in paths:
             with opened(file_path) as file:
                 check_version(file, file_path.name)
-                names |= set(variables_in(file))
+                names |= {name for name in variables_in(file) if stays_inside(file, name, file_path.name)}
                 self._join(file, file_path)
         self.variables = tuple(sorted(names, key=_schema_order))
         self.planned = max(len(self), run["planned"] if run else 0)
@@ -86,7 +86,9 @@ class Parts:
             self.provenance = {name: _parsed(file["provenance"][name]) for name in file.get("provenance", ())}
         for name, values in scales.items():
             if not np.array_equal(self.scales.get(name), values, equal_nan=True):
-                raise StoreError(f"{path.name} has another {name} than the first sample: they do not belong to one run")
+                raise StoreError(
+                    f"{path.name} has another {name} than the first sample: they do not belong to one run"
+                )
         self._where += [(path, position) for position in range(len(own))]
 
     def _file(self, path: Path) -> h5py.File:
@@ -100,7 +102,7 @@ class Parts:
 
 
 def find_parts(path: Path) -> Parts:
-    """Resolve what a person names: a file, a folder of sealed files, or `run.h5` while its parts are being captured."""
+    """Find what a person names: a file, a folder of sealed files, or `run.h5` while it is captured."""
     parts = parts_of(path)
     if path.is_file():
         return Parts(path, [path], None)
@@ -137,10 +139,22 @@ def check_version(file: h5py.File, name: str) -> None:
         raise StoreError(f"{name} {told}, this reader knows {schema.SCHEMA_VERSION}: update sd35h5")
 
 
-def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Read positions along every dimension, touching as few chunks as it can. Returns: an array, one axis a dimension.
+def stays_inside(file: h5py.File, name: str, file_name: str) -> bool:
+    """Refuse a variable whose values would come from another file or through a link. Returns: True."""
+    group, _, short = name.partition("/")
+    links = (file.get(group, getlink=True), file[group].get(short, getlink=True))
+    if not all(isinstance(link, h5py.HardLink) for link in links) or not isinstance(file[name], h5py.Dataset):
+        raise StoreError(f"{file_name}: {name} is a link to somewhere else, only hard links are read")
+    if file[name].is_virtual or file[name].external:
+        raise StoreError(f"{file_name}: {name} keeps its values in another file, which is not read")
+    return True
 
-    Where a chunk is one position thick, each is read alone; elsewhere the span is read and positions are picked.
+
+def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Read positions along every dimension, touching as few chunks as it can.
+
+    Where a chunk is one position thick, each is read alone; elsewhere the span is read and positions picked.
+    Returns: an array with one axis a dimension.
     """
     if any(len(w) == 0 for w in wanted):
         return np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)

@@ -1,4 +1,4 @@
-"""Store: a sealed file, a packed file, a folder of sealed files or a running capture, read lazily and the same way."""
+"""Store: a sealed or packed file, a folder of sealed files or a running capture, read lazily and alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_store(path: str | Path, trusted: bool = True) -> Store:
 
 
 class Store:
-    """What a capture measured, by name and labelled dimension; values are read only when they are asked for."""
+    """What a capture measured, by name and labelled dimension; values are read when they are asked for."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -52,7 +52,9 @@ class Store:
         self.attributes: dict[str, str] = parts.attributes
         self.provenance: dict[str, Any] = parts.provenance
         self.config: dict[str, Any] = parts.config
-        self.sizes: dict[str, int] = {name: len(v) for name, v in parts.scales.items() if SCALES[name].is_dimension}
+        self.sizes: dict[str, int] = {
+            name: len(v) for name, v in parts.scales.items() if SCALES[name].is_dimension
+        }
         self.sizes["sample"] = len(parts)
         self.variables: tuple[str, ...] = parts.variables
 
@@ -77,7 +79,7 @@ class Store:
 
     @property
     def samples(self) -> pd.DataFrame:
-        """A row a sample: `sample` (0..N-1), sample_id, prompt_id, prompt, seed, pairing_key, row_sum_error, ..."""
+        """A row a sample: sample (0..N-1), sample_id, prompt_id, prompt, seed, pairing_key, and so on."""
         import pandas as pd
 
         names = [name for name in self.variables if variable(name).dims == ("sample",)]
@@ -88,9 +90,10 @@ class Store:
         """Read a variable, or the part of it that is selected, with its coordinates.
 
         Args:
-            sel: dimension -> position (drops the dimension), list of positions, or slice; branch, query, group and
-                encoder also take a label ("cond", "image", "clip_bos") or a list of labels.
-        Returns: an array with the dimensions that are left, in the file's order; NaN (-1, 255) where nothing was measured.
+            sel: dimension -> position (drops the dimension), list of positions, or slice; branch, query,
+                group and encoder also take a label ("cond", "image", "clip_bos") or a list of labels.
+        Returns: an array with the dimensions that are left, in the file's order; NaN (-1 for int, 255 for
+            uint8) where nothing was measured.
         """
         import xarray as xr
 
@@ -101,10 +104,15 @@ class Store:
         attrs = {"long_name": spec.long_name, "units": spec.units}
         if spec.labels:
             attrs["flag_meanings"] = " ".join(spec.labels)
-        return xr.DataArray(values, dims=dims, coords=self._coords(spec, key), name=spec.short_name, attrs=attrs)
+        return xr.DataArray(
+            values, dims=dims, coords=self._coords(spec, key), name=spec.short_name, attrs=attrs
+        )
 
     def tokens(self, sample: int, branch: str | int = "cond") -> pd.DataFrame:
-        """The token table of a sample: token, encoder, text, group, word, char_start, char_end, id_clip_l, id_clip_g, id_t5."""
+        """The token table of a sample.
+
+        Returns: columns token, encoder, text, group, word, char_start, char_end, id_clip_l, id_clip_g, id_t5.
+        """
         import pandas as pd
 
         def column(name: str, **more: str) -> np.ndarray:
@@ -155,14 +163,14 @@ class Store:
             raise StoreError(f"{self.name} has no {name}: it was captured with {', '.join(self._groups())}")
         return spec
 
-    def _key(self, spec: Variable, sel: Mapping[str, Any]) -> dict[str, int | np.ndarray | slice]:
+    def _key(self, spec: Variable, sel: Mapping[str, Any]) -> dict[str, int | np.ndarray]:
         for dim in sel:
             if dim not in spec.dims:
                 raise StoreError(f"{spec.name} has no dimension '{dim}': it has {', '.join(spec.dims)}")
         return {dim: self._positions(dim, wanted) for dim, wanted in sel.items()}
 
-    def _positions(self, dim: str, wanted: Any) -> int | np.ndarray | slice:
-        """Resolve labels and negative positions. Returns: an int, or an int64 array of positions, or a slice."""
+    def _positions(self, dim: str, wanted: Any) -> int | np.ndarray:
+        """Resolve labels, slices and negative positions. Returns: an int, or an int64 array of positions."""
         size = self.sizes[dim]
         if isinstance(wanted, slice):
             return np.arange(size)[wanted]
@@ -214,7 +222,9 @@ class Store:
     def _at_steps(self, name: str, steps: np.ndarray) -> np.ndarray:
         """Timestep or sigma at true step indices, NaN where the file does not know the step."""
         known = dict(zip(self._parts.scales["step"].tolist(), self._parts.scales[name], strict=True))
-        return np.array([known.get(step, np.nan) for step in np.ravel(steps).tolist()], np.float32).reshape(np.shape(steps))
+        return np.array([known.get(step, np.nan) for step in np.ravel(steps).tolist()], np.float32).reshape(
+            np.shape(steps)
+        )
 
     def _groups(self) -> list[str]:
         return list(dict.fromkeys(name.split("/")[0] for name in self.variables))

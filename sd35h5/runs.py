@@ -57,7 +57,9 @@ def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) ->
         out.unlink(missing_ok=True)
     before = _config_before(out, parts)
     if before is not None and (fields := _differing(before, config)):
-        told = "; ".join(f"{name}: {_short(before, name)} there, {_short(config, name)} now" for name in fields[:6])
+        told = "; ".join(
+            f"{name}: {_short(before, name)} there, {_short(config, name)} now" for name in fields[:6]
+        )
         more = f" and {len(fields) - 6} more" if len(fields) > 6 else ""
         raise StoreError(
             f"{out.name} was begun with another configuration ({told}{more}): "
@@ -66,7 +68,9 @@ def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) ->
     try:
         parts.mkdir(parents=True, exist_ok=True)
         temporary = parts / f"{RUN_FILE}.tmp"
-        temporary.write_text(json.dumps({"config": config, "planned": int(planned)}, indent=1), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({"config": config, "planned": int(planned)}, indent=1), encoding="utf-8"
+        )
         publish(temporary, parts / RUN_FILE)
     except OSError as error:
         raise StoreError(f"{parts} cannot be made: {reason(error)}") from error
@@ -79,11 +83,21 @@ def read_run(parts: Path) -> dict:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreNotFoundError(f"{path.parent.name} has no {RUN_FILE}: it is no folder of a capture") from None
+        raise StoreNotFoundError(
+            f"{path.parent.name} has no {RUN_FILE}: it is no folder of a capture"
+        ) from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path.parent.name}/{RUN_FILE} cannot be read: remove the folder and capture again") from error
-    if not isinstance(run, dict) or not isinstance(run.get("config"), dict) or not isinstance(run.get("planned"), int):
-        raise StoreError(f"{path.parent.name}/{RUN_FILE} has no config and planned: remove the folder and capture again")
+        raise StoreError(
+            f"{path.parent.name}/{RUN_FILE} cannot be read: remove the folder and capture again"
+        ) from error
+    if (
+        not isinstance(run, dict)
+        or not isinstance(run.get("config"), dict)
+        or not isinstance(run.get("planned"), int)
+    ):
+        raise StoreError(
+            f"{path.parent.name}/{RUN_FILE} has no config and planned: remove the folder and capture again"
+        )
     return run
 
 
@@ -107,7 +121,9 @@ def _opened(out: Path) -> h5py.File:
     try:
         file = h5py.File(out, "r", locking=False)
     except OSError as error:
-        raise StoreError(f"{out.name} is there and is no store: choose another output file, or overwrite it") from error
+        raise StoreError(
+            f"{out.name} is there and is no store: choose another output file, or overwrite it"
+        ) from error
     if "sample" not in file or "provenance/config" not in file:
         file.close()
         raise StoreError(f"{out.name} is there and is no store: choose another output file, or overwrite it")

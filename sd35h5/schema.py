@@ -1,9 +1,9 @@
-"""The file format as data: every name, dimension, dtype, chunk, unit and version is written here and nowhere else."""
+"""The file format as data: every name, dimension, dtype, chunk, unit and version, written only here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
@@ -20,14 +20,25 @@ GZIP_LEVEL = 1
 
 BRANCHES = ("cond", "uncond", "skip")
 QUERIES = ("image", "text")
-GROUPS = ("clip_bos", "clip_word", "clip_eos", "clip_pad", "t5_word", "t5_eos", "t5_pad", "t5_absent", "image")
+GROUPS = (
+    "clip_bos",
+    "clip_word",
+    "clip_eos",
+    "clip_pad",
+    "t5_word",
+    "t5_eos",
+    "t5_pad",
+    "t5_absent",
+    "image",
+)
 ENCODERS = ("clip_l", "clip_g", "t5")
 TOKEN_ENCODERS = ("clip", "t5", "absent")
 
 KINDS = ("sample", "run", "slice", "merge")
 STATUSES = ("capturing", "complete")
 FILE_ATTRIBUTES = (
-    "Conventions", "schema_name", "schema_version", "min_reader", "kind", "status", "file_uuid", "created_utc", "writer",
+    "Conventions", "schema_name", "schema_version", "min_reader", "kind", "status",
+    "file_uuid", "created_utc", "writer",
 )  # fmt: skip
 MODEL_ATTRIBUTES = (
     "model_id", "model_revision", "model_shape", "gate_type", "gate_target", "gate_layers", "gate_override",
@@ -96,7 +107,7 @@ class Variable:
         return tuple(sizes[dim] for dim in self.dims)
 
     def chunks(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape of one chunk: 1 along sample, branch and query, whole elsewhere unless `chunk` says otherwise.
+        """Shape of one chunk: 1 along sample, branch, query; whole elsewhere unless `chunk` says otherwise.
 
         The small tables of one value a sample (`samples/`, `scores/`) are one chunk.
         """
@@ -109,7 +120,9 @@ def _scale(name: str, dtype: str, long_name: str, **more: object) -> tuple[str, 
     return name, Scale(name, dtype, long_name, **more)
 
 
-def _variable(name: str, dims: str, dtype: str, long_name: str, units: str = "1", **more: object) -> tuple[str, Variable]:
+def _variable(
+    name: str, dims: str, dtype: str, long_name: str, units: str = "1", **more: object
+) -> tuple[str, Variable]:
     more.setdefault("fill", _FILLS[dtype])
     return name, Variable(name, tuple(dims.split()), dtype, long_name, units, **more)
 
@@ -124,8 +137,12 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
             _scale("sigma", "float32", "noise level of the scheduler, 0..1", dim="step"),
             _scale("layer", "int32", "index of the transformer block", cap=512),
             _scale("head", "int32", "index of the attention head", cap=512),
-            _scale("token", "int32", "position on the text axis: CLIP positions, then T5 positions", cap=8192),
-            _scale("token_encoder", "uint8", "encoder of the text position", dim="token", labels=TOKEN_ENCODERS),
+            _scale(
+                "token", "int32", "position on the text axis: CLIP positions, then T5 positions", cap=8192
+            ),
+            _scale(
+                "token_encoder", "uint8", "encoder of the text position", dim="token", labels=TOKEN_ENCODERS
+            ),
             _scale("query", "uint8", "stream of the queries", labels=QUERIES, cap=8),
             _scale("group", "uint8", "group of keys", labels=GROUPS, cap=64),
             _scale("top_step", "int32", "step index of the heaviest keys", cap=10_000),
@@ -133,8 +150,16 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
             _scale("rank", "int32", "rank by mass, 0 is the heaviest", cap=4096),
             _scale("map_token", "int32", "position in the list of mapped tokens", cap=8192),
             _scale("row", "int32", "position in the list of chosen queries", cap=4096),
-            _scale("y", "float32", "patch row at the centre of a map cell, 0 is the top", units="patch", cap=4096),
-            _scale("x", "float32", "patch column at the centre of a map cell, 0 is the left", units="patch", cap=4096),
+            _scale(
+                "y", "float32", "patch row at the centre of a map cell, 0 is the top", units="patch", cap=4096
+            ),
+            _scale(
+                "x",
+                "float32",
+                "patch column at the centre of a map cell, 0 is the left",
+                units="patch",
+                cap=4096,
+            ),
             _scale("patch_y", "int32", "patch row, unpooled, 0 is the top", units="patch", cap=4096),
             _scale("patch_x", "int32", "patch column, unpooled, 0 is the left", units="patch", cap=4096),
             _scale("pixel_y", "int32", "pixel row, 0 is the top", units="pixel", cap=32_768),
@@ -152,9 +177,10 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
 _SHARE = "share of attention, 0..1"
 _STEPS = "sample branch query step layer head"
 _TOPS = "sample branch query top_step layer head"
+_TOKENS = "sample branch step layer head token"
+_GROUPED = "sample branch query group step layer head"
 _TOKEN_CHUNK = {"step": 1, "token": 32}
-_MAP_CHUNK = {"map_step": 1, "map_token": 1}
-_ROW_CHUNK = {"map_step": 1, "row": 1}
+_SAMPLE_FILLS = {**_FILLS, "int32": NO_FILL, "int64": NO_FILL}
 
 _GATES = [
     _variable("gates/mean", _STEPS, "float32", "mean of the gate over queries (and channels)"),
@@ -166,11 +192,21 @@ _GATES = [
 ]
 _TOPK = [
     _variable("topk/top_stream", f"{_TOPS} rank", "uint8", "stream of the key", labels=QUERIES),
-    _variable("topk/top_index", f"{_TOPS} rank", "int32", "position of the key in its stream: patch row-major, or token"),
+    _variable(
+        "topk/top_index",
+        f"{_TOPS} rank",
+        "int32",
+        "position of the key in its stream: patch row-major, or token",
+    ),
     _variable("topk/top_mass", f"{_TOPS} rank", "float32", f"mass of the key: {_SHARE}"),
     _variable("topk/top_value_norm", f"{_TOPS} rank", "float32", "Euclidean norm of the key's value vector"),
 ]
-_ENTROPY_ALL = _variable("sinks/entropy_all", _STEPS, "float32", "mean entropy of attention over all keys", "nat")
+_ENTROPY_TEXT = _variable(
+    "sinks/entropy_text", _STEPS, "float32", "mean entropy of attention over text keys, renormalised", "nat"
+)
+_ENTROPY_ALL = _variable(
+    "sinks/entropy_all", _STEPS, "float32", "mean entropy of attention over all keys", "nat"
+)
 _MASS_PATCH = _variable(
     "atlas/mass_patch", f"{_TOPS} patch_y patch_x", "float32", f"mass of an image patch: {_SHARE}",
     chunk={"top_step": 1, "layer": 1}, rounded=True,
@@ -179,66 +215,100 @@ _MASS_PATCH = _variable(
 
 def _attn2() -> list[tuple[str, Variable]]:
     """The same names for MMDiT-X's second, image-only attention; fill where a layer has none."""
-    named = [*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH]
-    return [
-        (f"attn2/{v.short_name}", Variable(**{**vars(v), "name": f"attn2/{v.short_name}", "long_name": f"attn2: {v.long_name}"}))
-        for _, v in named
-    ]
+    first = [spec for _, spec in (*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH)]
+    second = [replace(v, name=f"attn2/{v.short_name}", long_name=f"attn2: {v.long_name}") for v in first]
+    return [(spec.name, spec) for spec in second]
+
+
+def _sample(short_name: str, dtype: str, long_name: str, dims: str = "sample") -> tuple[str, Variable]:
+    return _variable(
+        f"samples/{short_name}", dims, dtype, long_name, fill=_SAMPLE_FILLS[dtype], required=True
+    )
+
+
+def _token(short_name: str, dtype: str, long_name: str, **more: object) -> tuple[str, Variable]:
+    return _variable(f"tokens/{short_name}", "sample branch token", dtype, long_name, **more)
+
+
+def _large(name: str, dims: str, long_name: str, **chunk: int) -> tuple[str, Variable]:
+    return _variable(name, dims, "float32", f"{long_name}: {_SHARE}", chunk=chunk, rounded=True)
 
 
 VARIABLES: Mapping[str, Variable] = MappingProxyType(
     dict(
         [
-            _variable("samples/sample_id", "sample", "str", "name of the sample", required=True),
-            _variable("samples/prompt_id", "sample", "str", "name of the prompt", required=True),
-            _variable("samples/prompt", "sample", "str", "prompt, whole", required=True),
-            _variable("samples/negative_prompt", "sample", "str", "negative prompt, whole", required=True),
-            _variable("samples/pairing_key", "sample", "str", "hash of what must be equal for two samples to be compared", required=True),
-            _variable("samples/tags", "sample", "str", "words to filter by, separated by commas", required=True),
-            _variable("samples/prompt_index", "sample", "int32", "index of the prompt", fill=NO_FILL, required=True),
-            _variable("samples/image_index", "sample", "int32", "index of the image of its prompt", fill=NO_FILL, required=True),
-            _variable("samples/seed", "sample", "int64", "seed of the noise", fill=NO_FILL, required=True),
-            _variable("samples/sealed", "sample", "uint8", "the sample is whole", fill=NO_FILL, labels=("no", "yes"), required=True),
-            _variable("samples/content_sha256", "sample", "str", "SHA-256 of the sample's values", required=True),
-            _variable("samples/row_sum_error", "sample", "float32", "largest |sum of an attention row - 1| at step 0", required=True),
-            _variable("samples/kept_chars", "sample branch encoder", "int32", "characters of the prompt that truncation left", required=True),
-            _variable("tokens/token_text", "sample branch token", "str", "text of the token"),
-            _variable("tokens/token_group", "sample branch token", "uint8", "group of the token", labels=GROUPS),
-            _variable("tokens/token_word", "sample branch token", "int16", "index of the word in the prompt, -1 for none"),
-            _variable("tokens/token_char_start", "sample branch token", "int32", "first character of the token in the prompt"),
-            _variable("tokens/token_char_end", "sample branch token", "int32", "character after the token in the prompt"),
-            _variable("tokens/token_id", "sample branch encoder token", "int32", "id in the encoder's vocabulary, -1 where it has none"),
-            _variable("sinks/mass_image", "sample branch step layer head token", "float32",
-                      f"mean over image queries of attention to a token: {_SHARE}", chunk=_TOKEN_CHUNK, rounded=True),
-            _variable("sinks/mass_text", "sample branch step layer head token", "float32",
-                      f"mean over text queries of attention to a token: {_SHARE}", chunk=_TOKEN_CHUNK, rounded=True),
-            _variable("sinks/mass_group", "sample branch query group step layer head", "float32",
-                      f"sum over the keys of a group of their mass: {_SHARE}", chunk={"group": 1}),
-            _variable("sinks/entropy_text", _STEPS, "float32", "mean entropy of attention over text keys, renormalised", "nat"),
+            _sample("sample_id", "str", "name of the sample"),
+            _sample("prompt_id", "str", "name of the prompt"),
+            _sample("prompt", "str", "prompt, whole"),
+            _sample("negative_prompt", "str", "negative prompt, whole"),
+            _sample("pairing_key", "str", "hash of what must be equal for two samples to be compared"),
+            _sample("tags", "str", "words to filter by, separated by commas"),
+            _sample("prompt_index", "int32", "index of the prompt"),
+            _sample("image_index", "int32", "index of the image of its prompt"),
+            _sample("seed", "int64", "seed of the noise"),
+            _variable(
+                "samples/sealed", "sample", "uint8", "the sample is whole",
+                fill=NO_FILL, labels=("no", "yes"), required=True,
+            ),
+            _sample("content_sha256", "str", "SHA-256 of the sample's values"),
+            _sample("row_sum_error", "float32", "largest |sum of an attention row - 1| at step 0"),
+            _sample("kept_chars", "int32", "characters that truncation left", "sample branch encoder"),
+            _token("token_text", "str", "text of the token"),
+            _token("token_group", "uint8", "group of the token", labels=GROUPS),
+            _token("token_word", "int16", "index of the word in the prompt, -1 for none"),
+            _token("token_char_start", "int32", "first character of the token in the prompt, -1 for none"),
+            _token("token_char_end", "int32", "character after the token in the prompt, -1 for none"),
+            _variable(
+                "tokens/token_id", "sample branch encoder token", "int32",
+                "id in the encoder's vocabulary, -1 where it has none",
+            ),
+            _large("sinks/mass_image", _TOKENS, "mean over image queries of attention to it", **_TOKEN_CHUNK),
+            _large("sinks/mass_text", _TOKENS, "mean over text queries of attention to it", **_TOKEN_CHUNK),
+            _variable(
+                "sinks/mass_group", _GROUPED, "float32", f"sum over a group's keys of their mass: {_SHARE}",
+                chunk={"group": 1},
+            ),
+            _ENTROPY_TEXT,
             _ENTROPY_ALL,
             *_TOPK,
-            _variable("maps/map_token_index", "sample branch map_token", "int16", "token of each map, -1 for none"),
-            _variable("maps/image_to_text", "sample branch map_step map_token layer y x", "float32",
-                      f"attention of an image patch to a token, mean over heads: {_SHARE}", chunk=_MAP_CHUNK, rounded=True),
-            _variable("maps/image_to_text_per_head", "sample branch map_step map_token layer head y x", "float32",
-                      f"attention of an image patch to a token: {_SHARE}", chunk={**_MAP_CHUNK, "layer": 1}, rounded=True),
-            _variable("rows/query_index", "sample branch row", "int32", "position of the query in its stream"),
-            _variable("rows/query_stream", "sample branch row", "uint8", "stream of the query", labels=QUERIES),
-            _variable("rows/to_image", "sample branch map_step row layer y x", "float32",
-                      f"attention of the query to image patches, mean over heads: {_SHARE}", chunk=_ROW_CHUNK, rounded=True),
-            _variable("rows/to_text", "sample branch map_step row layer token", "float32",
-                      f"attention of the query to tokens, mean over heads: {_SHARE}", chunk=_ROW_CHUNK, rounded=True),
+            _variable("maps/map_token_index", "sample branch map_token", "int16", "token of the map"),
+            _large(
+                "maps/image_to_text", "sample branch map_step map_token layer y x",
+                "attention of an image patch to a token, mean over heads", map_step=1, map_token=1,
+            ),
+            _large(
+                "maps/image_to_text_per_head", "sample branch map_step map_token layer head y x",
+                "attention of an image patch to a token", map_step=1, map_token=1, layer=1,
+            ),
+            _variable("rows/query_index", "sample branch row", "int32", "position of the query"),
+            _variable("rows/query_stream", "sample branch row", "uint8", "its stream", labels=QUERIES),
+            _large(
+                "rows/to_image", "sample branch map_step row layer y x",
+                "attention of the query to image patches, mean over heads", map_step=1, row=1,
+            ),
+            _large(
+                "rows/to_text", "sample branch map_step row layer token",
+                "attention of the query to tokens, mean over heads", map_step=1, row=1,
+            ),
             _MASS_PATCH,
             *_GATES,
-            _variable("gates/group_mean", "sample branch query group step layer head", "float32",
-                      "mean of the gate over the queries of a group", chunk={"group": 1}),
-            _variable("gates/contribution", f"{_TOPS} rank", "float32", "norm of what the key adds to the output after the gate"),
+            _variable(
+                "gates/group_mean", _GROUPED, "float32", "mean of the gate over the queries of a group",
+                chunk={"group": 1},
+            ),
+            _variable(
+                "gates/contribution", f"{_TOPS} rank", "float32",
+                "norm of what the key adds to the output after the gate",
+            ),
             *_attn2(),
-            _variable("raw/probability", "sample branch raw_step raw_layer raw_head raw_token patch_y patch_x", "float32",
-                      f"attention of an image patch to a token: {_SHARE}",
-                      chunk={"raw_step": 1, "raw_layer": 1, "raw_head": 1, "raw_token": 8}, rounded=True),
-            _variable("images/image", "sample pixel_y pixel_x rgb", "uint8", "generated image", fill=NO_FILL,
-                      chunk={"pixel_y": 256, "pixel_x": 256}),
+            _large(
+                "raw/probability", "sample branch raw_step raw_layer raw_head raw_token patch_y patch_x",
+                "attention of an image patch to a token", raw_step=1, raw_layer=1, raw_head=1, raw_token=8,
+            ),
+            _variable(
+                "images/image", "sample pixel_y pixel_x rgb", "uint8", "generated image",
+                fill=NO_FILL, chunk={"pixel_y": 256, "pixel_x": 256},
+            ),
         ]
     )
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Is this file well-formed, whole and safe to open: asked in a subprocess with limits, because a file can crash HDF5."""
+"""Is this file well-formed, whole and safe to open: asked in a subprocess, as files can crash HDF5."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     """Check a file, or every sealed file of a folder, before anything in this process opens it.
 
     Args:
-        deep: read every value and compare each sample with its content hash, besides structure, types, links and sizes.
+        deep: besides structure, types, links and sizes, read every value and compare it with what was sealed.
         seconds: how long it may take; by default 30 and some more for large files and many files.
     Raises: StoreNotFoundError.
     """
@@ -45,7 +45,11 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
         seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
     lines, how = _run_check(files, deep, seconds)
     several = len(files) > 1
-    problems = [f"{line['file']}: {line['problem']}" if several else line["problem"] for line in lines if "problem" in line]
+    problems = [
+        f"{line['file']}: {line['problem']}" if several else line["problem"]
+        for line in lines
+        if "problem" in line
+    ]
     if how:
         last = f"{lines[-1]['file']}: " if several and lines else ""
         problems.append(last + _SENTENCES[how].format(seconds=seconds))
@@ -65,16 +69,20 @@ def _files(path: Path) -> list[Path]:
 
 
 def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[str, str]], str]:
-    """Run sd35h5.check on the files. Returns: its lines, and "" or what ended it early: memory, time or crash."""
+    """Run sd35h5.check. Returns: its lines, and "" or what ended it early: memory, time or crash."""
     if not files:
         return [], ""
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    request = json.dumps({"files": [str(f.resolve()) for f in files], "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES})
+    request = json.dumps(
+        {"files": [str(f.resolve()) for f in files], "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES}
+    )
     command = [sys.executable, "-m", "sd35h5.check"]
     how = ""
     try:
-        done = subprocess.run(command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 5)
+        done = subprocess.run(
+            command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 5
+        )
         output, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as late:
         output, code, how = late.stdout or b"", 0, "time"

@@ -33,7 +33,9 @@ class Header:
 
     attributes: Mapping[str, str]  # model_id, model_revision, model_shape, gate_type, gate_target, ...
     scales: Mapping[str, np.ndarray]  # scale name -> values
-    provenance: Mapping[str, str] = field(default_factory=dict)  # config, environment, components, events, origin: JSON
+    provenance: Mapping[str, str] = field(
+        default_factory=dict
+    )  # config, environment, components, events, origin: JSON
     precision: str = "rounded"  # or "exact"
 
     def __post_init__(self) -> None:
@@ -45,19 +47,23 @@ class Header:
             ("provenance text", self.provenance, schema.PROVENANCE),
         ):
             if unknown := sorted(set(names) - set(known)):
-                raise StoreError(f"the format has no {what} {', '.join(map(repr, unknown))}: it has {', '.join(known)}")
+                raise StoreError(
+                    f"the format has no {what} {', '.join(map(repr, unknown))}: it has {', '.join(known)}"
+                )
         scales = {**_DEFAULT_SCALES, **self.scales}
         for name, values in scales.items():
             along = scales.get(SCALES[name].along)
             if np.ndim(values) != 1 or along is None or len(along) != len(values):
-                raise StoreError(f"scale '{name}' needs one value for each position along '{SCALES[name].along}'")
+                raise StoreError(
+                    f"scale '{name}' needs one value for each position along '{SCALES[name].along}'"
+                )
 
 
 class SampleWriter:
     """One sample on its way to PARTS/000012.h5: values go in as they come, `seal()` makes the file appear.
 
-    A block (the part of a variable that is one chunk) is compressed and written once it is full; only blocks that are
-    partly filled are held in memory. Use it from one thread at a time.
+    A block (the part of a variable that is one chunk) is compressed and written once it is full; only blocks
+    that are partly filled are held in memory. Use it from one thread at a time.
     """
 
     def __init__(self, parts: Path, index: int, header: Header) -> None:
@@ -72,7 +78,9 @@ class SampleWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = h5py.File(self._temporary, "w", libver=schema.LIBVER)
         except OSError as error:
-            raise StoreError(f"sample {index} cannot be begun in {self.path.parent}: {reason(error)}") from error
+            raise StoreError(
+                f"sample {index} cannot be begun in {self.path.parent}: {reason(error)}"
+            ) from error
         write_head(self._file, scales, header.attributes, header.provenance, kind="sample")
 
     def put(self, name: str, values: object, **at: int) -> None:
@@ -89,7 +97,7 @@ class SampleWriter:
         self._scatter(spec, self._checked(spec, values, where, at), where)
 
     def seal(self) -> Path:
-        """Write what is pending, the content hash and the seal; fsync and rename. Returns: the sealed file."""
+        """Write what is pending, the content hash and the seal; fsync, rename. Returns: the sealed file."""
         missing = [name for name in schema.REQUIRED if name not in self._hashes and name not in BY_WRITER]
         if missing:
             raise StoreError(f"sample {self.path.stem} cannot be sealed: {', '.join(missing)} not put")
@@ -111,17 +119,24 @@ class SampleWriter:
 
     def _where(self, spec: Variable, at: Mapping[str, int]) -> tuple[slice, ...]:
         if lacking := [dim for dim in spec.dims if dim not in self.sizes]:
-            raise StoreError(f"{spec.name} needs the scale {', '.join(map(repr, lacking))}: the header has none")
+            raise StoreError(
+                f"{spec.name} needs the scale {', '.join(map(repr, lacking))}: the header has none"
+            )
         for dim, position in at.items():
             if dim not in spec.dims or dim == "sample":
-                raise StoreError(f"{spec.name} has no dimension '{dim}' to put at: it has {', '.join(spec.dims[1:])}")
+                raise StoreError(
+                    f"{spec.name} has no dimension '{dim}' to put at: it has {', '.join(spec.dims[1:])}"
+                )
             if not 0 <= position < self.sizes[dim]:
                 raise StoreError(f"{spec.name}: {dim}={position} is outside 0..{self.sizes[dim] - 1}")
         return tuple(
-            slice(int(at[dim]), int(at[dim]) + 1) if dim in at else slice(0, self.sizes[dim]) for dim in spec.dims
+            slice(int(at[dim]), int(at[dim]) + 1) if dim in at else slice(0, self.sizes[dim])
+            for dim in spec.dims
         )
 
-    def _checked(self, spec: Variable, values: object, where: tuple[slice, ...], at: Mapping[str, int]) -> np.ndarray:
+    def _checked(
+        self, spec: Variable, values: object, where: tuple[slice, ...], at: Mapping[str, int]
+    ) -> np.ndarray:
         array = np.asarray(values, dtype=object if spec.is_text else None)
         free = [dim for dim in spec.dims[1:] if dim not in at]
         if array.shape != tuple(self.sizes[dim] for dim in free):
@@ -143,7 +158,9 @@ class SampleWriter:
             whole = extent(origin, chunk, shape)
             start = tuple(max(w.start, o) for w, o in zip(where, origin, strict=True))
             stop = tuple(min(w.stop, o + n) for w, o, n in zip(where, origin, whole, strict=True))
-            piece = values[tuple(slice(a - w.start, b - w.start) for a, b, w in zip(start, stop, where, strict=True))]
+            piece = values[
+                tuple(slice(a - w.start, b - w.start) for a, b, w in zip(start, stop, where, strict=True))
+            ]
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True))
             if origin in done or (origin in pending and pending[origin][1][inside].any()):
                 place = ", ".join(f"{dim}={a}" for dim, a in zip(spec.dims[1:], start[1:], strict=True))
@@ -160,7 +177,9 @@ class SampleWriter:
                 del pending[origin]
 
     def _write_block(self, spec: Variable, origin: tuple[int, ...], block: np.ndarray) -> None:
-        self._file[spec.name][tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = block
+        self._file[spec.name][tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = (
+            block
+        )
         self._hashes[spec.name][origin] = block_hash(spec, block)
 
 

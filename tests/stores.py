@@ -49,7 +49,7 @@ def make_store(
         token_branches: those with mass_image; NaN in the others, as in a default capture.
         every: top-k and maps at every so many steps.
         sink: what the start token's logits have more than the others.
-        packed: False leaves the sealed files in `PATH.parts`, as a running capture does if `planned` is larger.
+        packed: False leaves the sealed files in `PATH.parts`: with a larger `planned`, a running capture.
         changes: model attributes (`model_id="other"`) and sample values (`negative_prompt="blurry"`).
     """
     path = Path(path)
@@ -68,7 +68,8 @@ def make_store(
             "sigma": np.linspace(1, 1 / steps, steps),
             "layer": np.arange(layers), "head": np.arange(heads), "token": np.arange(text),
             "token_encoder": np.r_[np.zeros(CLIP_LENGTH), np.ones(t5_length)].astype(int),
-            "top_step": some_steps, "map_step": some_steps, "rank": np.arange(TOP_K), "map_token": np.arange(MAP_TOKENS),
+            "top_step": some_steps, "map_step": some_steps,
+            "rank": np.arange(TOP_K), "map_token": np.arange(MAP_TOKENS),
             "y": np.arange(height // PATCH // pool) * pool + (pool - 1) / 2,
             "x": np.arange(width // PATCH // pool) * pool + (pool - 1) / 2,
             "pixel_y": np.arange(height), "pixel_x": np.arange(width),
@@ -79,7 +80,9 @@ def make_store(
     parts = begin_run(path, json.loads(header.provenance["config"]), planned or samples)
     for index in range(samples):
         prompt = prompts[index % len(prompts)]
-        _write_sample(parts, index, header, prompt, branches, token_branches, pool, sink, gates, seed, changes)
+        _write_sample(
+            parts, index, header, prompt, branches, token_branches, pool, sink, gates, seed, changes
+        )
     return pack(parts, path, keep_parts=False) if packed else parts
 
 
@@ -91,8 +94,9 @@ def _write_sample(parts, index, header, prompt, branches, token_branches, pool, 
     texts = {"cond": prompt, "uncond": negative, "skip": prompt}
     key = f"{prompt}|{negative}|{index}|{sizes['step']}|{sizes['pixel_y']}x{sizes['pixel_x']}"
     values = {
-        "sample_id": f"{index:06d}", "prompt_id": f"p{index}", "prompt": prompt, "negative_prompt": negative, "tags": "",
-        "pairing_key": hashlib.sha256(key.encode()).hexdigest(), "prompt_index": index, "image_index": 0, "seed": index,
+        "sample_id": f"{index:06d}", "prompt_id": f"p{index}", "prompt": prompt, "negative_prompt": negative,
+        "tags": "", "pairing_key": hashlib.sha256(key.encode()).hexdigest(),
+        "prompt_index": index, "image_index": 0, "seed": index,
         "row_sum_error": 1e-6, "kept_chars": np.array([[len(texts[b])] * 3 for b in branches]),
     }  # fmt: skip
     for name, value in values.items():
@@ -103,15 +107,19 @@ def _write_sample(parts, index, header, prompt, branches, token_branches, pool, 
     for branch, table in enumerate(tables):
         for step in range(sizes["step"]):
             tokens_too = branches[branch] in token_branches
-            _write_step(writer, rng, branch, step, table["token_group"], header, pool, sink, gates, tokens_too)
+            _write_step(
+                writer, rng, branch, step, table["token_group"], header, pool, sink, gates, tokens_too
+            )
     tokens = np.flatnonzero(np.isin(tables[0]["token_group"][:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
-    writer.put("maps/map_token_index", np.pad(tokens, (0, MAP_TOKENS - len(tokens)), constant_values=-1), branch=0)
+    writer.put(
+        "maps/map_token_index", np.pad(tokens, (0, MAP_TOKENS - len(tokens)), constant_values=-1), branch=0
+    )
     writer.put("images/image", rng.integers(0, 256, (sizes["pixel_y"], sizes["pixel_x"], 3), np.uint8))
     writer.seal()
 
 
 def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gates, tokens_too):
-    """One step of one branch: attention over [tokens | patches] of both streams, reduced to what the file holds."""
+    """One step of one branch: attention over [tokens | patches] of both streams, reduced for the file."""
     sizes = writer.sizes
     rows, columns = sizes["y"] * pool, sizes["x"] * pool
     text, image, layers, heads = sizes["token"], rows * columns, sizes["layer"], sizes["head"]
@@ -164,10 +172,14 @@ def token_table(prompt: str, t5_length: int) -> dict[str, np.ndarray]:
         start += len(word)
     rows = []  # text, group, word, start, end, ids of clip_l, clip_g, t5
     rows.append(("<|startoftext|>", "clip_bos", -1, -1, -1, 998, 998, -1))
-    rows += [(f"{word}</w>", "clip_word", i, a, b, 10 + i, 10 + i, -1) for i, (word, a, b) in enumerate(spans)]
+    rows += [
+        (f"{word}</w>", "clip_word", i, a, b, 10 + i, 10 + i, -1) for i, (word, a, b) in enumerate(spans)
+    ]
     rows.append(("<|endoftext|>", "clip_eos", -1, -1, -1, 999, 999, -1))
     rows += [("<|endoftext|>", "clip_pad", -1, -1, -1, 999, 0, -1)] * (CLIP_LENGTH - len(rows))
-    t5 = [(f"▁{word}", "t5_word", i, a, b, -1, -1, 20 + i) for i, (word, a, b) in enumerate(spans)][: t5_length - 1]
+    t5 = [(f"▁{word}", "t5_word", i, a, b, -1, -1, 20 + i) for i, (word, a, b) in enumerate(spans)][
+        : t5_length - 1
+    ]
     t5.append(("</s>", "t5_eos", -1, -1, -1, -1, -1, 1))
     rows += t5 + [("<pad>", "t5_pad", -1, -1, -1, -1, -1, 0)] * (t5_length - len(t5))
     text, group, word, start, end, *ids = zip(*rows, strict=True)
