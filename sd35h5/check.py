@@ -130,6 +130,8 @@ def _check_samples(file: h5py.File) -> None:
     unsealed = np.flatnonzero(file["samples/sealed"][:] != 1)
     if len(unsealed):
         raise Problem(f"sample {file['sample'][unsealed[0]]} is not sealed: its capture did not end")
+    if "provenance/config" not in file:
+        raise Problem("it lacks provenance/config: what the capture was asked for")
     for name in schema.PROVENANCE:
         if f"provenance/{name}" in file:
             try:

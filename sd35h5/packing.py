@@ -13,7 +13,7 @@ import numpy as np
 from . import schema
 from .errors import StoreError, StoreNotFoundError
 from .layout import create_variable, publish, write_head
-from .runs import part_files, reason
+from .runs import packed_indices, part_files, reason
 from .schema import SCALES, Variable, variable
 
 
@@ -26,6 +26,12 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
     paths = part_files(parts)
     if not paths:
         raise StoreNotFoundError(f"{parts.name} holds no sealed sample to pack")
+    lost = packed_indices(out) - {int(path.stem) for path in paths} if out.is_file() else set()
+    if lost:
+        some = ", ".join(map(str, sorted(lost)[:5]))
+        raise StoreError(
+            f"{out.name} holds samples ({some}) that {parts.name} has not: pack into another file"
+        )
     temporary = out.with_name(out.name + ".tmp")
     try:
         with h5py.File(temporary, "w", libver=schema.LIBVER) as target:

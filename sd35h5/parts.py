@@ -49,6 +49,13 @@ class Parts:
             handle.close()
         self._handles.clear()
 
+    def bytes_on_disk(self, name: str | None) -> int:
+        """Bytes that a variable takes, compressed; without a name, that the files take."""
+        paths = dict.fromkeys(path for path, _ in self._where)
+        if name is None:
+            return sum(path.stat().st_size for path in paths)
+        return sum(self._file(path)[name].id.get_storage_size() for path in paths if name in self._file(path))
+
     def is_stored(self, name: str, sample: int) -> bool:
         """Whether any value of a variable was written for a sample."""
         path, position = self._where[sample]

@@ -82,9 +82,17 @@ class Store:
         """A row a sample: sample (0..N-1), sample_id, prompt_id, prompt, seed, pairing_key, and so on."""
         import pandas as pd
 
+        return pd.DataFrame(self.table())
+
+    def table(self) -> dict[str, np.ndarray]:
+        """The columns of `samples` without pandas."""
         names = [name for name in self.variables if variable(name).dims == ("sample",)]
         columns = {variable(name).short_name: self._values(name, {}) for name in names}
-        return pd.DataFrame({"sample": np.arange(len(self)), **columns})
+        return {"sample": np.arange(len(self)), **columns}
+
+    def bytes_on_disk(self, name: str | None = None) -> int:
+        """Bytes that a variable takes, compressed, or that the files take."""
+        return self._parts.bytes_on_disk(name)
 
     def read(self, name: str, **sel: Any) -> xr.DataArray:
         """Read a variable, or the part of it that is selected, with its coordinates.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,13 @@ def parts_of(out: Path) -> Path:
     return out.with_name(out.name + PARTS_SUFFIX)
 
 
+def out_of(parts: Path) -> Path | None:
+    """The file that a folder `run.h5.parts` is packed into; None if the folder has another name."""
+    return (
+        parts.with_name(parts.name.removesuffix(PARTS_SUFFIX)) if parts.name.endswith(PARTS_SUFFIX) else None
+    )
+
+
 def part_name(index: int) -> str:
     """File name of a sealed sample."""
     return f"{index:06d}{SUFFIX}"
@@ -33,12 +41,15 @@ def part_files(parts: Path) -> list[Path]:
 
 def sealed_indices(parts: Path) -> set[int]:
     """Indices of the samples that need no capture: those in the folder, and those packed beside it."""
-    indices = {int(path.stem) for path in part_files(parts)}
-    out = parts.with_name(parts.name.removesuffix(PARTS_SUFFIX))
-    if out != parts and out.is_file():
-        with _opened(out) as file:
-            indices |= {int(index) for index in file["sample"][:]}
-    return indices
+    out = out_of(parts)
+    packed = packed_indices(out) if out and out.is_file() else set()
+    return packed | {int(path.stem) for path in part_files(parts)}
+
+
+def packed_indices(out: Path) -> set[int]:
+    """Indices of the samples in a packed file."""
+    with _opened(out) as file:
+        return {int(index) for index in file["sample"][:]}
 
 
 def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) -> Path:
@@ -103,6 +114,8 @@ def read_run(parts: Path) -> dict:
 
 def reason(error: OSError) -> str:
     """Why the system refused, in its own few words and without paths."""
+    if error.errno in (errno.EAGAIN, errno.EACCES) and "lock" in str(error):
+        return "another process is writing it"
     if error.errno:
         return os.strerror(error.errno).lower()
     return str(error).split("(")[0].strip().lower() or "the system refused"

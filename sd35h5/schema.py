@@ -41,7 +41,8 @@ FILE_ATTRIBUTES = (
     "file_uuid", "created_utc", "writer",
 )  # fmt: skip
 MODEL_ATTRIBUTES = (
-    "model_id", "model_revision", "model_shape", "gate_type", "gate_target", "gate_layers", "gate_override",
+    "model_id", "model_revision", "model_shape",
+    "gate_type", "gate_activation", "gate_target", "gate_layers", "gate_override",
 )  # fmt: skip
 PROVENANCE = ("config", "schema", "environment", "components", "events", "origin")
 

@@ -81,7 +81,7 @@ def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[s
     how = ""
     try:
         done = subprocess.run(
-            command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 5
+            command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 2
         )
         output, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as late:

@@ -50,6 +50,10 @@ class Header:
                 raise StoreError(
                     f"the format has no {what} {', '.join(map(repr, unknown))}: it has {', '.join(known)}"
                 )
+        if "config" not in self.provenance:
+            raise StoreError(
+                "a header needs provenance['config']: the JSON of what the capture was asked for"
+            )
         scales = {**_DEFAULT_SCALES, **self.scales}
         for name, values in scales.items():
             along = scales.get(SCALES[name].along)

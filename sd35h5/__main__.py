@@ -1,0 +1,182 @@
+"""python -m sd35h5 info | verify | pack | analyze | export"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import Sd35h5Error, StoreError
+from .runs import parts_of
+
+DESCRIPTION = """Look at, check, pack, analyse and export the attention captured from Stable Diffusion 3.5.
+
+A PATH is run.h5 (also while it is being captured), one sealed sample, or a folder of sealed samples.
+To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app.py -- PATH"""
+
+
+def info(args: argparse.Namespace) -> int:
+    """Print what is inside."""
+    from .info import as_text, describe
+    from .reader import open_store
+
+    with open_store(args.path) as store:
+        told = describe(store)
+    print(
+        json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+        if args.json
+        else "\n".join(as_text(told))
+    )
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Check that a file is well-formed, whole and safe to open; exit 1 if not."""
+    from .verify import verify
+
+    report = verify(args.path, deep=args.deep)
+    if args.json:
+        print(
+            json.dumps({"ok": report.ok, "deep": args.deep, "problems": report.problems}, ensure_ascii=False)
+        )
+    elif report.ok:
+        print(
+            f"{args.path.name}: well-formed and safe to open"
+            + (", every value as sealed" if args.deep else "")
+        )
+    else:
+        print("\n".join(f"{args.path.name}: {problem}" for problem in report.problems))
+    return 0 if report.ok else 1
+
+
+def pack(args: argparse.Namespace) -> int:
+    """Make one file of the sealed samples of a capture."""
+    from .packing import pack
+    from .runs import out_of, read_run, sealed_indices
+
+    parts = args.path if args.path.is_dir() else parts_of(args.path)
+    out = args.out or out_of(parts)
+    if out is None:
+        raise StoreError(f"{parts.name} does not end in .parts: say with --out FILE.h5 where to pack it")
+    if out.exists() and not args.overwrite:
+        raise StoreError(f"{out.name} is there already: pass --overwrite to replace it")
+    sealed, planned = len(sealed_indices(parts)), 0
+    if (parts / "run.json").is_file():
+        planned = read_run(parts)["planned"]
+    if sealed < planned and not args.partial:
+        raise StoreError(
+            f"{sealed} of {planned} samples are sealed: run the capture again to make the rest, "
+            "or pass --partial to pack these"
+        )
+    print(pack(parts, out, keep_parts=not args.remove_parts))
+    return 0
+
+
+def analyze(args: argparse.Namespace) -> int:
+    """Write the first-token metrics as CSV, and heatmap, step curve and group masses as PNG."""
+    from .report import analyze
+
+    return _made(
+        analyze(args.path, args.out_dir, args.first_token_index, args.value_col, args.branch, args.per_prompt)
+    )
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the images as PNG and the tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
+    from .report import export
+
+    return _made(export(args.path, args.out_dir, maps=args.maps))
+
+
+def _made(paths: Sequence[Path]) -> int:
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: a subparser a command, each with an example."""
+    top = argparse.ArgumentParser("python -m sd35h5", description=DESCRIPTION, formatter_class=_Help)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    one = _command(commands, info, "run.h5")
+    _flag(one, "--json", help="print everything as JSON, for programs")
+
+    one = _command(commands, verify, "run.h5 --deep")
+    _flag(one, "--deep", help="also read every value and compare each sample with the hash that sealed it")
+    _flag(one, "--json", help="print the result as JSON, for programs")
+
+    one = _command(commands, pack, "run.h5.parts")
+    _option(one, "--out", type=Path, help="the file to make; by default the folder's name without .parts")
+    _flag(one, "--partial", help="pack what is sealed, though the capture planned more samples")
+    _flag(one, "--overwrite", help="replace the file if it is there")
+    _flag(one, "--remove_parts", help="remove the folder once it is packed")
+
+    one = _command(commands, analyze, "run.h5 --out_dir out")
+    _option(one, "--out_dir", type=Path, required=True, help="folder for the CSV and the charts")
+    _option(
+        one, "--first_token_index", type=int, default=0, help="position of the token the metrics are about"
+    )
+    _option(
+        one, "--value_col", default="first_token_mean", help="the metric that the charts show",
+        choices=("first_token_mean", "first_token_share", "text_mass_fraction"),
+    )  # fmt: skip
+    branches = ("cond", "uncond", "both")
+    _option(one, "--branch", default="cond", choices=branches, help="row of the guided batch")
+    _flag(one, "--per_prompt", help="write the charts for every prompt too")
+
+    one = _command(commands, export, "run.h5 --out_dir out --maps")
+    _option(one, "--out_dir", type=Path, required=True, help="folder for images, tokens and maps")
+    _flag(one, "--maps", help="also write attention maps, overlays and a GIF over steps")
+    return top
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps line breaks and shows defaults."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
+def _command(commands: argparse._SubParsersAction, run: Callable, example: str) -> argparse.ArgumentParser:
+    name, told = run.__name__, (run.__doc__ or "").strip()
+    one = commands.add_parser(
+        name, help=told, description=told, formatter_class=_Help,
+        epilog=f"example:\n  python -m sd35h5 {name} {example}",
+    )  # fmt: skip
+    one.set_defaults(run=run)
+    one.add_argument("path", type=Path, metavar="PATH", help="run.h5, a sealed sample, or a folder of them")
+    _flag(one, "--debug", help="show the traceback of an error")
+    return one
+
+
+def _flag(one: argparse.ArgumentParser, name: str, **more: object) -> None:
+    _option(one, name, action="store_true", **more)
+
+
+def _option(one: argparse.ArgumentParser, name: str, **more: object) -> None:
+    hyphened = name.replace("_", "-")
+    one.add_argument(name, *([hyphened] if hyphened != name else []), **more)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns: 0, or 1 after an error in one line on stderr."""
+    args = parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except Sd35h5Error as error:
+        if args.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
