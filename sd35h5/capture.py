@@ -1,0 +1,241 @@
+"""Capture: `with capture(pipe, "run.h5") as generate` on a pipeline at hand, and `run(config)` for the command line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+from sd35h5.call import Call
+from sd35h5.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
+from sd35h5.errors import CaptureError, ConfigError
+from sd35h5.facts import ModelFacts, read_facts
+from sd35h5.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
+from sd35h5.probe import Probe, gates_by_layer, installed, second_attentions
+from sd35h5.recorder import Progress, say
+from sd35h5.runs import part_files
+from sd35h5.session import Identity, Session
+from sd35h5.watcher import PassWatcher
+from sd35h5.writer import begin_run, pack, sealed_indices
+
+log = logging.getLogger("sd35h5")
+PACK_LIMIT = 20 << 30  # above this, a capture stays a folder until it is packed by hand
+
+
+class Generate:
+    """The pipeline, capturing: takes what the pipeline takes, and `seed`; returns what it returns; seals a sample a call."""
+
+    def __init__(self, pipe: StableDiffusion3Pipeline, session: Session, probe: Probe) -> None:
+        self._pipe, self._session, self._probe = pipe, session, probe
+        self._signature = inspect.signature(pipe.__call__)
+        self._calls = 0
+        self._prompts: dict[str, list[int]] = {}  # prompt -> [its index, images so far]
+
+    def __call__(self, *args: object, seed: int | None = None, **kwargs: object) -> Any:
+        """Draw one image and seal it as the next sample.
+
+        Args:
+            seed: draw with `torch.Generator("cpu").manual_seed(seed)`; without `seed` and `generator`, one is drawn
+                by lot and stored.
+        """
+        call = Call.bind(self._signature, args, kwargs, seed)
+        entry = self._prompts.setdefault(call.prompt, [len(self._prompts), 0])
+        identity = Identity(self._calls, f"p{entry[0]:03d}", entry[0], entry[1])
+        result = self.sample(call, identity)
+        self._calls, entry[1] = self._calls + 1, entry[1] + 1
+        return result
+
+    def sample(self, call: Call, identity: Identity, on_step: Callable[[], None] | None = None) -> Any:
+        """Draw and seal one sample under a given identity; a sample that is sealed already is only drawn."""
+        watcher = PassWatcher(self._pipe, self._session, self._probe, call, identity, on_step)
+        transformer = self._pipe.transformer
+        hooks = [
+            transformer.register_forward_pre_hook(watcher.before, with_kwargs=True),
+            transformer.register_forward_hook(watcher.after),
+        ]
+        try:
+            with without_truncation_noise():
+                result = self._pipe(**call.arguments)
+            watcher.finish(_pixels(result))
+        except BaseException:
+            watcher.abandon()
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return result
+
+
+@contextmanager
+def capture(
+    pipe: StableDiffusion3Pipeline, out: str | Path, *, overwrite: bool = False, **options: Any
+) -> Iterator[Generate]:
+    """Capture what a pipeline draws: `with capture(pipe, "run.h5") as generate: generate("a red apple", seed=0)`.
+
+    Samples are sealed one by one in `OUT.parts` and packed into `out` when the block ends. After an error the sealed
+    samples stay; the same calls again continue: those that are sealed are drawn, but not captured anew.
+
+    Args:
+        overwrite: remove what is at `out` first.
+        options: fields of `config.Tiers`, such as `maps="off"` or `map_steps="all"`.
+
+    Raises:
+        CaptureError: another pipeline class, an unknown attention processor, a capture under way on it.
+        ConfigError: an unknown option or value.
+    """
+    out = Path(out)
+    _check_pipeline(pipe)
+    tiers = _tiers(options)
+    settings = json.loads(json.dumps(asdict(tiers)))
+    name = str(getattr(pipe.config, "_name_or_path", "") or "a pipeline in memory")
+    parts = begin_run(out, settings, 0, overwrite=overwrite)
+    with _generating(pipe, Session(pipe, parts, tiers, settings, name, "")) as generate:
+        yield generate
+    _finish(parts, out)
+
+
+@contextmanager
+def _generating(pipe: StableDiffusion3Pipeline, session: Session) -> Iterator[Generate]:
+    """The probe installed on the pipeline's transformer, and a `Generate` that uses it."""
+    transformer = pipe.transformer
+    config = transformer.config
+    probe = Probe(config.num_layers, config.num_attention_heads, gated=bool(gates_by_layer(transformer)))
+    if second := second_attentions(transformer):
+        log.warning(
+            "%d layers have a second, image-only attention (attn2), which this version does not measure", len(second)
+        )
+    with installed(transformer, probe):
+        yield Generate(pipe, session, probe)
+
+
+def _check_pipeline(pipe: object) -> None:
+    if not isinstance(pipe, StableDiffusion3Pipeline):
+        raise CaptureError(f"a capture needs a StableDiffusion3Pipeline, not a {type(pipe).__name__}")
+    if not isinstance(pipe.transformer, SD3Transformer2DModel):
+        raise CaptureError(
+            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, not an SD3Transformer2DModel: "
+            "capture before torch.compile, or without it"
+        )
+    gates_by_layer(pipe.transformer)
+
+
+def _tiers(options: Mapping[str, Any]) -> Tiers:
+    try:
+        return Tiers(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    except TypeError:
+        known = Tiers.__dataclass_fields__
+        unknown = ", ".join(repr(name) for name in options if name not in known)
+        raise ConfigError(f"capture has no option {unknown}: it has {', '.join(known)}, and overwrite") from None
+
+
+def _pixels(result: object) -> np.ndarray | None:
+    """The image of a pipeline's answer as uint8 (y, x, rgb); None for latents."""
+    image = (result[0] if isinstance(result, tuple) else result.images)[0]
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            return None
+        image = image.permute(1, 2, 0).float().cpu().numpy()
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f":
+        pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+    return pixels if pixels.ndim == 3 and pixels.shape[-1] == 3 else None
+
+
+def _finish(parts: Path, out: Path) -> Path:
+    """Pack the sealed samples into `out`, unless they are many bytes. Returns: what can be opened."""
+    files = part_files(parts)
+    if not files:  # nothing was captured, or nothing that is not packed already
+        shutil.rmtree(parts)
+        return out
+    if sum(file.stat().st_size for file in files) > PACK_LIMIT:
+        say(f"{parts} is large and stays a folder, which opens like a file; to pack it: python -m sd35h5 pack {parts}")
+        return parts
+    return pack(parts, out, keep_parts=False)
+
+
+def settings_of(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt]) -> dict[str, object]:
+    """All that decides the data of a capture, resolved: kept in the file, and compared when a capture is continued."""
+    settings = config.flat()
+    for name in ("prompt", "prompts_json", "limit"):
+        del settings[name]
+    device = resolve_device(config.model.device)
+    settings |= {
+        "device": device,
+        "dtype": resolve_dtype(config.model.dtype, device),
+        "height": config.sampling.height or facts.pixels,
+        "width": config.sampling.width or facts.pixels,
+        "scheduler": facts.scheduler,
+        "t5": facts.has_t5,
+        "gates": str(facts.gates_file or ""),
+        "prompts": [prompt.text for prompt in prompts],
+        "prompt_ids": [prompt.id for prompt in prompts],
+    }
+    return settings
+
+
+def run(config: CaptureConfig) -> Path:
+    """Capture what the configuration says, continuing where an earlier run of it stopped. Returns: the store's path.
+
+    Raises:
+        ConfigError, CaptureError, StoreError: a sentence; sealed samples stay.
+    """
+    prompts, out = validate(config), Path(config.out)
+    facts = read_facts(config.model)
+    settings = settings_of(config, facts, prompts)
+    for side in ("height", "width"):
+        if settings[side] % facts.scale:
+            raise ConfigError(f"--{side} {settings[side]}: this model draws multiples of {facts.scale} pixels")
+    images = config.prompts.num_images
+    planned = len(prompts) * images
+    parts = begin_run(out, settings, planned, overwrite=config.overwrite)
+    sealed = sealed_indices(parts)
+    todo = [index for index in range(planned) if index not in sealed]
+    if not todo and out.is_file():
+        shutil.rmtree(parts)
+        say(f"{out} is complete already: {planned} samples")
+        return out
+    if todo:
+        if sealed:
+            say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
+        pipe, _ = load(config.model, facts)
+        pipe.set_progress_bar_config(disable=True)
+        session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision)
+        _draw_all(config, prompts, todo, pipe, session, settings)
+    return _finish(parts, out)
+
+
+def _draw_all(
+    config: CaptureConfig, prompts: list[Prompt], todo: list[int], pipe: StableDiffusion3Pipeline, session: Session,
+    settings: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Draw the samples that are not sealed, under a progress bar."""
+    images, sampling = config.prompts.num_images, config.sampling
+    planned = len(prompts) * images
+    progress = Progress(planned, planned - len(todo), sampling.steps)
+    common = {
+        "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance, "height": settings["height"],
+        "width": settings["width"], "max_sequence_length": sampling.max_sequence_length,
+        "negative_prompt": config.prompts.negative_prompt,
+    }  # fmt: skip
+    try:
+        with _generating(pipe, session) as generate:
+            signature = inspect.signature(pipe.__call__)
+            for index in todo:
+                prompt, image = divmod(index, images)
+                call = Call.bind(
+                    signature, (prompts[prompt].text,), common, sample_seed(config.prompts.seed, prompt, image)
+                )
+                progress.begin()
+                generate.sample(call, Identity(index, prompts[prompt].id, prompt, image), progress.step)
+    finally:
+        progress.close()

@@ -1,0 +1,290 @@
+"""The attention processor that measures: diffusers' output bit for bit, and its log-sum-exp handed to the reductions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd35h5 import reductions
+from sd35h5.attention import JointAttention, JointQKV, finish_joint, project_joint
+from sd35h5.errors import CaptureError
+from sd35h5.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction, Workspace
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+    from diffusers.models.attention_processor import Attention
+
+    from sd35h5.gates import AttentionGate
+
+log = logging.getLogger("sd35h5")
+ROW_SUM_TOLERANCE = 1e-3
+_FLASH, _EFFICIENT, _CUDNN = 1, 2, 3  # torch.nn.attention.SDPBackend, as _fused_sdp_choice answers
+_LSE_TILE = {"cpu": 1 << 20}
+_LSE_TILE_ELSEWHERE = 1 << 25
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What to measure in one call of the transformer.
+
+    Args:
+        branches: name of each batch row.
+        membership: float32 (batch row, text tokens, text groups), 1 where a token belongs to a group.
+        patches: (y, x) of the image tokens.
+        check: measure the row sums of A and refuse a pass in which they are not 1.
+        top: number of heaviest keys of the cond row, 0 for none.
+        map_tokens: int64, text positions whose maps of the cond row are kept; None for no maps.
+        per_head: keep maps of every head, not their mean.
+        skipped: layers that this pass leaves out (skip-layer guidance).
+    """
+
+    branches: tuple[str, ...]
+    membership: Tensor
+    patches: tuple[int, int]
+    check: bool = False
+    top: int = 0
+    map_tokens: Tensor | None = None
+    per_head: bool = False
+    pool: int = 1
+    skipped: frozenset[int] = frozenset()
+
+
+@dataclass
+class PassResult:
+    """What one call of the transformer yielded; float32 unless said, NaN (−1) for layers that it skipped."""
+
+    mass: Tensor  # (batch row, query stream, layer, head, text token)
+    group: Tensor  # (batch row, query stream, group, layer, head)
+    entropy: Tensor  # (batch row, query stream, layer, head)
+    gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
+    top: dict[str, Tensor] | None  # stream uint8, index int32, mass, value_norm: (query stream, layer, head, rank)
+    maps: Tensor | None  # (map, layer, y, x), or (map, layer, head, y, x)
+    row_sum_error: float = float("nan")
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Call the attention backend that F.scaled_dot_product_attention would choose, and take its log-sum-exp along.
+
+    Returns: the output, bit for bit that of F.scaled_dot_product_attention, and the LSE, float32 (batch, heads, S), or
+    None where the backend keeps none.
+    """
+    if torch.is_autocast_enabled(query.device.type):  # sdpa casts under autocast, the backends' operators do not
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    choice, tokens = torch._fused_sdp_choice(query, key, value), query.shape[2]
+    if choice == _FLASH and query.device.type == "cpu":
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        return output, lse.float()
+    if choice == _FLASH and query.is_cuda and query.shape[-1] % 8 == 0:
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
+        return output, lse[..., :tokens].float()
+    if choice == _CUDNN and query.is_cuda:
+        output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[:2]
+        return output, lse.reshape(*query.shape[:2], -1)[..., :tokens].float()
+    if choice == _EFFICIENT and query.is_cuda:
+        output, lse = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[:2]
+        return output, lse[..., :tokens].float()
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False), None
+
+
+def blocked_lse(query: Tensor, key: Tensor) -> Tensor:
+    """Log-sum-exp of q·kᵀ/√d over all keys, float32 (batch, heads, S), in tiles of queries."""
+    batch, heads, queries, width = query.shape
+    scaled = (key.float() * width**-0.5).transpose(-1, -2)
+    rows = max(1, _LSE_TILE.get(query.device.type, _LSE_TILE_ELSEWHERE) // (batch * heads * key.shape[2]))
+    tiles = [torch.logsumexp(tile.float() @ scaled, dim=-1) for tile in query.split(rows, dim=2)]
+    return torch.cat(tiles, dim=-1)
+
+
+class Probe:
+    """Measures one call of the transformer at a time: `begin`, then every layer reports, then `end`."""
+
+    def __init__(self, layers: int, heads: int, gated: bool) -> None:
+        self.layers, self.heads, self.gated = layers, heads, gated
+        self.plan: PassPlan | None = None
+        self._workspace = Workspace()
+        self._seen: dict[int, dict[str, Tensor]] = {}
+        self._noted = False
+
+    def begin(self, plan: PassPlan) -> None:
+        """Measure what the plan says until `end`."""
+        self.plan, self._seen = plan, {}
+
+    def abandon(self) -> None:
+        """Forget the pass under way, after an error."""
+        self.plan, self._seen = None, {}
+
+    def end(self) -> PassResult:
+        """Stack what the layers reported.
+
+        Raises:
+            CaptureError: a layer that should have reported did not, or rows of A do not sum to 1.
+        """
+        plan, seen = self.plan, self._seen
+        self.abandon()
+        if plan is None:
+            raise CaptureError("a pass of the transformer ended that never began")
+        expected = set(range(self.layers)) - plan.skipped
+        if missing := sorted(expected - seen.keys()):
+            raise CaptureError(
+                f"the attention of layer {', '.join(map(str, missing))} never ran its processor: something else replaced it"
+            )
+        result = PassResult(
+            mass=self._stack(seen, "mass").permute(1, 3, 0, 2, 4),
+            group=self._stack(seen, "group").permute(1, 3, 4, 0, 2),
+            entropy=self._stack(seen, "entropy").permute(1, 3, 0, 2),
+            gates=self._stack(seen, "gates").permute(1, 2, 3, 0, 4) if self.gated else None,
+            top=self._stack_top(seen) if plan.top else None,
+            maps=None if plan.map_tokens is None else self._stack(seen, "maps").movedim(-3, 0),
+        )
+        if plan.check:
+            result.row_sum_error = max(float(values["error"]) for values in seen.values())
+            if not result.row_sum_error <= ROW_SUM_TOLERANCE:
+                raise CaptureError(
+                    f"rows of attention sum to 1 ± {result.row_sum_error:.2g} at the first step, "
+                    f"expected within {ROW_SUM_TOLERANCE:g}: this attention backend's log-sum-exp cannot be used"
+                )
+        return result
+
+    def _stack(self, seen: dict[int, dict[str, Tensor]], name: str) -> Tensor:
+        """Join the layers' tensors along a new first axis; layers without one are NaN (−1 for integers)."""
+        like = next(values[name] for values in seen.values())
+        fill = float("nan") if like.is_floating_point() else (255 if like.dtype == torch.uint8 else -1)
+        gap = torch.full_like(like, fill)
+        return torch.stack([seen[layer][name] if layer in seen else gap for layer in range(self.layers)])
+
+    def _stack_top(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = ("stream", "index", "mass", "value_norm")
+        return {name: self._stack(seen, f"top_{name}").permute(2, 0, 1, 3) for name in names}
+
+    @torch.no_grad()
+    def measure(
+        self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
+    ) -> None:
+        """Reduce one layer's attention call. Text tokens follow the image tokens on the joint axis."""
+        plan, image = self.plan, joint.image_tokens
+        if plan is None:
+            return
+        if lse is None:
+            self._note_fallback()
+            lse = blocked_lse(joint.query, joint.key)
+        row = plan.branches.index("cond") if "cond" in plan.branches else -1
+        text = reductions.reduce_keys(
+            joint.query, joint.key[:, :, image:], lse, image,
+            workspace=self._workspace, entropy=True, columns=plan.map_tokens, columns_row=row,
+        )  # fmt: skip
+        values = {
+            "mass": text.mass,
+            "group": reductions.group_mass(text.mass, plan.membership),
+            "entropy": text.entropy,
+        }
+        if plan.check or plan.top:
+            values |= self._measure_image_keys(plan, joint, lse, text, row)
+        if text.columns is not None:
+            columns = text.columns if plan.per_head else text.columns.mean(0)
+            values["maps"] = reductions.pool_columns(columns, *plan.patches, plan.pool)
+        if self.gated:
+            values["gates"] = self._gate_values(gates, joint.query.shape[0], joint.query.device)
+        self._seen[layer] = values
+
+    def _measure_image_keys(
+        self, plan: PassPlan, joint: JointQKV, lse: Tensor, text: KeyReduction, row: int
+    ) -> dict[str, Tensor]:
+        """Measure the other half of the keys: of all rows for the self check, of the cond row alone for the top keys."""
+        image, rows = joint.image_tokens, slice(None) if plan.check else slice(row, row + 1)
+        keys = reductions.reduce_keys(
+            joint.query[rows], joint.key[rows, :, :image], lse[rows], image, workspace=self._workspace
+        )
+        values = {}
+        if plan.check:
+            values["error"] = (keys.row_sum + text.row_sum - 1).abs().max()
+        if plan.top:
+            top = reductions.top_keys(keys.mass[row if plan.check else 0], text.mass[row], joint.value[row], plan.top)
+            values |= {f"top_{name}": value for name, value in vars(top).items()}
+        return values
+
+    def _gate_values(self, gates: tuple[Tensor, Tensor | None] | None, batch: int, device: torch.device) -> Tensor:
+        """(statistic, batch row, query stream, head), NaN for a stream without a gate."""
+        shape = (len(GATE_STATISTICS), batch, 2, self.heads)
+        values = torch.full(shape, float("nan"), device=device)
+        for stream, gate in zip((IMAGE, TEXT), gates or (None, None), strict=True):
+            if gate is not None:
+                values[:, :, stream] = reductions.gate_statistics(gate, self.heads)
+        return values
+
+    def _note_fallback(self) -> None:
+        if not self._noted:
+            log.warning("this attention backend gives no log-sum-exp: it is computed apart, which takes longer")
+            self._noted = True
+
+
+class ProbeProcessor:
+    """Attention processor of one layer: computes what `JointAttention` does, and lets the probe look on."""
+
+    def __init__(self, layer: int, probe: Probe, gate: AttentionGate | None):
+        self.layer, self.probe, self.gate = layer, probe, gate
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        joint = project_joint(attn, hidden_states, encoder_hidden_states)
+        attended, lse = attend(joint.query, joint.key, joint.value)
+        gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
+        self.probe.measure(self.layer, joint, lse, gates)
+        return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
+
+
+def gates_by_layer(transformer: SD3Transformer2DModel) -> dict[int, AttentionGate]:
+    """Gates that the transformer's processors apply, by layer.
+
+    Raises:
+        CaptureError: a processor that the probe cannot stand in for, by name.
+    """
+    from diffusers.models.attention_processor import JointAttnProcessor2_0
+
+    gates = {}
+    for name, processor in transformer.attn_processors.items():
+        if isinstance(processor, ProbeProcessor):
+            raise CaptureError("this pipeline is being captured already: leave the other `with capture(...)` first")
+        if type(processor) not in (JointAttnProcessor2_0, JointAttention):
+            raise CaptureError(
+                f"{name} is a {type(processor).__name__}, which a capture would replace by another computation: "
+                "only JointAttnProcessor2_0 and sd35h5's JointAttention are known"
+            )
+        if name.endswith(".attn.processor") and getattr(processor, "gate", None) is not None:
+            gates[int(name.split(".")[1])] = processor.gate
+    return gates
+
+
+@contextmanager
+def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None]:
+    """Put the probe on every joint attention; what was there comes back on exit, after an error too."""
+    before, gates = dict(transformer.attn_processors), gates_by_layer(transformer)
+    processors = dict(before)
+    for name in before:
+        if name.endswith(".attn.processor"):
+            layer = int(name.split(".")[1])
+            processors[name] = ProbeProcessor(layer, probe, gates.get(layer))
+    transformer.set_attn_processor(processors)
+    try:
+        yield
+    finally:
+        transformer.set_attn_processor(dict(before))
+
+
+def second_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
+    """Names of MMDiT-X's second, image-only attentions, which this version does not measure."""
+    return [name for name in transformer.attn_processors if name.endswith(".attn2.processor")]
