@@ -85,7 +85,7 @@ def analyze(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the images as PNG and the tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
+    """Write images as PNG and tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
     from .report import export
 
     return _made(export(args.path, args.out_dir, maps=args.maps))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 
@@ -112,12 +113,33 @@ def read_run(parts: Path) -> dict:
     return run
 
 
-def reason(error: OSError) -> str:
+def lock(path: Path) -> BinaryIO:
+    """Create a file and hold it for this process until it is closed.
+
+    HDF5 locks only after it has truncated, so two captures would spoil each other's sample.
+    Raises: BlockingIOError if another process holds it.
+    """
+    held = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise
+    except (ImportError, OSError):  # Windows, or a file system without locks: nothing to hold it with
+        return held
+    return held
+
+
+def reason(error: OSError | RuntimeError) -> str:
     """Why the system refused, in its own few words and without paths."""
-    if error.errno in (errno.EAGAIN, errno.EACCES) and "lock" in str(error):
+    if isinstance(error, BlockingIOError):
         return "another process is writing it"
-    if error.errno:
-        return os.strerror(error.errno).lower()
+    told = re.search(r"errno = (\d+)", str(error))  # HDF5 tells it in its message
+    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
+    if number:
+        return os.strerror(number).lower()
     return str(error).split("(")[0].strip().lower() or "the system refused"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .blocks import BY_WRITER, block_hash, content_hash, extent, fill_of, numpy_
 from .errors import StoreError
 from .layout import create_variable, publish, write_head
 from .packing import pack
-from .runs import begin_run, part_name, read_run, reason, sealed_indices
+from .runs import begin_run, lock, part_name, read_run, reason, sealed_indices
 from .schema import SCALES, Variable, variable
 
 __all__ = ["Header", "SampleWriter", "begin_run", "pack", "read_run", "sealed_indices"]
@@ -80,7 +81,8 @@ class SampleWriter:
         self.sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._temporary, "w", libver=schema.LIBVER)
+            self._lock = lock(self._temporary)
+            self._file = h5py.File(self._temporary, "w", libver=schema.LIBVER, locking=False)
         except OSError as error:
             raise StoreError(
                 f"sample {index} cannot be begun in {self.path.parent}: {reason(error)}"
@@ -112,14 +114,24 @@ class SampleWriter:
         digest = content_hash(self._hashes)
         for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
             create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
-        self._file.close()
-        publish(self._temporary, self.path)
+        try:
+            self._file.close()
+            publish(self._temporary, self.path)
+        except (OSError, RuntimeError) as error:
+            raise self._unwritable(error) from error
+        self._lock.close()
         return self.path
 
     def abandon(self) -> None:
         """Close and remove the temporary file; after `seal()` there is none, and the sealed file stays."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(OSError, RuntimeError):  # a full disk fails again when HDF5 flushes
+            self._file.close()
+        if not self._lock.closed:
+            self._temporary.unlink(missing_ok=True)
+            self._lock.close()
+
+    def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
+        return StoreError(f"sample {self.path.stem} cannot be written to {self.path.parent}: {reason(error)}")
 
     def _where(self, spec: Variable, at: Mapping[str, int]) -> tuple[slice, ...]:
         if lacking := [dim for dim in spec.dims if dim not in self.sizes]:
@@ -181,9 +193,11 @@ class SampleWriter:
                 del pending[origin]
 
     def _write_block(self, spec: Variable, origin: tuple[int, ...], block: np.ndarray) -> None:
-        self._file[spec.name][tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = (
-            block
-        )
+        where = tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))
+        try:
+            self._file[spec.name][where] = block
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._hashes[spec.name][origin] = block_hash(spec, block)
 
 

@@ -1,0 +1,332 @@
+"""What goes in comes out, a sealed file is whole, a killed capture loses only the sample in flight."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import make_store
+
+from sd35h5 import open_store, verify
+from sd35h5.blocks import round_mantissa
+from sd35h5.errors import StoreError
+from sd35h5.schema import REQUIRED, variable
+from sd35h5.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
+
+HERE = Path(__file__).parent
+SIZES = {
+    "branch": 2,
+    "step": 3,
+    "layer": 4,
+    "head": 2,
+    "token": 70,
+    "map_step": 2,
+    "map_token": 3,
+    "y": 5,
+    "x": 3,
+}
+
+
+def header(precision: str = "rounded", **scales: np.ndarray) -> Header:
+    return Header(
+        {"model_id": "m"}, {n: np.arange(k) for n, k in SIZES.items()} | scales, {"config": "{}"}, precision
+    )
+
+
+def put_required(writer: SampleWriter, **values: object) -> None:
+    for name in REQUIRED:
+        spec = variable(name)
+        if name not in ("samples/sealed", "samples/content_sha256"):
+            shape = spec.shape(writer.sizes)[1:]
+            writer.put(name, values.get(spec.short_name, np.full(shape, "a cat" if spec.is_text else 1)))
+
+
+def content(path: Path) -> str:
+    with h5py.File(path, "r") as file:
+        return file["samples/content_sha256"].asstr()[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), precision=st.sampled_from(["rounded", "exact"]))
+def test_values_put_in_any_pieces_and_order_are_read_back(tmp_path_factory, data, precision):
+    name = data.draw(
+        st.sampled_from(["sinks/mass_image", "maps/image_to_text", "sinks/mass_group", "tokens/token_id"])
+    )
+    spec = variable(name)
+    writer = SampleWriter(tmp_path_factory.mktemp("parts"), 0, header(precision))
+    shape = spec.shape(writer.sizes)[1:]
+    values = np.random.default_rng(0).integers(0, 1 << 20, shape).astype(spec.dtype) / (
+        1 if "id" in name else 3
+    )
+    values = values.astype(spec.dtype)
+    at = data.draw(st.lists(st.sampled_from(spec.dims[1:]), unique=True, max_size=3))
+    places = list(np.ndindex(*(writer.sizes[dim] for dim in at)))
+    for place in data.draw(st.permutations(places)):
+        where = dict(zip(at, place, strict=True))
+        writer.put(name, values[tuple(where.get(dim, slice(None)) for dim in spec.dims[1:])], **where)
+    put_required(writer)
+    sealed = writer.seal()
+    expected = round_mantissa(values) if spec.rounded and precision == "rounded" else values
+    with open_store(sealed) as store:
+        np.testing.assert_array_equal(store.read(name, sample=0).values, expected)
+
+
+def test_the_content_hash_does_not_depend_on_the_pieces(tmp_path):
+    values = np.random.default_rng(1).random((2, 3, 4, 2, 70))
+    hashes = set()
+    for index, by_layer in enumerate((False, True)):
+        writer = SampleWriter(tmp_path, index, header())
+        for step in range(3):
+            for layer in range(4) if by_layer else [slice(None)]:
+                where = {"step": step} | ({"layer": layer} if by_layer else {})
+                writer.put("sinks/mass_image", values[:, step, layer], **where)
+        put_required(writer, seed=5)
+        hashes.add(content(writer.seal()))
+    assert len(hashes) == 1
+
+
+@given(st.lists(st.floats(width=32), min_size=1))
+def test_rounding_keeps_ten_mantissa_bits(floats):
+    values = np.array(floats, np.float32)
+    rounded = round_mantissa(values)
+    normal = np.isfinite(values) & (np.abs(values) >= np.finfo(np.float32).tiny) & (np.abs(values) < 3e38)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(rounded - values)
+    assert (error[normal] <= np.abs(values[normal]) * 2.0**-11).all()
+    assert not (rounded[normal].view(np.uint32) & 0x1FFF).any()
+    np.testing.assert_array_equal(np.isnan(rounded), np.isnan(values))
+
+
+def test_only_partly_filled_blocks_are_held_in_memory(tmp_path):
+    writer = SampleWriter(tmp_path, 0, header())
+    for step in range(3):
+        writer.put("sinks/mass_image", np.ones((4, 2, 70)), branch=0, step=step)
+    assert not writer._pending["sinks/mass_image"]
+    writer.put("sinks/mass_image", np.ones((2, 70)), branch=1, step=0, layer=0)
+    assert len(writer._pending["sinks/mass_image"]) == 3  # tokens 0..31, 32..63, 64..69
+    writer.abandon()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "at", "sentence"),
+    [
+        ("sinks/mass", 1, {}, "'sinks/mass' is no variable.*did you mean"),
+        ("sinks/mass_image", np.ones((4, 3, 70)), {"branch": 0, "step": 3 - 1},
+         r"at branch=0, step=2 has shape \(4, 3, 70\), the file expects layer 4 x head 2 x token 70"),
+        ("sinks/mass_image", np.ones((4, 2, 70)), {"branch": 0, "step": 3}, r"step=3 is outside 0\.\.2"),
+        ("sinks/mass_image", np.ones((4, 2, 70)), {"branch": 0, "stpe": 3}, "no dimension 'stpe'"),
+        ("topk/top_mass", 1.0, {}, "needs the scale 'top_step', 'rank': the header has none"),
+        ("tokens/token_word", np.full((2, 70), 40_000), {}, r"int16, the values span 40000\.\.40000"),
+        ("tokens/token_word", np.ones((2, 70)), {}, "int16, the values are float64"),
+        ("samples/prompt", 3, {}, "holds texts without NUL, not 3"),
+        ("samples/prompt", "a\0b", {}, "holds texts without NUL"),
+        ("samples/sealed", 1, {}, r"written by seal\(\)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_put_is_refused_in_a_sentence(tmp_path, name, values, at, sentence):
+    writer = SampleWriter(tmp_path, 0, header())
+    with pytest.raises(StoreError, match=sentence):
+        writer.put(name, values, **at)
+    writer.abandon()
+
+
+@pytest.mark.parametrize("at", [{}, {"branch": 1}, {"branch": 1, "step": 2, "layer": 3}])
+def test_values_are_never_overwritten(tmp_path, at):
+    writer = SampleWriter(tmp_path, 0, header())
+    whole = np.ones((2, 3, 4, 2, 70))
+    index = tuple(at.get(dim, slice(None)) for dim in ("branch", "step", "layer"))
+    writer.put("sinks/mass_image", whole[index], **at)
+    with pytest.raises(StoreError, match="mass_image was put before at branch="):
+        writer.put("sinks/mass_image", whole)
+    writer.abandon()
+
+
+def test_a_sample_without_its_table_is_not_sealed(tmp_path):
+    writer = SampleWriter(tmp_path, 3, header())
+    writer.put("samples/prompt", "a cat")
+    with pytest.raises(StoreError, match="sample 000003 cannot be sealed: .*seed.* not put"):
+        writer.seal()
+    writer.abandon()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_with_names_outside_the_format_is_refused():
+    with pytest.raises(StoreError, match="no scale 'lyer'"):
+        Header({}, {"lyer": np.arange(3)}, {"config": "{}"})
+    with pytest.raises(StoreError, match="'sigma' needs one value for each position along 'step'"):
+        Header({}, {"step": np.arange(3), "sigma": np.arange(2)}, {"config": "{}"})
+    with pytest.raises(StoreError, match="needs provenance"):
+        Header({}, {})
+
+
+def test_packing_keeps_every_value_and_hash_and_compressed_chunk(tmp_path):
+    parts = make_store(tmp_path / "run.h5", samples=3, packed=False)
+    packed = pack(parts, tmp_path / "run.h5")
+    with open_store(packed) as one, open_store(parts) as many:
+        assert one.variables == many.variables
+        assert all(one.read(name).identical(many.read(name)) for name in one.variables)
+    with h5py.File(packed) as file, h5py.File(parts / "000002.h5") as part:
+        a, b = file["sinks/mass_image"].id, part["sinks/mass_image"].id
+        assert a.read_direct_chunk((2, 0, 3, 0, 0, 32)) == b.read_direct_chunk((0, 0, 3, 0, 0, 32))
+    assert verify(packed, deep=True) == verify(parts, deep=True)
+    assert verify(packed, deep=True).ok
+
+
+def test_packing_fills_what_one_sample_lacks(tmp_path):
+    for index in range(2):
+        writer = SampleWriter(tmp_path / "run.h5.parts", index, header())
+        if index:
+            writer.put("sinks/mass_image", np.ones((4, 2, 70)), branch=1, step=2)
+        put_required(writer)
+        writer.seal()
+    with open_store(pack(tmp_path / "run.h5.parts", tmp_path / "run.h5")) as store:
+        values = store.read("sinks/mass_image").values
+    assert np.isnan(values[0]).all() and (values[1, 1, 2] == 1).all() and np.isnan(values[1, 0]).all()
+
+
+def test_samples_of_different_runs_are_not_packed(tmp_path):
+    parts = make_store(tmp_path / "a.h5", samples=1, packed=False)
+    other = make_store(tmp_path / "b.h5", samples=2, steps=5, packed=False)
+    shutil.copy(other / "000001.h5", parts)
+    with pytest.raises(StoreError, match=r"000001.h5 has another step than the first sample"):
+        pack(parts, tmp_path / "a.h5")
+    assert not (tmp_path / "a.h5").exists() and not (tmp_path / "a.h5.tmp").exists()
+
+
+def test_packing_never_drops_samples_that_a_packed_file_holds(tmp_path):
+    packed = make_store(tmp_path / "run.h5", samples=2)
+    parts = make_store(tmp_path / "b.h5", samples=1, packed=False)
+    with pytest.raises(StoreError, match=r"run.h5 holds samples \(1\) that b.h5.parts has not"):
+        pack(parts, packed)
+
+
+def test_provenance_that_differs_is_kept_as_events(tmp_path):
+    for index, environment in enumerate(('{"gpu": "a"}', '{"gpu": "b"}')):
+        texts = {"config": "{}", "environment": environment, "events": f'["resumed {index}"]'}
+        scales = {n: np.arange(k) for n, k in SIZES.items()}
+        writer = SampleWriter(tmp_path / "p", index, Header({}, scales, texts))
+        put_required(writer)
+        writer.seal()
+    with open_store(pack(tmp_path / "p", tmp_path / "run.h5")) as store:
+        assert store.provenance["environment"] == {"gpu": "a"}
+        assert (
+            store.provenance["events"][:2] == ["resumed 0", "resumed 1"]
+            or "resumed 1" in store.provenance["events"]
+        )
+        assert {
+            "event": "environment differs",
+            "sample": "000001",
+            "value": {"gpu": "b"},
+        } in store.provenance["events"]
+
+
+def test_a_run_is_continued_only_with_its_own_configuration(tmp_path):
+    out = tmp_path / "run.h5"
+    parts = begin_run(out, {"steps": 28, "prompts": ("a", "b"), "seed": 0}, planned=2)
+    assert begin_run(out, {"steps": 28, "prompts": ["a", "b"], "seed": 0}, planned=2) == parts
+    with pytest.raises(
+        StoreError,
+        match=r"another configuration \(guidance: nothing there, 4.5 now; steps: 28 there, 20 now\)",
+    ):
+        begin_run(out, {"steps": 20, "prompts": ["a", "b"], "seed": 0, "guidance": 4.5}, planned=2)
+    assert begin_run(out, {"steps": 20}, planned=1, overwrite=True) == parts
+    assert read_run(parts) == {"config": {"steps": 20}, "planned": 1}
+
+
+def test_a_packed_run_counts_as_sealed_and_guards_its_configuration(tmp_path):
+    out = make_store(tmp_path / "run.h5", samples=2)
+    config = {"steps": 4, "height": 96, "width": 64, "seed": 0}
+    assert sealed_indices(begin_run(out, config, planned=2)) == {0, 1}
+    with pytest.raises(StoreError, match="steps: 4 there, 5 now"):
+        begin_run(out, {**config, "steps": 5}, planned=2)
+
+
+def test_a_file_that_is_no_store_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "notes.h5").write_text("my notes")
+    with pytest.raises(StoreError, match="notes.h5 is there and is no store"):
+        begin_run(tmp_path / "notes.h5", {}, planned=1)
+    assert (tmp_path / "notes.h5").read_text() == "my notes"
+
+
+def test_two_writers_of_one_sample_do_not_mix(tmp_path):
+    first = SampleWriter(tmp_path, 0, header())
+    code = "import sys; sys.path[:0] = sys.argv[1:3]; import test_writer as t; from pathlib import Path\n"
+    code += "t.SampleWriter(Path(sys.argv[3]), 0, t.header())"
+    second = subprocess.run(
+        [sys.executable, "-c", code, str(HERE), str(HERE.parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        "StoreError: sample 0 cannot be begun" in second.stderr
+        and "another process is writing it" in second.stderr
+    )
+    put_required(first)
+    assert verify(first.seal(), deep=True).ok
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from test_writer import *\n"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
+        "writer = SampleWriter(Path(sys.argv[3]), 0, header('exact', token=np.arange(3_000)))\n"
+        "noise = np.random.default_rng(0).random((2, 3, 4, 2, 3_000))\n"
+        "try:\n    writer.put('sinks/mass_image', noise); put_required(writer); writer.seal()\n"
+        "except StoreError as error: print(error)\nwriter.abandon()"
+    )
+    command = [sys.executable, "-c", code, str(HERE), str(HERE.parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"sample 000000 cannot be written to {tmp_path}: file too large\n", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_capture_loses_only_the_sample_in_flight(tmp_path):
+    """SIGKILL at several moments; the sealed files are whole, and going on gives the same data as one run."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import stores\n"
+        "from sd35h5.writer import sealed_indices; import sd35h5.writer as w\n"
+        "write = stores._write_sample\n"
+        "stores._write_sample = lambda p, i, *a: i in sealed_indices(p) or write(p, i, *a)\n"
+        "stores.make_store(Path(sys.argv[3]), samples=6, packed=False)"
+    )
+    command = [sys.executable, "-c", code, str(HERE), str(HERE.parent), str(tmp_path / "run.h5")]
+    parts = tmp_path / "run.h5.parts"
+    for sealed in (1, 2, 4):
+        process = subprocess.Popen(command)
+        while process.poll() is None and len(list(parts.glob("*.h5"))) < sealed:
+            time.sleep(0.01)
+        time.sleep(0.03 * sealed)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert verify(parts, deep=True).ok
+    subprocess.run(command, check=True)
+    whole = make_store(tmp_path / "whole.h5", samples=6, packed=False)
+    assert [content(p) for p in sorted(parts.glob("*.h5"))] == [
+        content(p) for p in sorted(whole.glob("*.h5"))
+    ]
+    assert not list(parts.glob("*.tmp"))  # a leftover became the sample's next attempt
+
+
+@pytest.mark.skipif(not shutil.which("h5dump"), reason="needs hdf5-tools")
+def test_h5dump_reads_every_value(tmp_path):
+    path = make_store(tmp_path / "run.h5", samples=2, gates=True)
+    done = subprocess.run(["h5dump", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '"a red apple left of a cat"' in done.stdout
+    with open_store(path) as store:
+        value = store.read("sinks/mass_group", sample=0, branch=0, query=0, group=0, step=0, layer=0, head=0)
+    dumped = subprocess.run(
+        ["h5dump", "-y", "-m", "%.9g", "-d", "/sinks/mass_group", "-c", "1,1,1,1,1,1,1", str(path)],
+        capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert f"{float(value):.9g}" in dumped
