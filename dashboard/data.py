@@ -1,7 +1,8 @@
-"""Cached reads: which runs there are, and their numbers and pictures as plain arrays; every file is verified first.
+"""Cached reads: which runs there are, and their numbers and pictures as plain arrays; every file is verified
+first.
 
-All access to HDF5 goes through this file. A run is named by `Run`, whose stamp changes when the file does, so that
-nothing stale is ever shown.
+All access to HDF5 goes through this file. A run is named by `Run`, whose stamp changes when the file does, so
+that nothing stale is ever shown.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Found:
     refused: tuple[tuple[str, str], ...]
 
 
-# ---- finding and verifying --------------------------------------------------------------------------------------
+# ---- finding and verifying ---------------------------------------------------------------------------------
+
 
 def find(arguments: tuple[str, ...], root: Path) -> Found:
     """Look for runs at the given paths, or in runs/ and the example stores when there are none."""
@@ -50,14 +52,20 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
         places = [Path(argument).expanduser() for argument in arguments]
     else:
         folders = dict.fromkeys([Path.cwd() / "runs", root / "runs"])
-        places = [folder for folder in folders if folder.is_dir()] + sorted((root / "data").glob("example-*.h5"))
+        places = [folder for folder in folders if folder.is_dir()] + sorted(
+            (root / "data").glob("example-*.h5")
+        )
     for place in places:
         if not place.exists() and not parts_of(place).is_dir():
-            refused.append((place.name, f"There is nothing called {place.name} at that path: check the spelling."))
+            refused.append(
+                (place.name, f"There is nothing called {place.name} at that path: check the spelling.")
+            )
             continue
         inside = stores_in(place)
         if arguments and not inside:
-            refused.append((place.name, f"The folder {place.name} holds no .h5 store: capture one into it first."))
+            refused.append(
+                (place.name, f"The folder {place.name} holds no .h5 store: capture one into it first.")
+            )
         for path in inside:
             problem = problems(str(path), stamp(path))
             if problem:
@@ -65,11 +73,15 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
             else:
                 runs.append(path)
     names = distinct_names(runs)
-    return Found(tuple(Run(name, str(path), stamp(path)) for name, path in zip(names, runs, strict=True)), tuple(refused))
+    return Found(
+        tuple(Run(name, str(path), stamp(path)) for name, path in zip(names, runs, strict=True)),
+        tuple(refused),
+    )
 
 
 def stores_in(place: Path) -> list[Path]:
-    """Return the stores at a path: itself, or what a folder holds (links that lead out of it are not followed)."""
+    """Return the stores at a path: itself, or what a folder holds (links that lead out of it are not
+    followed)."""
     if not place.is_dir() or place.name.endswith(PARTS) or (place / "run.json").exists():
         return [place]
     inside = [path for path in place.iterdir() if path.resolve().is_relative_to(place.resolve())]
@@ -99,17 +111,23 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a number."""
+    """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a
+    number."""
     stems = [path.name.removesuffix(PARTS).removesuffix(".h5") for path in paths]
-    names = [stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}" for stem, path in zip(stems, paths, strict=True)]
+    names = [
+        stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}"
+        for stem, path in zip(stems, paths, strict=True)
+    ]
     return [
-        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
+        for place, name in enumerate(names)
     ]
 
 
 @st.cache_data(max_entries=256, show_spinner="Verifying files …")
 def problems(path: str, mark: tuple[int, ...]) -> str:
-    """Return "" for a sound store, else one sentence that says what is wrong with it; checked in a subprocess."""
+    """Return "" for a sound store, else one sentence that says what is wrong with it; checked in a
+    subprocess."""
     report = verify(path)
     if report.ok:
         return ""
@@ -127,7 +145,8 @@ def without_paths(text: str, path: str) -> str:
 
 @contextmanager
 def sentence(*runs: Run) -> Iterator[None]:
-    """Show an error of the library as one sentence in the page, in place of the panel, and go on with the next."""
+    """Show an error of the library as one sentence in the page, in place of the panel, and go on with the
+    next."""
     try:
         yield
     except Sd35h5Error as error:
@@ -140,7 +159,8 @@ def sentence(*runs: Run) -> Iterator[None]:
         st.error(f"{names} could not be read: the file is damaged or was removed while it was open.")
 
 
-# ---- cached reads -----------------------------------------------------------------------------------------------
+# ---- cached reads ------------------------------------------------------------------------------------------
+
 
 def store(run: Run) -> Store:
     """Return the open store of a run."""
@@ -172,7 +192,12 @@ def group_mass(run: Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr
 
 @st.cache_data(max_entries=64, show_spinner="Reading …")
 def token_mass(
-    run: Run, sample: int, branch: str, steps: tuple[int, ...], layers: tuple[int, ...], heads: tuple[int, ...]
+    run: Run,
+    sample: int,
+    branch: str,
+    steps: tuple[int, ...],
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
 ) -> pd.DataFrame:
     """Return one sample's tokens with their mean mass over the chosen steps, layers and heads."""
     return metrics.token_mass(store(run), sample, branch, steps, layers, heads)
@@ -186,12 +211,15 @@ def tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def image(run: Run, sample: int, longest: int | None = None) -> np.ndarray | None:
-    """Return a sample's image, its longer side reduced to `longest` pixels: uint8 (y, x, 3), None without one."""
+    """Return a sample's image, its longer side reduced to `longest` pixels: uint8 (y, x, 3), None without
+    one."""
     pixels = store(run).image(sample)
     if pixels is None or longest is None or max(pixels.shape[:2]) <= longest:
         return pixels
     height, width = maps.fit(pixels.shape[:2], longest)
-    return np.asarray(pictures.Image.fromarray(pixels).resize((width, height), pictures.Image.Resampling.LANCZOS))
+    return np.asarray(
+        pictures.Image.fromarray(pixels).resize((width, height), pictures.Image.Resampling.LANCZOS)
+    )
 
 
 @st.cache_data(max_entries=128, show_spinner=False)

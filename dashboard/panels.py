@@ -1,4 +1,5 @@
-"""Pieces of page that several pages draw: charts at full width, and what to say when there is nothing to show."""
+"""Pieces of page that several pages draw: charts at full width, and what to say when there is nothing to
+show."""
 
 from __future__ import annotations
 
@@ -9,16 +10,24 @@ import streamlit as st
 
 from dashboard import data, sidebar
 
+#: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
+STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
 NOTHING = (
     "There is no run to show yet. Capture one with `python capture_cli.py --demo`, or open others: "
     "`streamlit run dashboard/app.py -- FOLDER_OR_FILE`."
 )
 
 
-def current() -> sidebar.View:
+def current(open_refused: bool = False) -> sidebar.View:
     """Return what the sidebar says; without a run, say what to do and end the page."""
-    for name, reason in st.session_state["found"].refused:
-        st.error(f"**{plain(name)}** is not shown. {plain(reason)}", icon=":material/error:")
+    st.html(STYLE)
+    open_refused = open_refused or st.session_state["view"] is None
+    refused = st.session_state["found"].refused
+    if refused:
+        lines = [f"**{plain(name)}**: {plain(reason)}" for name, reason in refused]
+        title = f"{len(lines)} file{'s are' if len(lines) > 1 else ' is'} not shown"
+        with st.expander(title, icon=":material/error:", expanded=open_refused):
+            st.markdown("  \n".join(lines))
     view = st.session_state["view"]
     if view is None:
         st.info(NOTHING, icon=":material/info:")
@@ -46,13 +55,9 @@ def clickable(figure: alt.TopLevelMixin, name: str) -> None:
     )
 
 
-def is_dark() -> bool:
-    """Tell whether the page is dark, for pictures that are drawn here."""
-    return st.context.theme.type == "dark"
-
-
 def about(view: sidebar.View) -> str:
     """Say in a line which part of the run the numbers are means over."""
+
     def span(name: str, places: tuple[int, ...]) -> str:
         return f"{name} {places[0]}" if len(places) == 1 else f"{name}s {places[0]}–{places[-1]}"
 
@@ -74,6 +79,7 @@ def prompt(run: data.Run, sample: int) -> str:
 
 
 def patches(run: data.Run) -> int:
-    """Return the number of image keys of a run, 0 when nothing in the file tells: the image's pixels ÷ 16 × 16."""
+    """Return the number of image keys of a run, 0 when nothing in the file tells: the image's pixels ÷ 16 ×
+    16."""
     sizes = data.store(run).sizes
     return (sizes.get("pixel_y", 0) // 16) * (sizes.get("pixel_x", 0) // 16)

@@ -20,7 +20,8 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class View:
-    """What is chosen: everything a page needs to draw. Positions are 0-based; ranges hold every chosen position."""
+    """What is chosen: everything a page needs to draw. Positions are 0-based; ranges hold every chosen
+    position."""
 
     run: data.Run
     others: tuple[data.Run, ...]
@@ -60,10 +61,17 @@ def choose(runs: tuple[data.Run, ...]) -> View | None:
         first = next((name for name in by_name if "baseline" in name), runs[0].name)
         run = by_name[st.selectbox("Run", list(by_name), index=list(by_name).index(first), key="run")]
         rest = [name for name in by_name if name != run.name]
-        others = st.multiselect(
-            "Compare with", rest, default=_comparable(run, by_name, rest), key=f"others-{run.name}",
-            help="shown beside the run on Overview, Maps and Compare",
-        ) if rest else []
+        others = (
+            st.multiselect(
+                "Compare with",
+                rest,
+                default=_comparable(run, by_name, rest),
+                key=f"others-{run.name}",
+                help="shown beside the run on Overview, Maps and Compare",
+            )
+            if rest
+            else []
+        )
         with data.sentence(run):
             return _choose_within(run, tuple(by_name[name] for name in others))
     return None
@@ -84,17 +92,30 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
     table = data.samples(run)
     names = {row["sample"]: f"{row['sample']} · {row['prompt']}" for row in table.to_dict("records")}
     chosen = st.multiselect(
-        "Samples", list(names), format_func=names.get, key=f"samples-{run.name}", placeholder="all samples",
+        "Samples",
+        list(names),
+        format_func=names.get,
+        key=f"samples-{run.name}",
+        placeholder="all samples",
         help="numbers are means over these; none chosen means all",
     ) or list(names)
     sample = st.selectbox(
-        "Shown sample", chosen, format_func=names.get, key=f"sample-{run.name}",
+        "Shown sample",
+        chosen,
+        format_func=names.get,
+        key=f"sample-{run.name}",
         help="whose tokens and maps are shown: they belong to one prompt",
     )
     branches = list(opened.labels("branch"))
-    branch = st.segmented_control("Branch", branches, default=branches[0], key=f"branch-{run.name}") or branches[0]
+    branch = (
+        st.segmented_control("Branch", branches, default=branches[0], key=f"branch-{run.name}") or branches[0]
+    )
     target = _choose_target(run, tuple(chosen), sample, branch)
-    allowed = [name for name in METRIC_NAMES if target != metrics.Target("group", "image") or name == "first_token_mean"]
+    allowed = [
+        name
+        for name in METRIC_NAMES
+        if target != metrics.Target("group", "image") or name == "first_token_mean"
+    ]
     metric = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=f"metric-{len(allowed)}")
     ranges = [_choose_range(name, opened.sizes[name]) for name in ("layer", "head", "step")]
     cell = st.session_state.get("cell")
@@ -102,28 +123,35 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
         cell = None
     if cell is not None:
         st.button(
-            f"layer {cell[0]}, head {cell[1]}", icon=":material/close:", on_click=forget_cell, width="stretch",
+            f"layer {cell[0]}, head {cell[1]}",
+            icon=":material/close:",
+            on_click=forget_cell,
+            width="stretch",
             help="the clicked cell filters the charts: press to see all layers and heads again",
         )
     return View(run, others, tuple(chosen), sample, branch, target, metric, *ranges, cell)
 
 
 def _choose_target(run: data.Run, chosen: tuple[int, ...], sample: int, branch: str) -> metrics.Target:
-    """Offer the first token, the groups that are there, words by their string, and the shown sample's tokens."""
+    """Offer the first token, the groups that are there, words by their string, and the shown sample's
+    tokens."""
     table = data.tokens(run, sample, branch)
     there = set(table["group"])
     options = {"first token (clip_bos)": metrics.FIRST_TOKEN}
-    options |= {f"group {name}": metrics.Target("group", name) for name in GROUPS if name in there or name == "image"}
+    options |= {
+        f"group {name}": metrics.Target("group", name) for name in GROUPS if name in there or name == "image"
+    }
     words: dict[str, None] = {}
     for place in chosen[:100]:
         words |= dict.fromkeys(word for word in data.tokens(run, place, branch)["word_text"] if word)
     options |= {f"word “{word}”": metrics.Target("word", word) for word in words}
     if len(chosen) == 1:
         shown = table[~table["group"].isin(["clip_bos", "clip_pad", "t5_pad", "t5_absent"])]
-        options |= {
-            f"token {row['token']}: {metrics.clean(row['text']) or row['text']} ({row['encoder']})":
-            metrics.Target("token", int(row["token"])) for row in shown.to_dict("records")
-        }
+        for row in shown.to_dict("records"):
+            text = metrics.clean(row["text"]) or row["text"]
+            options[f"token {row['token']}: {text} ({row['encoder']})"] = metrics.Target(
+                "token", int(row["token"])
+            )
     name = st.selectbox("Token or group", list(options), key=f"target-{run.name}-{branch}")
     return options[name]
 

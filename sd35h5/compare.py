@@ -1,7 +1,8 @@
 """Pair the samples of two runs by their pairing key, and take differences of what is paired.
 
-The pairing key is a hash of everything that must be equal (prompt, seed, steps, guidance, size …); weights and gates
-may differ. A sample without a partner is listed with the field that differs, never averaged silently.
+The pairing key is a hash of everything that must be equal (prompt, seed, steps, guidance, size …); weights
+and gates may differ. A sample without a partner is listed with the field that differs, never averaged
+silently.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from sd35h5.reader import Store
 
 #: what may differ between two runs that are compared, or says nothing about the attention itself
-FREE_FIELDS = frozenset(
-    "model_id model_revision transformer gates gate_type gate_target gate_layers gate_override device out overwrite "
-    "prompt prompts prompts_json prompt_ids limit seed num_images tags analyze demo dry_run debug progress "
-    "maps words map_steps map_layers map_heads map_pool topk top_steps rows text_queries atlas raw branches "
-    "precision budget no_images skip_images no_unconditional offload name".split()
-)
+FREE_FIELDS = frozenset({
+    "model_id", "model_revision", "transformer", "gates", "gate_type", "gate_target", "gate_layers",
+    "gate_override", "device", "out", "overwrite", "prompt", "prompts", "prompts_json", "prompt_ids", "limit",
+    "seed", "num_images", "maps", "words", "map_steps", "map_heads", "map_pool", "topk", "top_steps",
+    "text_queries", "branches", "precision", "no_images", "no_unconditional",
+})  # fmt: skip
 SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
 PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]
 UNPAIRED_COLUMNS = ["run", "sample", "prompt", "seed", "field", "value", "nearest"]
@@ -37,9 +38,10 @@ UNPAIRED_COLUMNS = ["run", "sample", "prompt", "seed", "field", "value", "neares
 class Pairing:
     """Which samples of two runs belong together.
 
-    pairs: a row a pair, columns PAIR_COLUMNS. unpaired: a row a sample of either run that has no partner, columns
-    UNPAIRED_COLUMNS: `field` is what differs from the nearest sample of the other run, `value` and `nearest` are the
-    two values.
+    Args:
+        pairs: a row a pair, columns PAIR_COLUMNS.
+        unpaired: a row a sample of either run that has no partner, columns UNPAIRED_COLUMNS: `field` is what
+            differs from the nearest sample of the other run, `value` and `nearest` are the two values.
     """
 
     reference: str
@@ -60,13 +62,20 @@ def pair(reference: Store, other: Store) -> Pairing:
         *_alone(other.name, right, pairs["other_sample"], left, fields, flip=True),
     ]
     return Pairing(
-        reference.name, other.name, pairs.reset_index(drop=True), pd.DataFrame(alone, columns=UNPAIRED_COLUMNS)
+        reference.name,
+        other.name,
+        pairs.reset_index(drop=True),
+        pd.DataFrame(alone, columns=UNPAIRED_COLUMNS),
     )
 
 
 def paired_values(
-    reference: Store, other: Store, pairing: Pairing, metric: str = "first_token_mean",
-    target: metrics.Target = metrics.FIRST_TOKEN, branch: str = "cond",
+    reference: Store,
+    other: Store,
+    pairing: Pairing,
+    metric: str = "first_token_mean",
+    target: metrics.Target = metrics.FIRST_TOKEN,
+    branch: str = "cond",
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Return a metric of both runs for the paired samples only, in the order of `pairing.pairs`.
 
@@ -81,7 +90,8 @@ def paired_values(
         sides.append(values.assign_coords(sample=np.arange(values.sizes["sample"])))
     if sides[0].shape != sides[1].shape:
         raise StoreError(
-            f"{pairing.reference} has (step, layer, head) = {sides[0].shape[1:]}, {pairing.other} {sides[1].shape[1:]}"
+            f"{pairing.reference} has (step, layer, head) = {sides[0].shape[1:]}, "
+            f"{pairing.other} has {sides[1].shape[1:]}"
         )
     return sides[0], sides[1]
 
@@ -94,7 +104,8 @@ def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
 def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.DataFrame:
     """Return what differs between the runs: a row a field, a column a run, values as text.
 
-    Args: free: include the fields that may differ (weights, gates, tiers); False leaves those that prevent pairing.
+    Args: free: include the fields that may differ (weights, gates, tiers); False leaves those that prevent
+    pairing.
     """
     settings = {name: _settings(store, free) for name, store in stores.items()}
     names = dict.fromkeys(field for fields in settings.values() for field in fields)
@@ -111,7 +122,8 @@ def sentence(first: xr.DataArray, second: xr.DataArray, pairing: Pairing, what: 
     before, after = float(first.mean(skipna=True)), float(second.mean(skipna=True))
     change = f"{(after - before) / before:+.1%}" if before else "from zero"
     pairs = f"{len(pairing.pairs)} pair{'s' if len(pairing.pairs) != 1 else ''}"
-    return f"{what}: {before:.3g} in {pairing.reference}, {after:.3g} in {pairing.other} ({change}, mean of {pairs})."
+    means = f"{before:.3g} in {pairing.reference}, {after:.3g} in {pairing.other}"
+    return f"{what}: {means} ({change}, mean of {pairs})."
 
 
 def _numbered(samples: pd.DataFrame) -> pd.DataFrame:
@@ -143,7 +155,9 @@ def _reason(sample: dict, others: pd.DataFrame, fields: pd.DataFrame, flip: bool
         return "repetition", "the same sample again", "fewer of it"
     if len(fields):
         own, nearest = (2, 1) if flip else (1, 2)
-        names, mine, theirs = ("; ".join(str(row[i]) for row in fields.itertuples(index=False)) for i in (0, own, nearest))
+        names, mine, theirs = (
+            "; ".join(str(row[i]) for row in fields.itertuples(index=False)) for i in (0, own, nearest)
+        )
         return names, mine, theirs
     return "pairing_key", _short(sample["pairing_key"], 12), _short(near["pairing_key"].iloc[0], 12)
 

@@ -18,7 +18,8 @@ MAPS = "maps/image_to_text"
 
 
 def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFrame:
-    """Return the tokens of a sample that have a map: map_token, token, text (clean), encoder, group, word_text, label."""
+    """Return the tokens of a sample that have a map: map_token, token, text (clean), encoder, group,
+    word_text, label."""
     if MAPS not in store:
         raise StoreError(f"{store.name} holds no attention maps: capture it with --maps words to have them")
     index = store.read("maps/map_token_index", sample=sample, branch=branch).values
@@ -31,7 +32,9 @@ def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFra
         text = metrics.clean(row["text"]) or str(row["text"])
         label = f"{text} · {row['encoder']} {token}"
         rows.append((map_token, token, text, row["encoder"], row["group"], row["word_text"], label))
-    return pd.DataFrame(rows, columns=["map_token", "token", "text", "encoder", "group", "word_text", "label"])
+    return pd.DataFrame(
+        rows, columns=["map_token", "token", "text", "encoder", "group", "word_text", "label"]
+    )
 
 
 def token_maps(store: Store, sample: int, map_token: int, branch: str = "cond") -> xr.DataArray:
@@ -47,7 +50,8 @@ def token_maps(store: Store, sample: int, map_token: int, branch: str = "cond") 
 
 
 def picture_shape(values: xr.DataArray) -> tuple[int, int]:
-    """Return (height, width) of a picture of a map when there is no image: about 256 pixels on the longer side."""
+    """Return (height, width) of a picture of a map when there is no image: about 256 pixels on the longer
+    side."""
     y, x = values.sizes["y"], values.sizes["x"]
     times = max(1, round(256 / max(y, x)))
     return y * times, x * times

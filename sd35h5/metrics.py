@@ -1,9 +1,10 @@
 """Numbers that need only what is in a store: each has one definition, here, without torch.
 
-Words. A[q,k] = softmax(q·kᵀ/√d) over the whole joint key axis, image and text together. The *mass* of key k is the
-mean of A[q,k] over the queries of one stream (image queries unless said otherwise); the mass of several keys is the
-sum of theirs. A `Target` says which keys: one token position, a group of the token table, or a word by its string.
-Every function returns all layers, heads and steps: filters are `.isel` on the result, means are at the end of the file.
+Words. A[q,k] = softmax(q·kᵀ/√d) over the whole joint key axis, image and text together. The *mass* of key k
+is the mean of A[q,k] over the queries of one stream (image queries unless said otherwise); the mass of
+several keys is the sum of theirs. A `Target` says which keys: one token position, a group of the token table,
+or a word by its string. Every function returns all layers, heads and steps: filters are `.isel` on the
+result, means are at the end of the file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Target:
-    """The text keys a number is about: kind "token" (position), "group" (a name of GROUPS) or "word" (a string)."""
+    """The text keys a number is about: kind "token" (position), "group" (a name of GROUPS) or "word" (a
+    string)."""
 
     kind: str = "token"
     value: int | str = 0
@@ -47,13 +49,18 @@ class Target:
             raise StoreError(f"there is no group {self.value!r}: the groups are {', '.join(GROUPS)}")
 
     def __str__(self) -> str:
-        return {"token": f"token {self.value}", "group": f"group {self.value}", "word": f"word “{self.value}”"}[self.kind]
+        return {
+            "token": f"token {self.value}",
+            "group": f"group {self.value}",
+            "word": f"word “{self.value}”",
+        }[self.kind]
 
 
 FIRST_TOKEN = Target("token", 0)
 
 
-# ---- the three metrics ------------------------------------------------------------------------------------------
+# ---- the three metrics -------------------------------------------------------------------------------------
+
 
 def first_token_mean(
     store: Store, target: Target = FIRST_TOKEN, branch: str = "cond", samples: Sequence[int] | None = None
@@ -61,9 +68,11 @@ def first_token_mean(
     """Return the mass of the target: mean over image queries of A[q,k], summed over the target's keys.
 
     Formula: Σ_{k ∈ target} mean_q A[q,k].  Units: 1 (share of a query's attention, 0..1).
-    Source: sinks/mass_group where the target is a whole group (exact float32, every branch); else sinks/mass_image
-    (rounded to 10 mantissa bits: relative error ≤ 0.05 %; only the branches that were captured per token).
-    Caveat: A spans image keys too, so a text-rich model and an image-rich one differ in what is left for text.
+    Source: sinks/mass_group for a group and for the start token (exact float32, every branch); else
+    sinks/mass_image (rounded to 10 mantissa bits: relative error ≤ 0.05 %; only the branches that were
+    captured per token).
+    Caveat: A spans image keys too, so a text-rich model and an image-rich one differ in what is left for
+    text.
     Returns: float64 (sample, step, layer, head); NaN where the target is absent or nothing was captured.
     """
     chosen = _samples(store, samples)
@@ -79,9 +88,11 @@ def first_token_share(
     """Return how many times the average text token's mass the target's tokens get.
 
     Formula: (first_token_mean ÷ keys in target) ÷ (Σ_{k ∈ text} mass[k] ÷ number of text tokens).
-    Units: 1, a ratio to the average text token (≥ 0, no upper bound of 1). The name is inherited from the tool people
-    come from; it is not a fraction.  Source: as first_token_mean, and sinks/mass_group for the denominator.
-    Caveat: grows with the number of padding tokens, since they lower the average: compare equal text lengths only.
+    Units: 1, a ratio to the average text token (≥ 0, no upper bound of 1). The name is inherited from the
+    tool people come from; it is not a fraction.  Source: as first_token_mean, and sinks/mass_group for the
+    denominator.
+    Caveat: grows with the number of padding tokens, since they lower the average: compare equal text lengths
+    only.
     Returns: float64 (sample, step, layer, head).
     """
     chosen = _samples(store, samples)
@@ -114,7 +125,8 @@ METRICS = {
 }
 
 
-# ---- what they are made of --------------------------------------------------------------------------------------
+# ---- what they are made of ---------------------------------------------------------------------------------
+
 
 def text_mass(store: Store, branch: str = "cond", samples: Sequence[int] | None = None) -> xr.DataArray:
     """Return the mass on all text keys: Σ over the text groups of mass_group, image queries.
@@ -124,7 +136,9 @@ def text_mass(store: Store, branch: str = "cond", samples: Sequence[int] | None 
     """
     chosen = _samples(store, samples)
     there = [group for group in TEXT_GROUPS if group in store.labels("group")]
-    return sum((_group(store, group, branch, chosen) for group in there[1:]), _group(store, there[0], branch, chosen))
+    return sum(
+        (_group(store, group, branch, chosen) for group in there[1:]), _group(store, there[0], branch, chosen)
+    )
 
 
 def group_mass(
@@ -143,8 +157,12 @@ def group_mass(
 
 
 def token_mass(
-    store: Store, sample: int, branch: str = "cond", steps: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None, heads: Sequence[int] | None = None,
+    store: Store,
+    sample: int,
+    branch: str = "cond",
+    steps: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Return one sample's text tokens with their mass, mean over the chosen steps, layers and heads.
 
@@ -181,7 +199,8 @@ def target_sizes(store: Store, target: Target, branch: str, samples: Sequence[in
 
 
 def with_words(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the token table with `word_text`: the pieces of each word joined, lower case, "" outside words."""
+    """Return the token table with `word_text`: the pieces of each word joined, lower case, "" outside
+    words."""
     table = table.copy()
     table["word_text"] = ""
     is_word = table["group"].isin(["clip_word", "t5_word"]) & (table["word"] >= 0)
@@ -196,7 +215,8 @@ def clean(piece: str) -> str:
     return str(piece).replace("</w>", "").replace("▁", "").replace("Ġ", "").strip()
 
 
-# ---- means for charts -------------------------------------------------------------------------------------------
+# ---- means for charts --------------------------------------------------------------------------------------
+
 
 def by_layer_head(values: xr.DataArray) -> pd.DataFrame:
     """Return layer, head, value: the mean over samples and steps (every sample and step weighs the same)."""
@@ -205,11 +225,13 @@ def by_layer_head(values: xr.DataArray) -> pd.DataFrame:
     return table.astype({"layer": int, "head": int})
 
 
-def over_steps(values: xr.DataArray, prompts: Sequence[str], band: tuple[float, float] = (0.1, 0.9)) -> pd.DataFrame:
+def over_steps(
+    values: xr.DataArray, prompts: Sequence[str], band: tuple[float, float] = (0.1, 0.9)
+) -> pd.DataFrame:
     """Return step, timestep, sigma, mean, low, high, prompts: one row a step, mean over layers and heads.
 
-    Samples of one prompt are averaged first; `mean` is over prompts, `low`..`high` the quantiles `band` across
-    prompts (NaN with a single prompt: there is no spread to show).
+    Samples of one prompt are averaged first; `mean` is over prompts, `low`..`high` the quantiles `band`
+    across prompts (NaN with a single prompt: there is no spread to show).
     Args: prompts: the prompt_id of each sample of `values`, in its order.
     """
     per_sample = values.mean(["layer", "head"], skipna=True).transpose("sample", "step")
@@ -232,7 +254,8 @@ def groups_over_layers(values: xr.DataArray) -> pd.DataFrame:
     return table.astype({"layer": int})[["group", "layer", "value"]]
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
+
 
 def _samples(store: Store, samples: Sequence[int] | None) -> list[int]:
     return list(range(store.sizes["sample"])) if samples is None else [int(sample) for sample in samples]
@@ -247,7 +270,9 @@ def _group(store: Store, group: str, branch: str, samples: list[int]) -> xr.Data
 def _tokens(store: Store, target: Target, branch: str, samples: list[int]) -> xr.DataArray:
     tokens = store.sizes["token"]
     if target.kind == "token" and not 0 <= int(target.value) < tokens:
-        raise StoreError(f"token {target.value} is not in {store.name}: its text has the tokens 0..{tokens - 1}")
+        raise StoreError(
+            f"token {target.value} is not in {store.name}: its text has the tokens 0..{tokens - 1}"
+        )
     rows = []
     for sample in samples:
         positions = target_positions(store, target, branch, sample)
@@ -262,17 +287,14 @@ def _tokens(store: Store, target: Target, branch: str, samples: list[int]) -> xr
 
 
 def _whole_group(store: Store, target: Target, branch: str, samples: list[int]) -> str | None:
-    """Return the group whose only key is the target's, if there is one in all samples: its mass is exact."""
+    """Return the group whose mass is the target's own, if any: the group asked for, or the start token's."""
     if target.kind == "group":
         return str(target.value)
     if target.kind == "word" or not 0 <= int(target.value) < store.sizes["token"]:
         return None
     groups = _token_groups(store, branch, samples)
-    at_target = groups[:, int(target.value)]
-    alone = (groups == at_target[:, None]).sum(axis=1) == 1
-    if len(samples) and alone.all() and (at_target == at_target[0]).all() and at_target[0] < len(GROUPS):
-        return GROUPS[at_target[0]]
-    return None
+    is_start = groups == GROUPS.index("clip_bos")
+    return "clip_bos" if is_start[:, int(target.value)].all() and (is_start.sum(axis=1) == 1).all() else None
 
 
 def _token_groups(store: Store, branch: str, samples: Sequence[int]) -> np.ndarray:
@@ -282,15 +304,18 @@ def _token_groups(store: Store, branch: str, samples: Sequence[int]) -> np.ndarr
 
 def _plain(mass: xr.DataArray) -> xr.DataArray:
     keep = {"timestep", "sigma", *AXES}
-    return mass.drop_vars([name for name in mass.coords if name not in keep]).astype(np.float64).transpose(*AXES)
+    return (
+        mass.drop_vars([name for name in mass.coords if name not in keep]).astype(np.float64).transpose(*AXES)
+    )
 
 
 def _refuse_image(target: Target, metric: str) -> None:
     if target == Target("group", "image"):
-        raise StoreError(f"{metric} compares with the text tokens and the image is none: use first_token_mean")
+        raise StoreError(
+            f"{metric} compares with the text tokens and the image is none: use first_token_mean"
+        )
 
 
 def _refuse_empty(values: xr.DataArray, what: str, remedy: str = "capture it again") -> None:
     if values.size == 0 or not np.isfinite(values.values).any():
         raise StoreError(f"the store holds no {what}: {remedy}")
-

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-#: matplotlib's inferno (CC0), every 17th of its 256 entries: perceptually uniform, readable by colour-blind eyes
+#: matplotlib's inferno (CC0), every 17th of its 256 entries: perceptually uniform, readable by colour-blind
+#: eyes
 _INFERNO = (
-    "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 f8850f fca50a fac62d f2e661 fcffa4"
+    "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 "
+    "f8850f fca50a fac62d f2e661 fcffa4"
 )
+_BLACK, _GRAY = "#222222", "#808080"  # the grey has a contrast of 4 on white and of 5 on black
 
 
 def _lut() -> np.ndarray:
@@ -22,14 +25,16 @@ def _lut() -> np.ndarray:
 
 
 def scaled(values: np.ndarray, low: float = 0.0, high: float | None = None) -> np.ndarray:
-    """Return the map as 0..1 between low and high (its own maximum when None); NaN becomes 0. float64 (y, x)."""
+    """Return the map as 0..1 between low and high (its own maximum when None); NaN becomes 0. float64 (y,
+    x)."""
     values = np.nan_to_num(np.asarray(values, float))
     top = float(values.max()) if high is None else high
     return np.clip((values - low) / max(top - low, 1e-30), 0, 1)
 
 
 def resized(values: np.ndarray, shape: tuple[int, int], smooth: bool = True) -> np.ndarray:
-    """Return a (y, x) map of 0..1 at the given (height, width): smooth between patch centres, or patches as squares."""
+    """Return a (y, x) map of 0..1 at the given (height, width): smooth between patch centres, or patches as
+    squares."""
     picture = Image.fromarray(np.asarray(values, np.float32), mode="F")
     how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     return np.clip(np.asarray(picture.resize((shape[1], shape[0]), how)), 0, 1)
@@ -41,41 +46,59 @@ def colored(values: np.ndarray) -> np.ndarray:
 
 
 def map_picture(
-    values: np.ndarray, shape: tuple[int, int], *, low: float = 0.0, high: float | None = None, smooth: bool = False
+    values: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    low: float = 0.0,
+    high: float | None = None,
+    smooth: bool = False,
 ) -> np.ndarray:
     """Return a map alone in colour: uint8 (height, width, 3)."""
     return colored(resized(scaled(values, low, high), shape, smooth))
 
 
 def overlay(
-    image: np.ndarray, values: np.ndarray, *, opacity: float = 0.6, low: float = 0.0, high: float | None = None,
+    image: np.ndarray,
+    values: np.ndarray,
+    *,
+    opacity: float = 0.6,
+    low: float = 0.0,
+    high: float | None = None,
     smooth: bool = True,
 ) -> np.ndarray:
     """Return the image with the map over it; opacity 0 shows the image alone, 1 the map alone.
 
-    The image below is shown in grey as far as the map covers it, so that the map's colours cannot be mistaken for its.
+    The map covers more where it is high, so that the image stays visible elsewhere, and the image turns grey
+    as far as it is covered, so that its colours cannot be mistaken for the map's.
     Args: image uint8 (y, x, 3); values (y, x) of any size; low, high: the ends of the colour scale.
     """
     weight = resized(scaled(values, low, high), image.shape[:2], smooth)
     gray = image.astype(float).mean(axis=2, keepdims=True)
     ground = image * (1 - opacity) + gray * opacity
-    return np.clip(ground * (1 - opacity) + colored(weight) * opacity, 0, 255).astype(np.uint8)
+    cover = (opacity * (opacity + (1 - opacity) * weight))[..., None]
+    return np.clip(ground * (1 - cover) + colored(weight) * cover, 0, 255).astype(np.uint8)
 
 
 def sheet(
-    pictures: Sequence[np.ndarray], labels: Sequence[str], *, columns: int, size: tuple[int, int], title: str = "",
-    dark: bool = False,
+    pictures: Sequence[np.ndarray],
+    labels: Sequence[str],
+    *,
+    columns: int,
+    size: tuple[int, int],
+    title: str = "",
+    clear: bool = False,
 ) -> Image.Image:
-    """Return a contact sheet: pictures row by row, each (height, width) `size` with its label under it."""
+    """Return a contact sheet: pictures row by row, each (height, width) `size` with its label under it.
+
+    Args: clear: a transparent ground and grey letters, for pages that may be light or dark; else black on
+    white.
+    """
     height, width = size
     band, gap = 20, 8
     rows = -(-len(pictures) // columns)
     top = 30 if title else gap
-    canvas = Image.new(
-        "RGB", (columns * (width + gap) + gap, top + rows * (height + band + gap)), "#0e1117" if dark else "white"
-    )
-    draw = ImageDraw.Draw(canvas)
-    ink = "#e6e6e6" if dark else "#222222"
+    canvas = _canvas((columns * (width + gap) + gap, top + rows * (height + band + gap)), clear)
+    draw, ink = ImageDraw.Draw(canvas), _GRAY if clear else _BLACK
     if title:
         draw.text((gap, 8), fitted(title, canvas.width - 2 * gap, 14), fill=ink, font=font(14))
     for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
@@ -107,14 +130,20 @@ def png(picture: np.ndarray | Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def color_bar(low: float, high: float, width: int = 256, dark: bool = False) -> Image.Image:
+def color_bar(low: float, high: float, width: int = 256, clear: bool = False) -> Image.Image:
     """Return inferno from low to high with both ends written under it."""
-    canvas = Image.new("RGB", (width, 32), "#0e1117" if dark else "white")
-    canvas.paste(Image.fromarray(np.broadcast_to(colored(np.linspace(0, 1, width)), (12, width, 3)).copy()), (0, 0))
-    draw, ink = ImageDraw.Draw(canvas), "#e6e6e6" if dark else "#222222"
+    canvas = _canvas((width, 32), clear)
+    canvas.paste(
+        Image.fromarray(np.broadcast_to(colored(np.linspace(0, 1, width)), (12, width, 3)).copy()), (0, 0)
+    )
+    draw, ink = ImageDraw.Draw(canvas), _GRAY if clear else _BLACK
     draw.text((0, 15), f"{low:.3g}", fill=ink, font=font(12))
     draw.text((width, 15), f"{high:.3g}", fill=ink, font=font(12), anchor="ra")
     return canvas
+
+
+def _canvas(size: tuple[int, int], clear: bool) -> Image.Image:
+    return Image.new("RGBA", size, (0, 0, 0, 0)) if clear else Image.new("RGB", size, "white")
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:

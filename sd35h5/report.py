@@ -1,4 +1,5 @@
-"""Store → files: `analyze` writes the table and charts of the sink metrics, `export` images, tokens and maps."""
+"""Store → files: `analyze` writes the table and charts of the sink metrics, `export` images, tokens and
+maps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sd35h5 import charts, maps, metrics, pictures
+from sd35h5 import charts, maps, metrics, pictures, scales
 from sd35h5.errors import StoreError
 from sd35h5.reader import open_store
 
@@ -27,13 +28,19 @@ COLUMNS = [
 SHEET_TILE = 128
 
 
-# ---- analyze ----------------------------------------------------------------------------------------------------
+# ---- analyze -----------------------------------------------------------------------------------------------
+
 
 def analyze(
-    path: str | Path, out_dir: str | Path, first_token_index: int = 0, value_col: str = "first_token_mean",
-    branch: str = "cond", per_prompt: bool = False,
+    path: str | Path,
+    out_dir: str | Path,
+    first_token_index: int = 0,
+    value_col: str = "first_token_mean",
+    branch: str = "cond",
+    per_prompt: bool = False,
 ) -> list[Path]:
-    """Write first_token_metrics.csv, layer_head_heatmap.png, timestep_curve.png and group_mass.png to out_dir.
+    """Write first_token_metrics.csv, layer_head_heatmap.png, timestep_curve.png and group_mass.png to
+    out_dir.
 
     Args:
         first_token_index: position on the text axis of the token that the metrics are about.
@@ -72,8 +79,12 @@ def _metrics_csv(store: Store, target: metrics.Target, branches: Sequence[str], 
 
 
 def metrics_table(store: Store, target: metrics.Target, branch: str, sample: int) -> pd.DataFrame:
-    """Return the three metrics of one sample: a row a (step, layer, head), the columns of the CSV but prompt_id."""
-    named = {name: compute(store, target, branch, [sample]).isel(sample=0) for name, compute in metrics.METRICS.items()}
+    """Return the three metrics of one sample: a row a (step, layer, head), the columns of the CSV but
+    prompt_id."""
+    named = {
+        name: compute(store, target, branch, [sample]).isel(sample=0)
+        for name, compute in metrics.METRICS.items()
+    }
     flat = {name: values.transpose("step", "layer", "head").to_series() for name, values in named.items()}
     table = pd.DataFrame(flat).reset_index()
     values = named["first_token_mean"]
@@ -85,8 +96,13 @@ def metrics_table(store: Store, target: metrics.Target, branch: str, sample: int
 
 
 def _charts(
-    store: Store, values: dict[str, xr.DataArray], groups: dict[str, xr.DataArray], value_col: str,
-    target: metrics.Target, samples: list[int], out: Path,
+    store: Store,
+    values: dict[str, xr.DataArray],
+    groups: dict[str, xr.DataArray],
+    value_col: str,
+    target: metrics.Target,
+    samples: list[int],
+    out: Path,
 ) -> list[Path]:
     label = metrics.LABELS[value_col]
     chosen = {name: array.isel(sample=samples) for name, array in values.items()}
@@ -95,24 +111,33 @@ def _charts(
     if len(set(prompts)) == 1:
         about += f", “{pictures.fitted(store.samples['prompt'].iloc[samples[0]], 300, 12)}”"
     cells = {name: metrics.by_layer_head(array) for name, array in chosen.items()}
-    domain = charts.span(pd.concat(cells.values())["value"])
+    domain = scales.span(pd.concat(cells.values())["value"])
     width = max(420, 15 * chosen[next(iter(chosen))].sizes["layer"])
     heat = [
-        charts.layer_head_heatmap(frame, label, domain=domain, width=width, height=max(320, round(width * 0.8)))
-        .properties(title=_title(value_col, about, name))
+        charts.layer_head_heatmap(
+            frame, label, domain=domain, width=width, height=max(320, round(width * 0.8))
+        ).properties(title=_title(value_col, about, name))
         for name, frame in cells.items()
     ]
     curves = [metrics.over_steps(array, prompts).assign(series=name) for name, array in chosen.items()]
     curve = charts.step_curve(pd.concat(curves), label, x="timestep", width=620, height=340)
-    band = "line: mean over prompts; band: 10th to 90th percentile across prompts" if len(set(prompts)) > 1 else "one prompt"
+    band = (
+        "line: mean over prompts; band: 10th to 90th percentile across prompts"
+        if len(set(prompts)) > 1
+        else "one prompt"
+    )
     masses = [
-        charts.group_mass(metrics.groups_over_layers(array.isel(sample=samples)), width=max(480, width), height=320)
-        .properties(title=_title("where the attention of image queries goes", about, name))
+        charts.group_mass(
+            metrics.groups_over_layers(array.isel(sample=samples)), width=max(480, width), height=320
+        ).properties(title=_title("where the attention of image queries goes", about, name))
         for name, array in groups.items()
     ]
     return [
         _save(alt.hconcat(*heat) if len(heat) > 1 else heat[0], out / "layer_head_heatmap.png"),
-        _save(curve.properties(title=_title(f"{value_col} over the denoising steps", about, band)), out / "timestep_curve.png"),
+        _save(
+            curve.properties(title=_title(f"{value_col} over the denoising steps", about, band)),
+            out / "timestep_curve.png",
+        ),
         _save(alt.hconcat(*masses) if len(masses) > 1 else masses[0], out / "group_mass.png"),
     ]
 
@@ -126,10 +151,12 @@ def _save(chart: alt.Chart | alt.LayerChart | alt.HConcatChart, path: Path) -> P
     return path
 
 
-# ---- export -----------------------------------------------------------------------------------------------------
+# ---- export ------------------------------------------------------------------------------------------------
+
 
 def export(path: str | Path, out_dir: str | Path, maps: bool = False) -> list[Path]:
-    """Write images/SAMPLE_ID.png and tokens.json; with maps=True also maps/SAMPLE_ID/TOKEN/… (PNG and GIF)."""
+    """Write images/SAMPLE_ID.png and tokens.json; with maps=True also maps/SAMPLE_ID/TOKEN/… (PNG and
+    GIF)."""
     out = _folder(out_dir)
     with open_store(path) as store:
         if maps and "maps/image_to_text" not in store:
@@ -153,10 +180,15 @@ def _tokens_json(store: Store, path: Path) -> Path:
         document["sample_ids"].append(row["sample_id"])
         document["prompts"].append(row["prompt"])
         ids = {encoder: table[f"id_{encoder}"] for encoder in ("clip_l", "clip_g", "t5")}
-        document["token_ids"].append({name: [int(i) for i in column if i >= 0] for name, column in ids.items()})
-        document["tokens"].append({
-            name: part["text"].tolist() for name, part in table.groupby("encoder", sort=False, observed=True)
-        })
+        document["token_ids"].append(
+            {name: [int(i) for i in column if i >= 0] for name, column in ids.items()}
+        )
+        document["tokens"].append(
+            {
+                name: part["text"].tolist()
+                for name, part in table.groupby("encoder", sort=False, observed=True)
+            }
+        )
         document["groups"].append(table["group"].tolist())
     return _write(path, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
@@ -179,7 +211,9 @@ def _export_maps(store: Store, sample: int, image: np.ndarray | None, out: Path)
             if image is not None:
                 shown = pictures.overlay(image, layer_mean, high=high)
                 made.append(_write(folder / f"{stem}_overlay.png", pictures.png(shown)))
-            frames.append(pictures.sheet([shown], [f"“{entry['text']}”, step {int(step)}"], columns=1, size=shape))
+            frames.append(
+                pictures.sheet([shown], [f"“{entry['text']}”, step {int(step)}"], columns=1, size=shape)
+            )
         made.append(_write(folder / "steps.gif", pictures.gif(frames)))
         made.append(_write(folder / "layers.png", pictures.png(_layers_sheet(values, image, entry["text"]))))
     return made
@@ -195,7 +229,9 @@ def _layers_sheet(values: xr.DataArray, image: np.ndarray | None, text: str) -> 
         for step in values["map_step"].values:
             one = values.sel(layer=layer, map_step=step).values
             tiles.append(
-                pictures.map_picture(one, shape, high=high) if image is None else pictures.overlay(image, one, high=high)
+                pictures.map_picture(one, shape, high=high)
+                if image is None
+                else pictures.overlay(image, one, high=high)
             )
             labels.append(f"layer {int(layer)} · step {int(step)}")
     title = f"“{text}”: attention of image patches, 0 to {high:.3g}"

@@ -1,10 +1,11 @@
-"""Compare: one reference run and others, paired by pairing key: side by side, as difference, and what cannot be paired."""
+"""Compare: one reference run and others, paired by pairing key: side by side, as difference, and what cannot
+be paired."""
 
 import pandas as pd
 import streamlit as st
 
 from dashboard import data, panels
-from sd35h5 import charts, compare, metrics
+from sd35h5 import charts, compare, metrics, scales
 
 
 def pairing_of(view, other: data.Run) -> compare.Pairing:
@@ -27,8 +28,8 @@ def heatmaps(view, pairs: dict[str, tuple]) -> None:
     """Draw reference, other and difference, one colour scale over all runs and one over all differences."""
     cells = {name: [metrics.by_layer_head(side) for side in sides] for name, sides in pairs.items()}
     changes = {name: metrics.by_layer_head(compare.difference(*sides)) for name, sides in pairs.items()}
-    domain = charts.span(pd.concat([frame for both in cells.values() for frame in both])["value"])
-    limit = max(charts.symmetric(frame["value"]) for frame in changes.values())
+    domain = scales.span(pd.concat([frame for both in cells.values() for frame in both])["value"])
+    limit = max(scales.symmetric(frame["value"]) for frame in changes.values())
     for name, (before, after) in cells.items():
         columns = st.columns(3)
         titles = (view.run.name, name, f"{name} − {view.run.name}")
@@ -37,12 +38,23 @@ def heatmaps(view, pairs: dict[str, tuple]) -> None:
                 st.markdown(f"**{panels.plain(title)}**")
                 if frame is changes[name]:
                     figure = charts.difference_heatmap(
-                        frame, "difference", limit=limit, chosen=view.cell, select="cell", width=250, height=260
+                        frame,
+                        "difference",
+                        limit=limit,
+                        chosen=view.cell,
+                        select="cell",
+                        width=230,
+                        height=320,
                     )
                 else:
                     figure = charts.layer_head_heatmap(
-                        frame, panels.METRIC_TITLES[view.metric], domain=domain, chosen=view.cell, select="cell", width=250,
-                        height=260,
+                        frame,
+                        panels.METRIC_TITLES[view.metric],
+                        domain=domain,
+                        chosen=view.cell,
+                        select="cell",
+                        width=230,
+                        height=320,
                     )
                 panels.clickable(figure, f"compare-{name}-{title}")
 
@@ -55,7 +67,7 @@ def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
         if not frames:
             frames.append(metrics.over_steps(_cell(view, before), prompts).assign(series=view.run.name))
         frames.append(metrics.over_steps(_cell(view, after), prompts).assign(series=name))
-    panels.chart(charts.step_curve(pd.concat(frames), view.label, height=300))
+    panels.chart(charts.step_curve(pd.concat(frames), view.label, height=340))
 
 
 def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
@@ -66,8 +78,14 @@ def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
         for run, values in sides if not rows else sides[1:]:
             means = _cell(view, values).mean(["step", "layer", "head"], skipna=True).values
             table = pairings[name].pairs
-            rows += list(zip([run] * len(table), table["reference_sample"], table["prompt"], means, strict=True))
-    panels.chart(charts.paired_slopes(pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"]), view.label, height=300))
+            rows += list(
+                zip([run] * len(table), table["reference_sample"], table["prompt"], means, strict=True)
+            )
+    panels.chart(
+        charts.paired_slopes(
+            pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"]), view.label, height=340
+        )
+    )
 
 
 def _cell(view, values):
@@ -99,7 +117,12 @@ def unpaired(view, found: list[compare.Pairing]) -> None:
         st.caption("Every sample of these runs has its partner.")
         return
     st.markdown(f"**Not paired, hence not in any number above: {len(alone)}**")
-    named = {"field": "field that differs", "value": "its value", "nearest": "in the other run", "with_run": "pairing with"}
+    named = {
+        "field": "field that differs",
+        "value": "its value",
+        "nearest": "in the other run",
+        "with_run": "pairing with",
+    }
     st.dataframe(alone.rename(columns=named), hide_index=True)
 
 
@@ -113,7 +136,10 @@ st.caption(panels.plain(panels.about(view)))
 pairings, pairs = {}, {}
 for other, pairing in zip(view.others, all_pairings, strict=True):
     if pairing.pairs.empty:
-        st.warning(f"No chosen sample of {panels.plain(other.name)} pairs with {panels.plain(view.run.name)}: see the list below.")
+        st.warning(
+            f"No chosen sample of {panels.plain(other.name)} pairs with {panels.plain(view.run.name)}: "
+            "the list below says why."
+        )
         continue
     with data.sentence(view.run, other):
         before, after = values_of(view, other, pairing)

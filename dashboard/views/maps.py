@@ -1,4 +1,5 @@
-"""Maps: the generated image with the attention map of a word over it, over steps, layers and words, run beside run."""
+"""Maps: the generated image with the attention map of a word over it, over steps, layers and words, run
+beside run."""
 
 from dataclasses import dataclass
 
@@ -9,12 +10,14 @@ import xarray as xr
 from dashboard import data, panels
 from sd35h5 import maps, pictures
 
-TILE = 150
+SHEET_WIDTH = 900  # pixels
+ACROSS = 8
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One run's picture: its image, the maps of the chosen word (map_step, y, x), and all layers' (…, layer, y, x)."""
+    """One run's picture: its image, the maps of the chosen word (map_step, y, x), and all layers' (…, layer,
+    y, x)."""
 
     run: data.Run
     sample: int
@@ -27,11 +30,17 @@ def choose_word(view) -> dict:
     """Offer the mapped tokens of the shown sample, the sidebar's word first."""
     table = data.mapped_tokens(view.run, view.sample, view.branch)
     wanted = table.index[(table["word_text"] == view.target.value) | (table["token"] == view.target.value)]
-    words = table.index[table["group"].isin(["clip_word", "t5_word"])]
-    default = wanted if len(wanted) and view.target.value != 0 else words
+    words = table[table["group"].isin(["clip_word", "t5_word"])]
+    longest = words.index[words["text"].str.len().argsort(kind="stable")][
+        -1:
+    ]  # a noun more often than “a” or “of”
+    default = wanted if len(wanted) and view.target.value != 0 else longest
     place = st.selectbox(
-        "Word", list(table.index), index=int(default[0]) if len(default) else 0,
-        format_func=lambda row: table.loc[row, "label"], key=f"word-{view.run.name}-{view.sample}-{view.target}",
+        "Word",
+        list(table.index),
+        index=int(default[0]) if len(default) else 0,
+        format_func=lambda row: table.loc[row, "label"],
+        key=f"word-{view.run.name}-{view.sample}-{view.target}",
     )
     return table.loc[place].to_dict()
 
@@ -72,9 +81,13 @@ def stills(panels_: list[Panel], step: int, high: float, opacity: float, smooth:
     for column, one in zip(columns, panels_, strict=False):
         with column:
             if plays:
-                frames = [drawn(one, one.values.sel(map_step=at).values, high, opacity, smooth)
-                          for at in one.values["map_step"].values]
-                st.image(pictures.gif(frames), width="stretch", caption=f"{panels.plain(one.run.name)} · all steps")
+                frames = [
+                    drawn(one, one.values.sel(map_step=at).values, high, opacity, smooth)
+                    for at in one.values["map_step"].values
+                ]
+                st.image(
+                    pictures.gif(frames), width="stretch", caption=f"{panels.plain(one.run.name)} · all steps"
+                )
             else:
                 picture = drawn(one, one.values.sel(map_step=step).values, high, opacity, smooth)
                 st.image(picture, width="stretch", caption=f"{panels.plain(one.run.name)} · step {step}")
@@ -88,28 +101,32 @@ def stills(panels_: list[Panel], step: int, high: float, opacity: float, smooth:
                 st.image(one.image, width="stretch", caption="the generated image")
 
 
-def step_sheet(panels_: list[Panel], high: float, opacity: float, smooth: bool) -> pictures.Image.Image:
-    """Return a row a run, a column a captured step."""
-    tiles, labels = [], []
-    for one in panels_:
-        for at in one.values["map_step"].values:
-            tiles.append(drawn(one, one.values.sel(map_step=at).values, high, opacity, smooth))
-            labels.append(f"{one.run.name} · step {int(at)}")
-    return pictures.sheet(
-        tiles, labels, columns=panels_[0].values.sizes["map_step"], size=maps.fit(shape(panels_[0]), TILE), dark=panels.is_dark()
-    )
+def step_sheet(one: Panel, high: float, opacity: float, smooth: bool) -> pictures.Image.Image:
+    """Return a tile a captured step."""
+    steps = one.values["map_step"].values
+    tiles = [drawn(one, one.values.sel(map_step=at).values, high, opacity, smooth) for at in steps]
+    return tiled(one, tiles, [f"step {int(at)}" for at in steps])
 
 
 def layer_sheet(one: Panel, step: int, opacity: float, smooth: bool, high: float) -> pictures.Image.Image:
     """Return a tile a layer at one step, one colour scale over all layers."""
     at = one.layers.sel(map_step=step)
     tiles = [drawn(one, at.sel(layer=layer).values, high, opacity, smooth) for layer in at["layer"].values]
-    labels = [f"layer {int(layer)}" for layer in at["layer"].values]
-    return pictures.sheet(tiles, labels, columns=8, size=maps.fit(shape(one), TILE), dark=panels.is_dark())
+    return tiled(one, tiles, [f"layer {int(layer)}" for layer in at["layer"].values])
 
 
-def word_sheet(view, one: Panel, step: int, layer: int | None, opacity: float, smooth: bool) -> pictures.Image.Image:
-    """Return a tile a mapped token at one step, each on its own colour scale, whose end is written under it."""
+def tiled(one: Panel, tiles: list[np.ndarray], labels: list[str]) -> pictures.Image.Image:
+    """Return the tiles as a contact sheet as wide as the page at 1280 pixels."""
+    columns = min(ACROSS, max(4, len(tiles)))
+    tile = maps.fit(shape(one), SHEET_WIDTH // columns - 8)
+    return pictures.sheet(tiles, labels, columns=columns, size=tile, clear=True)
+
+
+def word_sheet(
+    view, one: Panel, step: int, layer: int | None, opacity: float, smooth: bool
+) -> pictures.Image.Image:
+    """Return a tile a mapped token at one step, each on its own colour scale, whose end is written under
+    it."""
     tiles, labels = [], []
     for row in data.mapped_tokens(one.run, one.sample, view.branch).to_dict("records"):
         values = data.token_maps(one.run, one.sample, row["map_token"], view.branch).sel(map_step=step)
@@ -117,7 +134,7 @@ def word_sheet(view, one: Panel, step: int, layer: int | None, opacity: float, s
         high = float(np.nanmax(values))
         tiles.append(drawn(one, values, high, opacity, smooth))
         labels.append(f"{row['text']} ({row['encoder']}) ≤ {high:.2g}")
-    return pictures.sheet(tiles, labels, columns=8, size=maps.fit(shape(one), TILE), dark=panels.is_dark())
+    return tiled(one, tiles, labels)
 
 
 def show(view) -> None:
@@ -125,12 +142,19 @@ def show(view) -> None:
     first, second, third, fourth = st.columns([3, 3, 2, 2])
     with first:
         word = choose_word(view)
-    steps = [int(step) for step in data.store(view.run).read("maps/image_to_text", sample=0, branch=0, map_token=0, layer=0,
-                                                             y=0, x=0)["map_step"].values]
+    steps = [
+        int(step)
+        for step in data.store(view.run)
+        .read("maps/image_to_text", sample=0, branch=0, map_token=0, layer=0, y=0, x=0)["map_step"]
+        .values
+    ]
     with second:
         options = [None, *range(data.store(view.run).sizes["layer"])]
         layer = st.selectbox(
-            "Layer", options, index=0 if view.cell is None else options.index(view.cell[0]), key=f"map-layer-{view.cell}",
+            "Layer",
+            options,
+            index=0 if view.cell is None else options.index(view.cell[0]),
+            key=f"map-layer-{view.cell}",
             format_func=lambda place: "mean of layers" if place is None else f"layer {place}",
         )
     with third:
@@ -138,7 +162,9 @@ def show(view) -> None:
     with fourth:
         smooth = st.toggle("Smooth", True, key="smooth", help="off: each cell of the map as a square")
         plays = st.toggle("Play steps", False, key="plays")
-    step = st.select_slider("Step", steps, value=steps[-1], key=f"map-step-{len(steps)}-{steps[-1]}", disabled=plays)
+    step = st.select_slider(
+        "Step", steps, value=steps[-1], key=f"map-step-{len(steps)}-{steps[-1]}", disabled=plays
+    )
     drawn_runs = []
     for run in (view.run, *view.others):
         with data.sentence(run):
@@ -151,20 +177,23 @@ def show(view) -> None:
         return
     high = max(float(one.values.max()) for one in drawn_runs)
     stills(drawn_runs, step, high, opacity, smooth, plays)
-    st.image(pictures.color_bar(0, high, 320, panels.is_dark()))
-    st.caption("attention of image patches to the word, mean over heads (0..1); one scale for all runs and steps")
+    st.image(pictures.color_bar(0, high, 320, clear=True))
+    st.caption(
+        "attention of image patches to the word, mean over heads (0..1); one scale for all runs and steps"
+    )
     over_steps, over_layers, over_words = st.tabs(["Over steps", "Over layers", "All words"])
-    with over_steps:
-        st.image(step_sheet(drawn_runs, high, opacity, smooth), width="stretch")
-    with over_layers:
-        top = max(float(one.layers.sel(map_step=step).max()) for one in drawn_runs)
-        for one in drawn_runs:
-            st.caption(f"{panels.plain(one.run.name)} · step {step} · colours from 0 to {top:.3g}")
-            st.image(layer_sheet(one, step, opacity, smooth, top), width="stretch")
-    with over_words:
-        for one in drawn_runs:
-            st.caption(f"{panels.plain(one.run.name)} · step {step} · each word on its own scale, from 0")
-            st.image(word_sheet(view, one, step, layer, opacity, smooth), width="stretch")
+    top = max(float(one.layers.sel(map_step=step).max()) for one in drawn_runs)
+    for one in drawn_runs:
+        name = panels.plain(one.run.name)
+        with over_steps:
+            st.caption(f"{name} · colours from 0 to {high:.3g}")
+            st.image(step_sheet(one, high, opacity, smooth))
+        with over_layers:
+            st.caption(f"{name} · step {step} · colours from 0 to {top:.3g}")
+            st.image(layer_sheet(one, step, opacity, smooth, top))
+        with over_words:
+            st.caption(f"{name} · step {step} · each word on its own scale, from 0")
+            st.image(word_sheet(view, one, step, layer, opacity, smooth))
 
 
 view = panels.current()

@@ -5,6 +5,7 @@ import streamlit as st
 from dashboard import data, panels
 
 PAGE = 12
+ACROSS = 5
 
 
 def card(run: data.Run) -> None:
@@ -15,41 +16,41 @@ def card(run: data.Run) -> None:
         st.markdown(f"**{panels.plain(run.name)}**")
         gate = store.attributes.get("gate_type") or "none"
         st.caption(
-            f"gate: {panels.plain(gate)} · {sizes['layer']} layers × {sizes['head']} heads · {sizes['step']} steps · "
-            f"{sizes['token']} text tokens"
+            f"gate: {panels.plain(gate)} · {sizes['layer']} layers × {sizes['head']} heads · "
+            f"{sizes['step']} steps · {sizes['token']} text tokens"
         )
         if store.status == "capturing":
             done = sizes["sample"]
-            st.progress(min(1.0, done / max(store.planned, 1)), f"capturing: {done} of {store.planned} samples")
+            st.progress(
+                min(1.0, done / max(store.planned, 1)), f"capturing: {done} of {store.planned} samples"
+            )
         else:
             st.caption(f":material/verified: {sizes['sample']} samples, complete, verified")
 
 
 def contact_sheet(view) -> None:
-    """Draw the images: a row a prompt, a column a run, paired by pairing key."""
+    """Draw the images: a row a sample, a column a run, paired by pairing key; a single run fills the rows."""
     runs = (view.run, *view.others)
-    partner = {other.name: _partners(view.run, other) for other in view.others}
-    count = len(view.samples)
     start = 0
-    if count > PAGE:
-        start = (st.number_input(f"Images, {PAGE} at a time: page", 1, -(-count // PAGE), 1, key="page") - 1) * PAGE
+    if len(view.samples) > PAGE:
+        pages = -(-len(view.samples) // PAGE)
+        start = (st.number_input(f"Page of 1 to {pages}", 1, pages, 1, key="page", width=160) - 1) * PAGE
     shown = view.samples[start : start + PAGE]
-    across = len(runs) if len(runs) > 1 else 4
-    if len(runs) > 1:
-        for column, run in zip(st.columns(across), runs, strict=True):
-            column.markdown(f"**{panels.plain(run.name)}**")
     prompts = data.samples(view.run).set_index("sample")["prompt"]
-    rows = [(sample,) for sample in shown] if len(runs) > 1 else [shown[i : i + 4] for i in range(0, len(shown), 4)]
-    for row in rows:
-        columns = st.columns(across)
-        if len(runs) == 1:
-            for column, sample in zip(columns, row, strict=False):
+    if len(runs) == 1:
+        for row in (shown[i : i + ACROSS] for i in range(0, len(shown), ACROSS)):
+            for column, sample in zip(st.columns(ACROSS), row, strict=False):
                 _picture(column, view.run, sample, prompts[sample])
-            continue
-        sample = row[0]
-        for column, run in zip(columns, runs, strict=True):
-            place = sample if run == view.run else partner[run.name].get(sample)
-            _picture(column, run, place, prompts[sample])
+        return
+    partner = {other: _partners(view.run, other) for other in view.others}
+    widths = [1] * (1 + max(3, len(runs)))
+    for column, run in zip(st.columns(widths)[1:], runs, strict=False):
+        column.markdown(f"**{panels.plain(run.name)}**")
+    for sample in shown:
+        columns = st.columns(widths)
+        columns[0].markdown(panels.plain(f"{sample} · {prompts[sample]}"))
+        for column, run in zip(columns[1:], runs, strict=False):
+            _picture(column, run, sample if run == view.run else partner[run].get(sample), "")
 
 
 def _partners(reference: data.Run, other: data.Run) -> dict[int, int]:
@@ -61,12 +62,12 @@ def _picture(column, run: data.Run, sample: int | None, prompt: str) -> None:
     pixels = None if sample is None else data.image(run, sample, 320)
     with column:
         if pixels is not None:
-            st.image(pixels, caption=panels.plain(prompt), width="stretch")
+            st.image(pixels, caption=panels.plain(prompt) or None, width="stretch")
         else:
-            st.caption("no paired sample" if sample is None else f"no image kept: {panels.plain(prompt)}")
+            st.caption("no paired sample" if sample is None else f"no image kept {panels.plain(prompt)}")
 
 
-view = panels.current()
+view = panels.current(open_refused=True)
 found = st.session_state["found"]
 st.subheader("Runs")
 for start in range(0, len(found.runs), 3):

@@ -1,4 +1,5 @@
-"""Sinks: layer × head heatmap, step curve, token bars and group mass, all following the sidebar and the clicked cell."""
+"""Sinks: layer × head heatmap, step curve, token bars and group mass, all following the sidebar and the
+clicked cell."""
 
 import pandas as pd
 import streamlit as st
@@ -11,21 +12,28 @@ def heatmap(view, values) -> None:
     """Draw the heatmap; a click on a cell filters the other charts."""
     frame = metrics.by_layer_head(view.within(values))
     st.markdown("**Layer × head** · click a cell to filter the other charts")
-    panels.clickable(charts.layer_head_heatmap(frame, view.label, chosen=view.cell, select="cell", height=340), "heat")
+    panels.clickable(
+        charts.layer_head_heatmap(frame, view.label, chosen=view.cell, select="cell", width=340, height=430),
+        "heat",
+    )
 
 
 def curve(view, values) -> None:
     """Draw the metric over steps: all chosen layers and heads, and the clicked cell beside them."""
-    x = st.segmented_control("x axis", ["step", "timestep", "sigma"], default="step", key="x", label_visibility="collapsed")
+    x = st.segmented_control(
+        "x axis", ["step", "timestep", "sigma"], default="step", key="x", label_visibility="collapsed"
+    )
     prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
     everything = metrics.over_steps(view.within(values), prompts).assign(series="mean of layers and heads")
     frames = [everything]
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    panels.chart(charts.step_curve(pd.concat(frames), view.label, x=x or "step", height=320))
+    panels.chart(charts.step_curve(pd.concat(frames), view.label, x=x or "step", height=390))
     if len(set(prompts)) > 1:
-        st.caption(f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts")
+        st.caption(
+            f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"
+        )
 
 
 def tokens(view) -> None:
@@ -33,10 +41,24 @@ def tokens(view) -> None:
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
     frame = data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
     sizes = data.store(view.run).sizes
-    top = st.segmented_control("tokens", [12, 24, 48], default=24, key="top", label_visibility="collapsed",
-                               format_func=lambda count: f"top {count}")
+    first, second, third = st.columns(3)
+    top = first.selectbox(
+        "Tokens",
+        [12, 24, 48, 96],
+        index=1,
+        key="top",
+        format_func=lambda count: f"top {count}",
+        label_visibility="collapsed",
+    )
+    if second.toggle("Words only", key="words_only", help="leave out start, end and padding tokens"):
+        frame = frame[frame["group"].isin(["clip_word", "t5_word"])]
+    log = third.toggle("Log scale", key="log")
     keys = sizes["token"] + panels.patches(view.run)
-    panels.chart(charts.token_bars(frame, top=top or 24, uniform=1 / keys if keys > sizes["token"] else None))
+    panels.chart(
+        charts.token_bars(
+            frame, top=top, uniform=1 / keys if keys > sizes["token"] else None, log=log, room=120
+        )
+    )
     st.caption("dashed: uniform attention, 1 ÷ number of keys" if keys > sizes["token"] else "")
 
 
@@ -46,7 +68,7 @@ def groups(view) -> None:
     layer = None
     if view.cell is not None:
         mass, layer = mass.sel(head=[view.cell[1]]), view.cell[0]
-    panels.chart(charts.group_mass(metrics.groups_over_layers(mass), layer=layer, height=340))
+    panels.chart(charts.group_mass(metrics.groups_over_layers(mass), layer=layer, height=560))
 
 
 view = panels.current()
