@@ -25,7 +25,7 @@ def check_file(path: Path, deep: bool) -> Iterator[str]:
     """Yield a sentence for each problem of one file."""
     size = path.stat().st_size
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r")
     except (OSError, RuntimeError):
         yield "it is no HDF5 file, or it is damaged or half-written"
         return
@@ -113,6 +113,7 @@ def _check_variable(file: h5py.File, spec: Variable) -> None:
     for axis, dim in enumerate(spec.dims):
         if dim not in file or len(file[dim]) != dataset.shape[axis]:
             raise Problem(f"{spec.name} has {dataset.shape[axis]} positions along {dim}, its scale has not")
+    for axis, dim in enumerate(spec.dims):
         attached = dataset.dims[axis]
         if len(attached) != 1 or attached[0].name != f"/{dim}":
             raise Problem(f"{spec.name} has no dimension scale {dim} attached to its axis {axis}")

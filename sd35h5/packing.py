@@ -52,10 +52,10 @@ def _pack_into(target: h5py.File, paths: list[Path]) -> None:
     names: dict[str, str] = {}  # variable -> precision it was written with
     indices = []
     for path in paths:
-        with h5py.File(path, "r", locking=False) as part:
+        with h5py.File(path, "r") as part:
             indices.append(int(part["sample"][0]))
             names |= {name: _precision(part[name]) for name in variables_in(part)}
-    with h5py.File(paths[0], "r", locking=False) as first:
+    with h5py.File(paths[0], "r") as first:
         scales = {name: first[name][:] for name in SCALES if name in first} | {"sample": np.array(indices)}
         attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
         write_head(target, scales, attributes, _provenance(paths), kind="run")
@@ -64,7 +64,7 @@ def _pack_into(target: h5py.File, paths: list[Path]) -> None:
         create_variable(target, variable(name), sizes, precision)
     tables = {name: _empty(target[name]) for name in names if _by_value(variable(name))}
     for sample, path in enumerate(paths):
-        with h5py.File(path, "r", locking=False) as part:
+        with h5py.File(path, "r") as part:
             _check_alike(part, scales, attributes, path)
             for name in variables_in(part):
                 if name in tables:
@@ -136,7 +136,7 @@ def _provenance(paths: list[Path]) -> dict[str, str]:
     merged: dict[str, str] = {}
     events: list[object] = []
     for path in paths:
-        with h5py.File(path, "r", locking=False) as part:
+        with h5py.File(path, "r") as part:
             texts = {name: _text(part, name) for name in schema.PROVENANCE if f"provenance/{name}" in part}
         for name, text in texts.items():
             if name == "events":

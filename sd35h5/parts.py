@@ -127,9 +127,9 @@ def find_parts(path: Path) -> Parts:
 
 
 def opened(path: Path) -> h5py.File:
-    """Open a file read-only; sealed files never change, so no lock is taken."""
+    """Open a file read-only."""
     try:
-        return h5py.File(path, "r", locking=False)
+        return h5py.File(path, "r")
     except OSError as error:
         why = reason(error) if error.errno else "it is no HDF5 file, or it is damaged or half-written"
         raise StoreError(f"{path.name} cannot be opened: {why}") from error

@@ -154,7 +154,7 @@ def _config_before(out: Path, parts: Path) -> dict | None:
 
 def _opened(out: Path) -> h5py.File:
     try:
-        file = h5py.File(out, "r", locking=False)
+        file = h5py.File(out, "r")
     except OSError as error:
         raise StoreError(
             f"{out.name} is there and is no store: choose another output file, or overwrite it"
