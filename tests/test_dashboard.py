@@ -1,0 +1,298 @@
+"""Each page of the dashboard by Streamlit's AppTest: what it shows, what a click does, and what bad files do
+to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from stores import make_store
+from streamlit.testing.v1 import AppTest
+
+from sd35h5 import compare, metrics, open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS, HEADS, STEPS = 3, 2, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a baseline, a gated run that pairs with it, and one that does not."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_store(folder / "demo-baseline.h5", layers=LAYERS, heads=HEADS, steps=STEPS, sink=4.0)
+    make_store(folder / "demo-headwise.h5", layers=LAYERS, heads=HEADS, steps=STEPS, sink=2.0, gates=True)
+    make_store(folder / "other.h5", layers=LAYERS, heads=HEADS, steps=6)
+    return folder
+
+
+@pytest.fixture
+def app(monkeypatch):
+    """Start the dashboard with these paths on one of its pages."""
+
+    def start(*paths: Path, page: str = "overview", **state) -> AppTest:
+        monkeypatch.setattr(sys, "argv", ["app.py", *map(str, paths)])
+        test = AppTest.from_file(str(ROOT / "dashboard" / "app.py"), default_timeout=60)
+        for name, value in state.items():
+            test.session_state[name] = value
+        test.switch_page(f"views/{page}.py")
+        test.run()
+        assert not test.exception, test.exception
+        return test
+
+    return start
+
+
+def text_of(test: AppTest) -> str:
+    """Return all words of the page."""
+    kinds = (test.markdown, test.caption, test.info, test.warning, test.error, test.subheader)
+    captions = [image.caption for pictures in test.get("image") for image in pictures.proto.imgs]
+    return "\n".join([str(element.value) for kind in kinds for element in kind] + captions)
+
+
+def frames_of(test: AppTest) -> list[pd.DataFrame]:
+    """Return the data of each chart, as the browser gets it."""
+    found = []
+    for chart in test.get("vega_lite_chart"):
+        for dataset in chart.proto.datasets:
+            found.append(pa.ipc.open_stream(io.BytesIO(dataset.data.data)).read_pandas())
+    return found
+
+
+def heatmap_of(test: AppTest) -> pd.DataFrame:
+    frame = next(frame for frame in frames_of(test) if {"layer", "head", "value"} <= set(frame.columns))
+    return frame.set_index(["layer", "head"])["value"].sort_index()
+
+
+def expected_heatmap(path: Path, steps: slice = slice(None)) -> pd.Series:
+    with open_store(path) as store:
+        values = metrics.first_token_mean(store).isel(step=steps)
+        return metrics.by_layer_head(values).set_index(["layer", "head"])["value"].sort_index()
+
+
+def test_overview_shows_every_run_and_the_paired_images(app, folder):
+    test = app(folder)
+    words = text_of(test)
+    assert all(name in words for name in (r"demo\-baseline", r"demo\-headwise", "other"))
+    assert "gate: headwise" in words
+    assert len(test.get("image")) == 4  # two samples, two runs that pair
+    assert test.dataframe[0].value.set_index("field").loc["gate_type"].tolist() == ["none", "headwise"]
+
+
+def test_heatmap_equals_the_metrics(app, folder):
+    test = app(folder, page="sinks")
+    found = heatmap_of(test)
+    pd.testing.assert_series_equal(
+        found, expected_heatmap(folder / "demo-baseline.h5"), check_index_type=False
+    )
+    assert len(test.get("vega_lite_chart")) == 4
+
+
+def test_sidebar_filters_the_heatmap(app, folder):
+    test = app(folder, page="sinks")
+    test.sidebar.slider(key=f"steps-{STEPS}").set_value((1, 2)).run()
+    test.sidebar.slider(key=f"layers-{LAYERS}").set_value((1, 2)).run()
+    found = heatmap_of(test)
+    assert set(found.index.get_level_values("layer")) == {1, 2}
+    expected = expected_heatmap(folder / "demo-baseline.h5", slice(1, 3))
+    np.testing.assert_allclose(found, expected.loc[found.index], rtol=1e-12)
+
+
+def test_a_clicked_cell_filters_the_other_charts(app, folder):
+    test = app(folder, page="sinks", cell=(2, 1))
+    with open_store(folder / "demo-baseline.h5") as store:
+        values = metrics.first_token_mean(store)[:, :, 2, 1].mean("sample")
+        tokens = metrics.token_mass(store, 0, layers=[2], heads=[1]).sort_values("mass", ascending=False)
+    frames = frames_of(test)
+    curve = next(frame for frame in frames if "series" in frame.columns)
+    cell = curve[curve["series"] == "layer 2, head 1"]
+    np.testing.assert_allclose(cell["mean"], values, rtol=1e-12)
+    bars = next(frame for frame in frames if "token" in frame.columns)
+    np.testing.assert_allclose(bars["mass"], tokens["mass"].head(len(bars)), rtol=1e-12)
+
+
+def test_the_cell_can_be_forgotten(app, folder):
+    test = app(folder, page="sinks", cell=(2, 1))
+    button = next(button for button in test.sidebar.button if "layer 2" in button.label)
+    button.click().run()
+    assert test.session_state["cell"] is None
+    assert not [button for button in test.sidebar.button if "layer 2" in button.label]
+
+
+def test_a_cell_that_another_run_lacks_is_ignored(app, folder):
+    app(folder, page="sinks", cell=(37, 37))
+
+
+@pytest.mark.parametrize("target", ["group t5_pad", "group image", "word “apple”"])
+def test_every_target_draws(app, folder, target):
+    test = app(folder, page="sinks")
+    test.sidebar.selectbox(key="target-demo-baseline-cond").set_value(target).run()
+    assert not test.exception
+    assert np.isfinite(heatmap_of(test)).all()
+
+
+def test_uncond_without_token_masses_says_what_is_missing(app, tmp_path):
+    import h5py
+
+    path = make_store(tmp_path / "run.h5", layers=LAYERS, heads=HEADS, steps=STEPS)
+    with h5py.File(path, "r+") as file:
+        file["sinks/mass_image"][:, 1] = np.nan
+    test = app(path, page="sinks", **{"branch-run": "uncond"})
+    assert "cond branch only" in text_of(test)
+    assert np.isfinite(heatmap_of(test)).all()
+
+
+def test_maps_shows_the_words_of_both_runs(app, folder):
+    test = app(folder, page="maps")
+    assert len(test.get("image")) >= 4
+    assert not test.info
+    words = next(box for box in test.main.selectbox if box.label == "Word")
+    assert any("apple" in option for option in words.options)
+    test.select_slider[0].set_value(0).run()
+    assert not test.exception
+    test.main.toggle(key="plays").set_value(True).run()
+    assert not test.exception
+
+
+def test_maps_follow_the_clicked_layer(app, folder):
+    test = app(folder, page="maps", cell=(2, 1))
+    assert next(box for box in test.main.selectbox if box.label == "Layer").value == 2
+
+
+def test_compare_difference_is_other_minus_reference(app, folder):
+    test = app(folder, page="compare")
+    with open_store(folder / "demo-baseline.h5") as first, open_store(folder / "demo-headwise.h5") as second:
+        pairing = compare.pair(first, second)
+        sides = compare.paired_values(first, second, pairing)
+        expected = (
+            metrics.by_layer_head(compare.difference(*sides))
+            .set_index(["layer", "head"])["value"]
+            .sort_index()
+        )
+        said = compare.sentence(*sides, pairing, "attention mass")
+    cells = [frame for frame in frames_of(test) if {"layer", "head", "value"} <= set(frame.columns)]
+    found = cells[2].set_index(["layer", "head"])["value"].sort_index()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert said in text_of(test).replace("\\", "")
+
+
+def test_compare_lists_what_cannot_be_paired_with_the_field(app, folder):
+    test = app(folder, page="compare")
+    test.sidebar.multiselect(key="others-demo-baseline").set_value(["demo-headwise", "other"]).run()
+    assert not test.exception
+    table = test.dataframe[0].value
+    assert set(table["run"]) == {"demo-baseline", "other"}
+    assert table["field that differs"].str.contains("steps").all()
+
+
+def test_compare_without_another_run_says_what_to_do(app, folder):
+    test = app(folder / "demo-baseline.h5", page="compare")
+    assert "Compare with" in text_of(test)
+
+
+@pytest.mark.parametrize("page", ["overview", "sinks", "maps", "compare"])
+def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, page):
+    (tmp_path / "empty.h5").write_bytes(b"")
+    (tmp_path / "foreign.h5").write_text("a shopping list")
+    whole = (folder / "other.h5").read_bytes()
+    (tmp_path / "half.h5").write_bytes(whole[: len(whole) // 2])
+    test = app(tmp_path, tmp_path / "missing.h5", page=page)
+    words = text_of(test)
+    for name in ("empty", "foreign", "half", "missing"):
+        assert len(re.findall(rf"\*\*{name}\.h5\*\*: .+", words)) == 1, words
+    assert str(tmp_path) not in words
+    assert "There is no run to show yet" in words
+
+
+@pytest.mark.parametrize("page", ["overview", "sinks", "maps", "compare"])
+def test_good_files_are_shown_beside_bad_ones(app, folder, tmp_path, page):
+    (tmp_path / "foreign.h5").write_text("a shopping list")
+    test = app(folder, tmp_path, page=page)
+    assert "foreign" in text_of(test)
+    assert test.sidebar.selectbox(key="run").value == "demo-baseline"
+
+
+def test_a_running_capture_is_shown_with_its_progress(app, tmp_path):
+    make_store(tmp_path / "live.h5", packed=False, planned=5)
+    test = app(tmp_path)
+    assert test.get("progress")[0].proto.text == "capturing: 2 of 5 samples"
+    assert len(test.get("image")) == 2
+
+
+def test_an_empty_folder_says_what_to_do(app, tmp_path):
+    assert "holds no .h5 store" in text_of(app(tmp_path)).replace("\\", "")
+
+
+def test_without_a_path_runs_and_the_examples_are_opened(folder, tmp_path, monkeypatch):
+    from dashboard import data
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data" / "example-baseline.h5").write_bytes((folder / "other.h5").read_bytes())
+    (tmp_path / "runs" / "mine.h5").write_bytes((folder / "other.h5").read_bytes())
+    monkeypatch.chdir(folder)
+    found = data.find((), tmp_path)
+    assert [run.name for run in found.runs] == ["mine", "example-baseline"]
+
+
+def test_equal_names_are_told_apart(folder, tmp_path):
+    from dashboard import data
+
+    paths = [Path("/a/x/run.h5"), Path("/a/y/run.h5"), Path("/b/y/run.h5"), Path("/a/z.h5.parts")]
+    assert data.distinct_names(paths) == ["x/run", "y/run (1)", "y/run (2)", "z"]
+
+
+def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):
+    from dashboard import data
+
+    (tmp_path / "link.h5").symlink_to(folder / "other.h5")
+    assert data.stores_in(tmp_path) == []
+
+
+def test_a_rewritten_file_is_read_anew(app, tmp_path):
+    path = make_store(tmp_path / "run.h5", layers=LAYERS, heads=HEADS, steps=STEPS, seed=1)
+    test = app(path, page="sinks")
+    before = heatmap_of(test)
+    path.unlink()
+    make_store(path, layers=LAYERS, heads=HEADS, steps=STEPS, seed=2)
+    test.run()
+    assert not test.exception
+    pd.testing.assert_series_equal(heatmap_of(test), expected_heatmap(path), check_index_type=False)
+    assert not np.allclose(before, heatmap_of(test))
+
+
+def test_text_of_a_file_is_shown_as_text(app, tmp_path):
+    path = make_store(tmp_path / "run.h5", prompts=("<b>bold</b> **stars** :red[red] $x$",), samples=1)
+    for page in ("overview", "sinks", "maps"):
+        words = text_of(app(path, page=page))
+        assert r"\*\*stars\*\*" in words
+        assert "**stars**" not in words
+        assert "<b>" not in words
+
+
+def test_one_layer_one_head_one_step_and_a_large_model_draw(app, tmp_path):
+    make_store(tmp_path / "tiny.h5", layers=1, heads=1, steps=1, samples=1)
+    make_store(tmp_path / "wide.h5", layers=38, heads=38, steps=2, samples=1, height=32, width=32)
+    for name in ("tiny", "wide"):
+        for page in ("overview", "sinks", "maps", "compare"):
+            app(tmp_path / f"{name}.h5", page=page)
+
+
+def test_the_dashboard_never_imports_torch(folder):
+    code = f"""
+import sys; sys.argv = ["app.py", {str(folder)!r}]
+from streamlit.testing.v1 import AppTest
+for page in ("overview", "sinks", "maps", "compare"):
+    test = AppTest.from_file({str(ROOT / "dashboard" / "app.py")!r}, default_timeout=60)
+    test.switch_page(f"views/{{page}}.py"); test.run(); assert not test.exception
+import json; print(json.dumps([name for name in ("torch", "diffusers", "transformers") if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=180)
+    assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
