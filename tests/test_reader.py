@@ -179,7 +179,7 @@ def test_an_image_that_one_packed_sample_lacks_is_none(parts, tmp_path):
 
 
 def test_reading_touches_only_what_is_selected(run, tmp_path):
-    """Every chunk but those of one sample and step is destroyed: that step is still read, the rest is refused."""
+    """Every chunk but those of one sample and step is destroyed: that step is read, the rest refused."""
     damaged = tmp_path / "damaged.h5"
     shutil.copy(run, damaged)
     with h5py.File(run) as file:
