@@ -20,25 +20,28 @@ from .schema import SCALES, Variable, variable
 def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
     """Make one file of all sealed files in a folder, in the order of their indices. Returns: `out`.
 
-    The file appears whole or not at all. With `keep_parts=False` the folder is removed afterwards.
+    Samples of the same run that only `out` holds, packed earlier, are kept. The file appears whole or not at
+    all. With `keep_parts=False` the folder is removed afterwards.
     """
     parts, out = Path(parts), Path(out)
-    paths = part_files(parts)
-    if not paths:
+    sources = [(int(path.stem), path, 0) for path in part_files(parts)]
+    if not sources:
         raise StoreNotFoundError(f"{parts.name} holds no sealed sample to pack")
-    lost = packed_indices(out) - {int(path.stem) for path in paths} if out.is_file() else set()
-    if lost:
-        some = ", ".join(map(str, sorted(lost)[:5]))
-        raise StoreError(
-            f"{out.name} holds samples ({some}) that {parts.name} has not: pack into another file"
-        )
+    if out.is_file():
+        fresh = {index for index, _, _ in sources}
+        kept = [(index, out, at) for at, index in enumerate(packed_indices(out)) if index not in fresh]
+        if kept and _config(out) != _config(sources[0][1]):
+            raise StoreError(f"{out.name} holds samples of another configuration: pack into another file")
+        sources += kept
     temporary = out.with_name(out.name + ".tmp")
     try:
         with h5py.File(temporary, "w", libver=schema.LIBVER) as target:
-            _pack_into(target, paths)
+            _pack_into(target, sorted(sources))
         publish(temporary, out)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -48,29 +51,36 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
     return out
 
 
-def _pack_into(target: h5py.File, paths: list[Path]) -> None:
-    names: dict[str, str] = {}  # variable -> precision it was written with
-    indices = []
-    for path in paths:
-        with h5py.File(path, "r") as part:
-            indices.append(int(part["sample"][0]))
-            names |= {name: _precision(part[name]) for name in variables_in(part)}
+def _config(path: Path) -> object:
+    with h5py.File(path, "r") as file:
+        return json.loads(_text(file, "config"))
+
+
+def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
+    """Copy samples, each (index, file, position in the file), in their order."""
+    rows: dict[Path, dict[int, int]] = {}  # file -> position in it -> position in the target
+    for row, (_, path, position) in enumerate(sources):
+        rows.setdefault(path, {})[position] = row
+    paths = list(rows)
     with h5py.File(paths[0], "r") as first:
-        scales = {name: first[name][:] for name in SCALES if name in first} | {"sample": np.array(indices)}
+        scales = {name: first[name][:] for name in SCALES if name in first}
         attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
-        write_head(target, scales, attributes, _provenance(paths), kind="run")
+    scales["sample"] = np.array([index for index, _, _ in sources])
+    write_head(target, scales, attributes, _provenance(paths), kind="run")
     sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
-    for name, precision in names.items():
-        create_variable(target, variable(name), sizes, precision)
-    tables = {name: _empty(target[name]) for name in names if _by_value(variable(name))}
-    for sample, path in enumerate(paths):
+    tables: dict[str, np.ndarray] = {}
+    for path in paths:
         with h5py.File(path, "r") as part:
             _check_alike(part, scales, attributes, path)
             for name in variables_in(part):
+                if name not in target:
+                    dataset = create_variable(target, variable(name), sizes, _precision(part[name]))
+                    if _by_value(variable(name)):
+                        tables[name] = _empty(dataset)
                 if name in tables:
-                    tables[name][sample] = _values(part[name])[0]
+                    tables[name][list(rows[path].values())] = _values(part[name])[list(rows[path])]
                 else:
-                    _copy_chunks(part[name], target[name], sample)
+                    _copy_chunks(part[name], target[name], rows[path])
     for name, values in tables.items():
         target[name][...] = values
 
@@ -99,14 +109,16 @@ def _precision(dataset: h5py.Dataset) -> str:
     return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
 
 
-def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, sample: int) -> None:
+def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, rows: Mapping[int, int]) -> None:
     if source.chunks != target.chunks or _filters(source) != _filters(target):
-        target[sample] = source[0]  # written by another tool: through the filters
+        for position, row in rows.items():  # written by another tool: through the filters
+            target[row] = source[position]
         return
     for i in range(source.id.get_num_chunks()):
-        info = source.id.get_chunk_info(i)
-        mask, data = source.id.read_direct_chunk(info.chunk_offset)
-        target.id.write_direct_chunk((sample, *info.chunk_offset[1:]), data, mask)
+        offset = source.id.get_chunk_info(i).chunk_offset
+        if offset[0] in rows:
+            mask, data = source.id.read_direct_chunk(offset)
+            target.id.write_direct_chunk((rows[offset[0]], *offset[1:]), data, mask)
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 from . import schema
 from .errors import StoreError, StoreNotFoundError
 from .packing import variables_in
-from .runs import RUN_FILE, part_files, parts_of, read_run, reason
+from .runs import RUN_FILE, packed_indices, part_files, parts_of, read_run, reason
 from .schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
 
 
@@ -26,7 +26,7 @@ class Parts:
         self.name = path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX)
         self._handles: dict[Path, h5py.File] = {}
         self._closed = False
-        self._where: list[tuple[Path, int]] = []  # sample -> file, position in it
+        self._sources: list[tuple[int, Path, int]] = []  # index in the capture, file, position in it
         self.scales: dict[str, np.ndarray] = {}
         self.attributes: dict[str, str] = {}
         self.provenance: dict[str, Any] = {}
@@ -36,6 +36,9 @@ class Parts:
                 check_version(file, file_path.name)
                 names |= {name for name in variables_in(file) if stays_inside(file, name, file_path.name)}
                 self._join(file, file_path)
+        if len(paths) > 1:
+            self._sources.sort(key=lambda source: source[0])
+        self._where = [(file_path, position) for _, file_path, position in self._sources]
         self.variables = tuple(sorted(names, key=_schema_order))
         self.planned = max(len(self), run["planned"] if run else 0)
         self.config = self.provenance.get("config") or (run["config"] if run else {})
@@ -87,7 +90,7 @@ class Parts:
     def _join(self, file: h5py.File, path: Path) -> None:
         scales = {name: file[name][:] for name in SCALES if name in file}
         own = scales.pop("sample")
-        if not self._where:
+        if not self._sources:
             self.scales = scales
             self.attributes = {name: _as_text(value) for name, value in file.attrs.items()}
             self.provenance = {name: _parsed(file["provenance"][name]) for name in file.get("provenance", ())}
@@ -96,7 +99,7 @@ class Parts:
                 raise StoreError(
                     f"{path.name} has another {name} than the first sample: they do not belong to one run"
                 )
-        self._where += [(path, position) for position in range(len(own))]
+        self._sources += [(index, path, position) for position, index in enumerate(own.tolist())]
 
     def _file(self, path: Path) -> h5py.File:
         if self._closed:
@@ -112,7 +115,11 @@ def find_parts(path: Path) -> Parts:
     """Find what a person names: a file, a folder of sealed files, or `run.h5` while it is captured."""
     parts = parts_of(path)
     if path.is_file():
-        return Parts(path, [path], None)
+        if not (parts / RUN_FILE).is_file():
+            return Parts(path, [path], None)
+        packed = set(packed_indices(path))  # samples that were captured since it was packed are in the folder
+        later = [file for file in part_files(parts) if int(file.stem) not in packed]
+        return Parts(path, [path, *later], read_run(parts))
     if not path.exists() and parts.is_dir():
         path = parts
     if not path.is_dir():

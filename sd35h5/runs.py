@@ -43,14 +43,14 @@ def part_files(parts: Path) -> list[Path]:
 def sealed_indices(parts: Path) -> set[int]:
     """Indices of the samples that need no capture: those in the folder, and those packed beside it."""
     out = out_of(parts)
-    packed = packed_indices(out) if out and out.is_file() else set()
-    return packed | {int(path.stem) for path in part_files(parts)}
+    packed = packed_indices(out) if out and out.is_file() else ()
+    return set(packed) | {int(path.stem) for path in part_files(parts)}
 
 
-def packed_indices(out: Path) -> set[int]:
-    """Indices of the samples in a packed file."""
+def packed_indices(out: Path) -> list[int]:
+    """Indices of the samples in a packed file, in its order."""
     with _opened(out) as file:
-        return {int(index) for index in file["sample"][:]}
+        return file["sample"][:].tolist()
 
 
 def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) -> Path:

@@ -58,7 +58,7 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return [path]
+        return [path, *part_files(parts_of(path))]
     folder = path if path.is_dir() else parts_of(path)
     if not folder.is_dir():
         raise StoreNotFoundError(f"{path.name}: there is no such file or folder")

@@ -203,11 +203,39 @@ def test_samples_of_different_runs_are_not_packed(tmp_path):
     assert not (tmp_path / "a.h5").exists() and not (tmp_path / "a.h5.tmp").exists()
 
 
-def test_packing_never_drops_samples_that_a_packed_file_holds(tmp_path):
-    packed = make_store(tmp_path / "run.h5", samples=2)
-    parts = make_store(tmp_path / "b.h5", samples=1, packed=False)
-    with pytest.raises(StoreError, match=r"run.h5 holds samples \(1\) that b.h5.parts has not"):
-        pack(parts, packed)
+def test_samples_captured_after_packing_are_read_and_packed_with_the_others(tmp_path):
+    out = tmp_path / "run.h5"
+    whole = make_store(tmp_path / "whole.h5", samples=4)
+    parts = make_store(out, samples=4, packed=False)
+    late = tmp_path / "late"
+    late.mkdir()
+    for index in (0, 3):
+        (parts / f"00000{index}.h5").rename(late / f"00000{index}.h5")
+    pack(parts, out, keep_parts=False)
+    assert begin_run(out, {"steps": 4, "height": 96, "width": 64, "seed": 0}, planned=4) == parts
+    for file in late.iterdir():
+        file.rename(parts / file.name)
+    assert sealed_indices(parts) == {0, 1, 2, 3}
+    for path in (out, pack(parts, out), pack(parts, out, keep_parts=False)):
+        with open_store(path) as store, open_store(whole) as expected:
+            assert len(store) == 4 and store.status == "complete"
+            assert all(store.read(name).equals(expected.read(name)) for name in expected.variables)
+        assert verify(path, deep=True).ok
+    assert not parts.exists()
+
+
+def test_a_packed_file_of_another_run_is_not_mixed_in(tmp_path):
+    parts = make_store(tmp_path / "a.h5", samples=1, packed=False)
+    for changes, sentence in (
+        ({"layers": 5}, "b.h5 has another layer than the first sample"),
+        ({"width": 96}, "b.h5 holds samples of another configuration"),
+    ):
+        other = make_store(tmp_path / "b.h5", samples=2, **changes)
+        before = other.read_bytes()
+        with pytest.raises(StoreError, match=sentence):
+            pack(parts, other)
+        assert other.read_bytes() == before
+        other.unlink()
 
 
 def test_provenance_that_differs_is_kept_as_events(tmp_path):
