@@ -19,7 +19,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from sd35h5.call import Call
 from sd35h5.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
 from sd35h5.errors import CaptureError, ConfigError
-from sd35h5.facts import ModelFacts, read_facts
+from sd35h5.facts import ModelFacts, check_size, read_facts
 from sd35h5.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
 from sd35h5.probe import Probe, gates_by_layer, installed, second_attentions
 from sd35h5.recorder import Progress, say
@@ -172,8 +172,7 @@ def settings_of(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt])
     settings |= {
         "device": device,
         "dtype": resolve_dtype(config.model.dtype, device),
-        "height": config.sampling.height or facts.pixels,
-        "width": config.sampling.width or facts.pixels,
+        **dict(zip(("height", "width"), check_size(config, facts), strict=True)),
         "scheduler": facts.scheduler,
         "t5": facts.has_t5,
         "gates": str(facts.gates_file or ""),
@@ -189,15 +188,12 @@ def run(config: CaptureConfig) -> Path:
     Raises:
         ConfigError, CaptureError, StoreError: a sentence; sealed samples stay.
     """
-    prompts, out = validate(config), Path(config.out)
+    prompts, out = validate(config), Path(config.output.out)
     facts = read_facts(config.model)
     settings = settings_of(config, facts, prompts)
-    for side in ("height", "width"):
-        if settings[side] % facts.scale:
-            raise ConfigError(f"--{side} {settings[side]}: this model draws multiples of {facts.scale} pixels")
     images = config.prompts.num_images
     planned = len(prompts) * images
-    parts = begin_run(out, settings, planned, overwrite=config.overwrite)
+    parts = begin_run(out, settings, planned, overwrite=config.output.overwrite)
     sealed = sealed_indices(parts)
     todo = [index for index in range(planned) if index not in sealed]
     if not todo and out.is_file():
@@ -210,7 +206,11 @@ def run(config: CaptureConfig) -> Path:
         pipe, _ = load(config.model, facts)
         pipe.set_progress_bar_config(disable=True)
         session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision)
-        _draw_all(config, prompts, todo, pipe, session, settings)
+        try:
+            _draw_all(config, prompts, todo, pipe, session, settings)
+        except BaseException:
+            say(f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}; the same command goes on from there")
+            raise
     return _finish(parts, out)
 
 

@@ -24,7 +24,9 @@ DTYPES = {
     "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16",
     "float32": "float32", "fp32": "float32", "float": "float32",
 }  # fmt: skip
-Flag = Annotated[bool, FlagCreatePairsOff]
+Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
+Text = Annotated[str, arg(help_behavior_hint="")]  # empty means not given
+Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Model:
     """A folder in diffusers' layout, or a hub id."""
     transformer: str = "transformer"
     """Subfolder of the model, or a folder anywhere, that holds the transformer to use: `transformer_headwise`, say."""
-    gates: str = ""
+    gates: Text = ""
     """A gates.safetensors file to put on the transformer, in place of its own if it has one."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto` takes CUDA where there is one."""
@@ -47,13 +49,13 @@ class Model:
 class Prompts:
     """What is drawn. Sample i is the pipeline's own picture for `generator=torch.Generator("cpu").manual_seed(seed + i)`."""
 
-    prompt: tuple[str, ...] = ()
+    prompt: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     """One prompt or several: --prompt "a red apple" "a cat on a chair"."""
-    prompts_json: str = ""
+    prompts_json: Text = ""
     """A JSON file instead: a list of prompts, or of {"id": "apple", "prompt": "a red apple"}."""
-    limit: int | None = None
+    limit: Count = None
     """Take only the first so many prompts."""
-    negative_prompt: str = ""
+    negative_prompt: Text = ""
     """What to steer away from, for all prompts."""
     num_images: int = 1
     """Images a prompt; image j of a prompt adds 1,000,000 times j to its seed. Each is a sample of its own."""
@@ -69,9 +71,9 @@ class Sampling:
     """Denoising steps."""
     guidance: float = 4.5
     """Guidance scale; 1 or less turns guidance off, and there is then no unconditional branch."""
-    height: int | None = None
+    height: Count = None
     """Height in pixels, a multiple of 16; the model's own size if not given."""
-    width: int | None = None
+    width: Count = None
     """Width in pixels, a multiple of 16; the model's own size if not given."""
     max_sequence_length: int = 256
     """T5 tokens, 1 to 512. The text axis has these after CLIP's 77."""
@@ -85,7 +87,7 @@ class Tiers:
     maps: Literal["off", "first", "words", "all"] = "words"
     """Maps of where the image looks at a token: `first` is the CLIP start token alone, `words` that and at most 23
     words, `all` every token."""
-    words: tuple[str, ...] = ()
+    words: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     """Words or phrases to map in place of the first ones: --words cat "red apple"."""
     map_steps: str = "every:4"
     """Steps of the maps: `every:4`, `all`, or a list such as `0,5,27`."""
@@ -106,7 +108,7 @@ class Tiers:
     """Keep also how the text looks at every token, not only how the image does."""
     precision: Literal["rounded", "exact"] = "rounded"
     """`rounded` keeps 10 bits of mantissa in the large arrays (0.05 % error, less than half the size)."""
-    no_images: Annotated[bool, FlagCreatePairsOff, arg(aliases=["--skip_images"])] = False
+    no_images: Annotated[bool, FlagCreatePairsOff, arg(aliases=["--skip_images"], help_behavior_hint="")] = False
     """Do not store the images."""
 
     @property
@@ -117,17 +119,24 @@ class Tiers:
 
 
 @dataclass(frozen=True)
+class Output:
+    """Where it goes. Ctrl-C is safe: a sample that is sealed stays, and the same command goes on with the next."""
+
+    out: str = "run.h5"
+    """The file to make. While capturing, samples gather in the folder OUT.parts, which opens like the file."""
+    overwrite: Flag = False
+    """Remove what is at --out first."""
+
+
+@dataclass(frozen=True)
 class CaptureConfig:
-    """A whole capture: model, prompts, sampling, and what to keep."""
+    """A whole capture."""
 
     model: Model = field(default_factory=Model)
     prompts: Prompts = field(default_factory=Prompts)
     sampling: Sampling = field(default_factory=Sampling)
     tiers: Tiers = field(default_factory=Tiers)
-    out: str = "run.h5"
-    """The file to make. While capturing, samples gather in the folder OUT.parts; the same command continues it."""
-    overwrite: Flag = False
-    """Remove what is at --out first."""
+    output: Output = field(default_factory=Output)
 
     def flat(self) -> dict[str, object]:
         """All that decides the data, by option name: what must be equal to continue a capture."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35h5.config import DEFAULT_MODEL, Model
+from sd35h5.config import DEFAULT_MODEL, CaptureConfig, Model
 from sd35h5.errors import CaptureError, ConfigError
 
 GATES_NAME = "gates.safetensors"
@@ -86,6 +86,19 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
     )
 
 
+def check_size(config: CaptureConfig, facts: ModelFacts) -> tuple[int, int]:
+    """Height and width to draw: those asked for, or the model's own.
+
+    Raises:
+        ConfigError: no multiple of the model's patch.
+    """
+    size = config.sampling.height or facts.pixels, config.sampling.width or facts.pixels
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        if pixels % facts.scale:
+            raise ConfigError(f"--{name} {pixels}: this model draws multiples of {facts.scale} pixels")
+    return size
+
+
 def is_folder(model_id: str) -> bool:
     """Tell a folder from a hub id; a path that is neither is refused.
 
@@ -131,30 +144,35 @@ def gates_file(model: Model, folder: Path | None) -> Path | None:
 def hub_sentence(model_id: str, error: Exception) -> str:
     """Say in one sentence why a hub repository cannot be had, and what to do."""
     kind = type(error).__name__
+    licence = f"accept its licence at https://huggingface.co/{model_id}, then `hf auth login`"
     if kind == "GatedRepoError":
-        why = f"needs its licence accepted at https://huggingface.co/{model_id}, and then `hf auth login`"
+        why = f"is shown to those only who accepted its licence: {licence}"
     elif kind == "RepositoryNotFoundError":
-        why = "is no folder here, and the hub does not show it to you: check the name, or log in with `hf auth login`"
+        why = f"is no folder here, and the hub does not show it: check the name, or {licence}"
     else:
-        why = "is no folder here, and the hub cannot be reached from here"
-    return f"{model_id} {why}; a folder can be given with --model_id, and --demo needs neither"
+        why = f"is no folder here, and the hub cannot be reached from here; where it can be, {licence}"
+    return f"{model_id} {why}; to see the tool work without it, use --demo"
 
 
 def _from_hub(model_id: str) -> tuple[str, dict[str, dict], Path | None]:
     """Return (commit, JSON files by name, the transformer's gates if the repository has them)."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
 
+    refusal = None
     try:
-        paths = {name: Path(hf_hub_download(model_id, path)) for name, path in _FILES.items()}
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise CaptureError(hub_sentence(model_id, error)) from error
-        raise ConfigError(f"{model_id} on the hub is not in diffusers' layout: it lacks one of {', '.join(_FILES.values())}") from error
-    except (OSError, ValueError, RuntimeError) as error:  # gated, unknown, offline, no route: all derive from these
-        raise CaptureError(hub_sentence(model_id, error)) from error
+        get_hf_file_metadata(hf_hub_url(model_id, _FILES["index"]), timeout=10)
+    except Exception as error:  # httpx's and the hub's own have no common parent; a download would retry for long
+        refusal = error
+    options = {"local_files_only": refusal is not None}
     try:
-        gates = Path(hf_hub_download(model_id, f"transformer/{GATES_NAME}"))
+        paths = {name: Path(hf_hub_download(model_id, path, **options)) for name, path in _FILES.items()}
+    except Exception as error:
+        if refusal is None and isinstance(error, EntryNotFoundError):
+            raise ConfigError(f"{model_id} is not in diffusers' layout: it lacks one of {', '.join(_FILES.values())}") from error
+        raise CaptureError(hub_sentence(model_id, refusal or error)) from error
+    try:
+        gates = Path(hf_hub_download(model_id, f"transformer/{GATES_NAME}", **options))
     except EntryNotFoundError:  # none there, or none cached while offline
         gates = None
     revision = paths["index"].parent.name  # snapshots/COMMIT/model_index.json

@@ -96,7 +96,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | 
 
 def blocked_lse(query: Tensor, key: Tensor) -> Tensor:
     """Log-sum-exp of q·kᵀ/√d over all keys, float32 (batch, heads, S), in tiles of queries."""
-    batch, heads, queries, width = query.shape
+    batch, heads, _, width = query.shape
     scaled = (key.float() * width**-0.5).transpose(-1, -2)
     rows = max(1, _LSE_TILE.get(query.device.type, _LSE_TILE_ELSEWHERE) // (batch * heads * key.shape[2]))
     tiles = [torch.logsumexp(tile.float() @ scaled, dim=-1) for tile in query.split(rows, dim=2)]

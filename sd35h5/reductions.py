@@ -2,11 +2,14 @@
 
 With the log-sum-exp of each row, A[q, k] = exp(q·k/√d − LSE[q]) needs no softmax pass. The probabilities live in tiles of
 queries and are never whole; one tile's exponentials serve the mass, the groups, the entropy, the maps and the self check.
+Logits are in bits, not nats, inside a tile: torch's exp2 takes half the time of its exp on a CPU.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +91,8 @@ def reduce_keys(
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
     flat = batch * heads
-    scaled_key = (key.float() * width**-0.5).reshape(flat, keys, width).transpose(1, 2)  # (BH, d, K)
-    flat_query, flat_lse = query.reshape(flat, queries, width), lse.reshape(flat, queries, 1)
+    scaled_key = (key.float() * (width**-0.5 / math.log(2))).reshape(flat, keys, width).transpose(1, 2)  # (BH, d, K)
+    flat_query, bits = query.reshape(flat, queries, width), (lse / math.log(2)).reshape(flat, queries, 1)
     mass = query.new_zeros((flat, 2, keys), dtype=torch.float32)
     row_sum = query.new_empty((flat, queries), dtype=torch.float32)
     row_entropy = torch.empty_like(row_sum) if entropy else None
@@ -100,8 +103,8 @@ def reduce_keys(
         shape = (flat, end - start, keys)
         logits = workspace.take("logits", shape, query.device)
         torch.bmm(flat_query[:, start:end].float(), scaled_key, out=logits)
-        logits -= flat_lse[:, start:end]
-        share = torch.exp(logits, out=workspace.take("share", shape, query.device))
+        logits -= bits[:, start:end]
+        share = torch.exp2(logits, out=workspace.take("share", shape, query.device))
         mass[:, stream] += share.sum(1)
         torch.sum(share, 2, out=row_sum[:, start:end])
         if picked is not None and stream == IMAGE:
@@ -119,8 +122,9 @@ def reduce_keys(
 
 
 def _row_entropy(logits: Tensor, share: Tensor, row_sum: Tensor) -> Tensor:
-    """Entropy of each row renormalised: log Z − (Σ p log p)/Z with Z = Σ p, from log p and p at hand; spoils logits."""
-    return torch.where(row_sum > _SMALLEST_ROW, row_sum.log() - logits.mul_(share).sum(2) / row_sum, 0.0)
+    """Entropy in nats of each row renormalised: log Z − (Σ p log p)/Z with Z = Σ p, from log2 p and p; spoils logits."""
+    nats = row_sum.log() - math.log(2) * logits.mul_(share).sum(2) / row_sum
+    return torch.where(row_sum > _SMALLEST_ROW, nats, 0.0)
 
 
 def _stream_means(values: Tensor, image_tokens: int) -> Tensor:
@@ -138,7 +142,7 @@ def _tiles(queries: int, image_tokens: int, rows: int) -> list[tuple[int, int, i
     for stream, first, last in ((IMAGE, 0, image_tokens), (TEXT, image_tokens, queries)):
         count = -(-(last - first) // rows)
         edges = [first + (last - first) * i // count for i in range(count + 1)] if count else [first]
-        tiles += [(stream, start, end) for start, end in zip(edges, edges[1:], strict=False)]
+        tiles += [(stream, start, end) for start, end in pairwise(edges)]
     return tiles
 
 

@@ -1,0 +1,123 @@
+"""Command line of a capture: flags -> CaptureConfig -> sd35h5.capture.run, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from sd35h5.config import CaptureConfig, Flag, Model, Output, Prompts, Sampling, Text, Tiers, validate
+from sd35h5.errors import Sd35h5Error
+from sd35h5.facts import read_facts
+
+DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The picture is the one that
+the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
+
+Without weights or a GPU: the bundled tiny models, then the dashboard
+$ python capture_cli.py --demo
+$ streamlit run dashboard/app.py
+
+For real, and on to the numbers
+$ python capture_cli.py --prompt "a red apple" "a cat on a chair" --out run.h5 --seed 0
+$ python -m sd35h5 analyze run.h5 --out_dir out
+
+What would it write, and how much?
+$ python capture_cli.py --prompt "a red apple" --map_heads all --dry_run"""
+
+
+@dataclass(frozen=True)
+class Action:
+    """What to do beside capturing."""
+
+    demo: Flag = False
+    """Capture six prompts with the bundled tiny models, baseline and both gated ones with equal seeds, into runs/."""
+    dry_run: Flag = False
+    """Print the plan (shapes, tiers, bytes) and stop. Nothing is loaded."""
+    analyze: Text = ""
+    """Then write metrics and charts into this folder, as `python -m sd35h5 analyze` does."""
+    debug: Flag = False
+    """Show the traceback of an error, not only its sentence."""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    model: Model = field(default_factory=Model)
+    prompts: Prompts = field(default_factory=Prompts)
+    sampling: Sampling = field(default_factory=Sampling)
+    tiers: Tiers = field(default_factory=Tiers)
+    output: Output = field(default_factory=Output)
+    action: Action = field(default_factory=Action)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Parse, capture, and say in one sentence what went wrong. Returns: the exit status."""
+    line = tyro.cli(
+        OmitArgPrefixes[CommandLine], prog="capture_cli.py", description=DESCRIPTION, args=args, use_underscores=True
+    )
+    config = CaptureConfig(line.model, line.prompts, line.sampling, line.tiers, line.output)
+    try:
+        return _act(config, line.action)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if line.action.debug:
+            raise
+        kind = "" if isinstance(error, Sd35h5Error) else f"{type(error).__name__}: "
+        print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _act(config: CaptureConfig, action: Action) -> int:
+    from sd35h5.demo import demo_configs, run_demo
+
+    configs = demo_configs(config) if action.demo else [config]
+    if action.dry_run:
+        from sd35h5.plan import describe_plan
+
+        for each in configs:
+            prompts = validate(each)
+            print(describe_plan(each, read_facts(each.model, offline_guess=True), prompts))
+        return 0
+    for each in configs:  # before torch is imported: a wrong value is told at once
+        validate(each)
+        read_facts(each.model)
+    run, say = _load_capture()
+    stores = run_demo(configs, run, say) if action.demo else [run(config)]
+    if action.analyze:
+        from sd35h5.report import analyze
+
+        for store in stores:
+            folder = Path(action.analyze) / store.stem if action.demo else Path(action.analyze)
+            analyze(store, folder)
+            print(folder)
+    print("\n".join(str(store) for store in stores))
+    paths = "" if action.demo else f" -- {stores[0]}"
+    say(f"look at {'them' if action.demo else 'it'} with: streamlit run dashboard/app.py{paths}")
+    return 0
+
+
+def _load_capture():
+    """Import torch and all that needs it, with the libraries' chatter off and our notes on stderr."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads that spin starve busy cores
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # two lines on torchvision, which is not needed
+    print("loading torch and diffusers …", file=sys.stderr)
+    from sd35h5.capture import run
+    from sd35h5.recorder import say
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(f"note: {record.getMessage()}")
+
+    logging.getLogger("sd35h5").addHandler(Notes())
+    logging.getLogger("sd35h5").setLevel(logging.INFO)
+    return run, say
+
+
+if __name__ == "__main__":
+    sys.exit(main())
