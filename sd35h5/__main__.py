@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     one = _command(commands, pack, "run.h5.parts")
     _option(one, "--out", type=Path, help="the file to make; by default the folder's name without .parts")
     _flag(one, "--partial", help="pack what is sealed, though the capture planned more samples")
-    _flag(one, "--overwrite", help="replace the file if it is there")
+    _flag(one, "--overwrite", help="replace the file; samples of the run that only it holds stay")
     _flag(one, "--remove_parts", help="remove the folder once it is packed")
 
     one = _command(commands, analyze, "run.h5 --out_dir out")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from . import schema
 from .blocks import block_hash, content_hash, extent, origins
-from .check_objects import Problem, as_text, check_object, shown, walk
+from .check_objects import Problem, as_text, check_object, shown, told_as, walk
 from .packing import variables_in
 from .schema import SCALES, Variable, variable
 
@@ -21,56 +20,48 @@ OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
 
 
-def check_file(path: Path, deep: bool) -> Iterator[str]:
-    """Yield a sentence for each problem of one file."""
-    size = path.stat().st_size
+def check_file(path: Path, deep: bool) -> list[str]:
+    """Sentences for the problems of one file, [] for a good one."""
     try:
-        file = h5py.File(path, "r")
-    except (OSError, RuntimeError):
-        yield "it is no HDF5 file, or it is damaged or half-written"
-        return
-    with file:
-        try:
-            _check_identity(file)
-            names = list(walk(file))
-        except Problem as problem:
-            yield str(problem)
-            return
-        problems = []
-        for name in names:
-            problems += _sentence(check_object, file, name, size)
-        if not problems:
-            for name in SCALES:
-                problems += _sentence(_check_scale, file, name)
-        if not problems:
-            for name in variables_in(file):
-                problems += _sentence(_check_variable, file, variable(name))
-            problems += _sentence(_check_samples, file)
-        if deep and not problems:
-            problems += _sentence(_check_content, file)
-        yield from problems[:MAX_PROBLEMS]
-
-
-def _sentence(check: Any, *args: Any) -> list[str]:
-    try:
-        check(*args)
+        with told_as("it is no HDF5 file, or it is damaged or half-written"):
+            file = h5py.File(path, "r")
+        with file:
+            with told_as("it cannot be walked through: it is damaged"):
+                _check_identity(file)
+                names = list(walk(file))
+            problems = _each(check_object, file, names, path.stat().st_size)
+            if not problems:
+                problems = _each(_check_scale, file, SCALES)
+            if not problems:
+                problems = _each(_check_variable, file, variables_in(file))
+            if not problems:
+                _check_samples(file)
+            if deep and not problems:
+                _check_content(file)
     except Problem as problem:
         return [str(problem)]
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a file provokes in h5py and below
-        what = next((getattr(a, "name", a) for a in args if isinstance(a, (str, Variable))), "the file")
-        return [f"{shown(what)} cannot be read ({type(error).__name__}): it is damaged"]
-    return []
+    return problems[:MAX_PROBLEMS]
+
+
+def _each(check: Callable, file: h5py.File, names: Iterable[str], *more: object) -> list[str]:
+    """The sentences of a check for each name."""
+    problems = []
+    for name in names:
+        try:
+            with told_as(f"{shown(name)} cannot be read: it is damaged"):
+                check(file, name, *more)
+        except Problem as problem:
+            problems.append(str(problem))
+    return problems
 
 
 def _check_identity(file: h5py.File) -> None:
-    try:
+    with told_as("its attributes cannot be read: it is damaged"):
         found = {name: as_text(file.attrs.get(name, "")) for name in schema.FILE_ATTRIBUTES}
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise Problem("its attributes cannot be read: it is damaged") from error
     if found["schema_name"] != schema.SCHEMA_NAME:
-        raise Problem("it is HDF5, but no sd35h5 store: it has no attribute schema_name = sd35h5")
+        raise Problem(
+            "it is HDF5, but no sd35h5 store, or it is damaged: it has no attribute schema_name = sd35h5"
+        )
     known = schema.SCHEMA_VERSION.partition(".")[0]
     for name in ("schema_version", "min_reader"):
         if not found[name]:
@@ -101,8 +92,8 @@ def _check_scale(file: h5py.File, name: str) -> None:
     dataset[:]
 
 
-def _check_variable(file: h5py.File, spec: Variable) -> None:
-    dataset = file[spec.name]
+def _check_variable(file: h5py.File, name: str) -> None:
+    spec, dataset = variable(name), file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise Problem(f"{spec.name} is not a dataset")
     is_text = h5py.check_string_dtype(dataset.dtype) is not None
@@ -122,6 +113,11 @@ def _check_variable(file: h5py.File, spec: Variable) -> None:
 
 
 def _check_samples(file: h5py.File) -> None:
+    with told_as("its table of samples cannot be read: it is damaged"):
+        _check_table(file)
+
+
+def _check_table(file: h5py.File) -> None:
     missing = [name for name in schema.REQUIRED if name not in file]
     if missing or "sample" not in file:
         raise Problem(f"it lacks {', '.join(missing) or 'the scale sample'}")
@@ -135,10 +131,8 @@ def _check_samples(file: h5py.File) -> None:
         raise Problem("it lacks provenance/config: what the capture was asked for")
     for name in schema.PROVENANCE:
         if f"provenance/{name}" in file:
-            try:
+            with told_as(f"provenance/{name} is not JSON"):
                 json.loads(file[f"provenance/{name}"][()])
-            except (ValueError, RecursionError) as error:
-                raise Problem(f"provenance/{name} is not JSON") from error
 
 
 def _check_content(file: h5py.File) -> None:
@@ -148,12 +142,8 @@ def _check_content(file: h5py.File) -> None:
     for sample in range(sizes["sample"]):
         hashes: dict[str, dict[tuple[int, ...], str]] = {}
         for name in names:
-            try:
+            with told_as(f"{name} of sample {sample} fails its checksum or cannot be read: it is damaged"):
                 hashes[name] = _hashes(file[name], variable(name), sizes, sample)
-            except (OSError, RuntimeError) as error:
-                raise Problem(
-                    f"{name} of sample {sample} fails its checksum or cannot be read: it is damaged"
-                ) from error
         if content_hash(hashes) != as_text(file["samples/content_sha256"][sample]):
             raise Problem(
                 f"the values of sample {sample} are not those that were sealed: its content hash differs"

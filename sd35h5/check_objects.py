@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import h5py
 
@@ -28,6 +29,17 @@ class Problem(Exception):
     """One sentence about the file; what else is wrong with that object is not looked for."""
 
 
+@contextmanager
+def told_as(sentence: str) -> Iterator[None]:
+    """Turn whatever a file provokes in h5py and below into a Problem with this sentence."""
+    try:
+        yield
+    except (Problem, MemoryError):
+        raise
+    except Exception as error:
+        raise Problem(sentence) from error
+
+
 def shown(name: str) -> str:
     """A name from the file, short and printable."""
     safe = "".join(c if c.isprintable() else "?" for c in name)
@@ -44,12 +56,10 @@ def walk(file: h5py.File) -> Iterator[str]:
     stack = ["/"]
     while stack:
         name = stack.pop()
-        try:
+        with told_as(f"{shown(name)} cannot be read: it is damaged"):
             obj = file[name]
             info = h5py.h5o.get_info(obj.id)
             children = list(_children(obj, name)) if isinstance(obj, h5py.Group) else []
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise Problem(f"{shown(name)} cannot be read: it is damaged") from error
         if (info.fileno, info.addr) in seen:
             raise Problem(
                 f"{shown(name)} is a second name of another object: only one hard link to each is allowed"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,10 @@ from .errors import StoreNotFoundError
 from .runs import part_files, parts_of
 
 MEMORY_BYTES = 2 << 30
-_SENTENCES = {
-    "memory": "reading it takes more than 2 GiB of memory: it is damaged, or made to exhaust readers",
-    "time": "reading it did not end in {seconds} s: it is damaged, or made to hang readers",
-    "crash": "reading it crashed the HDF5 library: it is damaged",
-}
+MAX_ENDS = 5  # files that may end the check before the rest is not looked at
+TOO_LARGE = "reading it takes more than 2 GiB of memory: it is damaged, or made to exhaust readers"
+TOO_LONG = "reading it did not end in {seconds} s: it is damaged, or made to hang readers"
+CRASHED = "reading it crashed the HDF5 library: it is damaged"
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,21 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     if seconds is None:
         megabytes = sum(file.stat().st_size for file in files) >> 20
         seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
-    lines, how = _run_check(files, deep, seconds)
-    several = len(files) > 1
-    problems = [
-        f"{line['file']}: {line['problem']}" if several else line["problem"]
-        for line in lines
-        if "problem" in line
-    ]
-    if how:
-        last = f"{lines[-1]['file']}: " if several and lines else ""
-        problems.append(last + _SENTENCES[how].format(seconds=seconds))
+    problems: list[str] = []
+    deadline = time.monotonic() + seconds
+    remaining, ends = files, 0
+    while remaining and ends < MAX_ENDS:
+        left = max(1, round(deadline - time.monotonic()))
+        lines, end = _run_check(remaining, deep, left)
+        told = [(line["file"], line["problem"]) for line in lines if "problem" in line]
+        begun = max(1, sum("problem" not in line for line in lines))
+        if end:
+            told.append((remaining[begun - 1].name, end.format(seconds=left)))
+            ends += 1
+        problems += [f"{name}: {problem}" if len(files) > 1 else problem for name, problem in told]
+        remaining = remaining[begun:]
+    if remaining:
+        problems.append(f"{len(remaining)} more files were not looked at after these")
     return Report(not problems, tuple(problems))
 
 
@@ -69,24 +75,29 @@ def _files(path: Path) -> list[Path]:
 
 
 def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[str, str]], str]:
-    """Run sd35h5.check. Returns: its lines, and "" or what ended it early: memory, time or crash."""
-    if not files:
-        return [], ""
+    """Run sd35h5.check. Returns: its lines, and why it ended early, "" if it came to its end."""
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    request = json.dumps(
-        {"files": [str(f.resolve()) for f in files], "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES}
-    )
+    paths = [str(file.resolve()) for file in files]
+    request = json.dumps({"files": paths, "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES})
     command = [sys.executable, "-m", "sd35h5.check"]
-    how = ""
     try:
         done = subprocess.run(
             command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 2
         )
-        output, code = done.stdout, done.returncode
+        output, end = done.stdout, _end(done)
     except subprocess.TimeoutExpired as late:
-        output, code, how = late.stdout or b"", 0, "time"
-    if code:
-        how = {64: "memory", -24: "time"}.get(code, "crash")  # 64: sd35h5.check's own; 24: SIGXCPU
-    lines = [json.loads(line) for line in output.decode().splitlines() if line.endswith("}")]
-    return lines, how
+        output, end = late.stdout or b"", TOO_LONG
+    return [json.loads(line) for line in output.decode().splitlines() if line.endswith("}")], end
+
+
+def _end(done: subprocess.CompletedProcess) -> str:
+    """Why a check ended early, from how its process ended; "" if it came to its end."""
+    if done.returncode == 0:
+        return ""
+    if done.returncode == 64:  # sd35h5.check.OUT_OF_MEMORY
+        return TOO_LARGE
+    if done.returncode < 0:  # a signal
+        return TOO_LONG if -done.returncode == getattr(signal, "SIGXCPU", 0) else CRASHED
+    told = done.stderr.decode(errors="replace").strip().splitlines() or ["no word"]
+    return f"the check itself failed ({told[-1].partition(':')[0][:60]}): please report it"
