@@ -13,7 +13,7 @@ import numpy as np
 from . import schema
 from .errors import StoreError, StoreNotFoundError
 from .layout import create_variable, publish, write_head
-from .runs import packed_indices, part_files, reason
+from .runs import lock, packed_indices, part_files, reason
 from .schema import SCALES, Variable, variable
 
 
@@ -35,17 +35,20 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
         sources += kept
     temporary = out.with_name(out.name + ".tmp")
     try:
-        with h5py.File(temporary, "w", libver=schema.LIBVER) as target:
+        held = lock(temporary)
+    except OSError as error:
+        raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
+    try:
+        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False) as target:
             _pack_into(target, sorted(sources))
         publish(temporary, out)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
         raise
+    finally:
+        held.close()
     if not keep_parts:
         shutil.rmtree(parts)
     return out
@@ -87,8 +90,9 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
 
 def variables_in(file: h5py.File) -> list[str]:
     """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
-    known = [name for name in schema.VARIABLES if name in file]
-    return known + [f"scores/{name}" for name in file.get("scores", ()) if name.isidentifier()]
+    groups = {group: set(file[group]) for group in schema.VARIABLE_GROUPS if group in file}
+    known = [name for name, spec in schema.VARIABLES.items() if spec.short_name in groups.get(spec.group, ())]
+    return known + [f"scores/{name}" for name in sorted(groups.get("scores", ())) if name.isidentifier()]
 
 
 def _by_value(spec: Variable) -> bool:

@@ -34,7 +34,7 @@ class Parts:
         for file_path in paths:
             with opened(file_path) as file:
                 check_version(file, file_path.name)
-                names |= {name for name in variables_in(file) if stays_inside(file, name, file_path.name)}
+                names |= set(variables_in(file))
                 self._join(file, file_path)
         if len(paths) > 1:
             self._sources.sort(key=lambda source: source[0])
@@ -57,15 +57,15 @@ class Parts:
         paths = dict.fromkeys(path for path, _ in self._where)
         if name is None:
             return sum(path.stat().st_size for path in paths)
-        return sum(self._file(path)[name].id.get_storage_size() for path in paths if name in self._file(path))
+        found = (self._dataset(path, name) for path in paths)
+        return sum(dataset.id.get_storage_size() for dataset in found if dataset is not None)
 
     def is_stored(self, name: str, sample: int) -> bool:
         """Whether any value of a variable was written for a sample."""
         path, position = self._where[sample]
-        file = self._file(path)
-        if name not in file:
+        dataset = self._dataset(path, name)
+        if dataset is None:
             return False
-        dataset = file[name]
         corner = (position,) + (0,) * (dataset.ndim - 1)
         return dataset.chunks is None or dataset.id.get_chunk_info_by_coord(corner).byte_offset is not None
 
@@ -77,13 +77,13 @@ class Parts:
             path, position = self._where[sample]
             by_file.setdefault(path, []).append((row, position))
         for path, pairs in by_file.items():
-            file = self._file(path)
-            if spec.name not in file:
+            dataset = self._dataset(path, spec.name)
+            if dataset is None:
                 continue
             rows = [row for row, _ in pairs]
             positions = np.array([position for _, position in pairs])
             try:
-                out[rows] = read_hyperslab(file[spec.name], (positions, *rest))
+                out[rows] = read_hyperslab(dataset, (positions, *rest))
             except (OSError, RuntimeError) as error:
                 raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
 
@@ -100,6 +100,22 @@ class Parts:
                     f"{path.name} has another {name} than the first sample: they do not belong to one run"
                 )
         self._sources += [(index, path, position) for position, index in enumerate(own.tolist())]
+
+    def _dataset(self, path: Path, name: str) -> h5py.Dataset | None:
+        """A variable of a file, None if it lacks it; refused if its values come from elsewhere."""
+        file = self._file(path)
+        group, _, short = name.partition("/")
+        if group not in file or short not in file[group]:
+            return None
+        links = (file.get(group, getlink=True), file[group].get(short, getlink=True))
+        dataset = file[name]
+        if not all(isinstance(link, h5py.HardLink) for link in links) or not isinstance(
+            dataset, h5py.Dataset
+        ):
+            raise StoreError(f"{path.name}: {name} is a link to somewhere else, only hard links are read")
+        if dataset.is_virtual or dataset.external:
+            raise StoreError(f"{path.name}: {name} keeps its values in another file, which is not read")
+        return dataset
 
     def _file(self, path: Path) -> h5py.File:
         if self._closed:
@@ -151,17 +167,6 @@ def check_version(file: h5py.File, name: str) -> None:
     if major != schema.SCHEMA_VERSION.partition(".")[0]:
         told = f"has schema version {version}" if version else "does not say its schema version"
         raise StoreError(f"{name} {told}, this reader knows {schema.SCHEMA_VERSION}: update sd35h5")
-
-
-def stays_inside(file: h5py.File, name: str, file_name: str) -> bool:
-    """Refuse a variable whose values would come from another file or through a link. Returns: True."""
-    group, _, short = name.partition("/")
-    links = (file.get(group, getlink=True), file[group].get(short, getlink=True))
-    if not all(isinstance(link, h5py.HardLink) for link in links) or not isinstance(file[name], h5py.Dataset):
-        raise StoreError(f"{file_name}: {name} is a link to somewhere else, only hard links are read")
-    if file[name].is_virtual or file[name].external:
-        raise StoreError(f"{file_name}: {name} keeps its values in another file, which is not read")
-    return True
 
 
 def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.ndarray:

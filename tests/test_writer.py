@@ -20,6 +20,7 @@ from stores import make_store
 from sd35h5 import open_store, verify
 from sd35h5.blocks import round_mantissa
 from sd35h5.errors import StoreError
+from sd35h5.runs import lock
 from sd35h5.schema import REQUIRED, variable
 from sd35h5.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
 
@@ -222,6 +223,13 @@ def test_samples_captured_after_packing_are_read_and_packed_with_the_others(tmp_
             assert all(store.read(name).equals(expected.read(name)) for name in expected.variables)
         assert verify(path, deep=True).ok
     assert not parts.exists()
+
+
+def test_two_packings_of_one_run_do_not_mix(tmp_path):
+    parts = make_store(tmp_path / "run.h5", samples=1, packed=False)
+    with lock(tmp_path / "run.h5.tmp"), pytest.raises(StoreError, match="another process is writing it"):
+        pack(parts, tmp_path / "run.h5")
+    assert verify(pack(parts, tmp_path / "run.h5")).ok and not (tmp_path / "run.h5.tmp").exists()
 
 
 def test_a_packed_file_of_another_run_is_not_mixed_in(tmp_path):
