@@ -129,9 +129,12 @@ def problems(path: str, mark: tuple[int, ...]) -> str:
     """Return "" for a sound store, else one sentence that says what is wrong with it; checked in a
     subprocess."""
     report = verify(path)
-    if report.ok:
-        return ""
-    return without_paths("; ".join(report.problems[:2]), path)
+    if not report.ok:
+        return without_paths("; ".join(report.problems[:2]), path)
+    with open_store(path) as opened:
+        if not opened.sizes["sample"]:
+            return f"It is being captured: 0 of {opened.planned} samples are there yet, reload in a moment."
+    return ""
 
 
 def without_paths(text: str, path: str) -> str:

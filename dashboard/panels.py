@@ -9,6 +9,7 @@ import altair as alt
 import streamlit as st
 
 from dashboard import data, sidebar
+from sd35h5 import metrics
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
@@ -63,7 +64,8 @@ def about(view: sidebar.View) -> str:
 
     count = f"{len(view.samples)} sample{'s' if len(view.samples) > 1 else ''}"
     where = [span("layer", view.layers), span("head", view.heads), span("step", view.steps)]
-    return f"{view.target} · {view.branch} · mean of {count} · {' · '.join(where)}"
+    target = "first token (token 0)" if view.target == metrics.FIRST_TOKEN else view.target
+    return f"{target} · {view.branch} · mean of {count} · {' · '.join(where)}"
 
 
 METRIC_TITLES = {

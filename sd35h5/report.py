@@ -54,7 +54,7 @@ def analyze(
         raise StoreError(f"branch is cond, uncond or both, not {branch!r}")
     out = _folder(out_dir)
     branches = ["cond", "uncond"] if branch == "both" else [branch]
-    with open_store(path) as store:
+    with _open_with_samples(path) as store:
         target = metrics.Target("token", first_token_index)
         made = [_metrics_csv(store, target, branches, out / "first_token_metrics.csv")]
         values = {name: metrics.METRICS[value_col](store, target, name) for name in branches}
@@ -158,7 +158,7 @@ def export(path: str | Path, out_dir: str | Path, maps: bool = False) -> list[Pa
     """Write images/SAMPLE_ID.png and tokens.json; with maps=True also maps/SAMPLE_ID/TOKEN/… (PNG and
     GIF)."""
     out = _folder(out_dir)
-    with open_store(path) as store:
+    with _open_with_samples(path) as store:
         if maps and "maps/image_to_text" not in store:
             raise StoreError(f"{store.name} holds no maps: capture it with --maps words to export them")
         made = [_tokens_json(store, out / "tokens.json")]
@@ -236,6 +236,14 @@ def _layers_sheet(values: xr.DataArray, image: np.ndarray | None, text: str) -> 
             labels.append(f"layer {int(layer)} · step {int(step)}")
     title = f"“{text}”: attention of image patches, 0 to {high:.3g}"
     return pictures.sheet(tiles, labels, columns=values.sizes["map_step"], size=size, title=title)
+
+
+def _open_with_samples(path: str | Path) -> Store:
+    store = open_store(path)
+    if not store.sizes["sample"]:
+        store.close()
+        raise StoreError(f"{store.name} has no sealed sample yet: wait for the first of {store.planned}")
+    return store
 
 
 def safe_name(text: str) -> str:

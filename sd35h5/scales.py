@@ -52,11 +52,11 @@ def symmetric(values: pd.Series | np.ndarray) -> float:
 def token_name(row: dict[str, object]) -> str:
     """Return how a token is called in a chart: its string, its encoder and its position."""
     special = {
-        "clip_bos": "‹start›",
-        "clip_eos": "‹end›",
-        "t5_eos": "‹end›",
-        "clip_pad": "‹pad›",
-        "t5_pad": "‹pad›",
+        "clip_bos": "<start>",
+        "clip_eos": "<end>",
+        "t5_eos": "<end>",
+        "clip_pad": "<pad>",
+        "t5_pad": "<pad>",
     }
     text = (
         special.get(str(row["group"])) or str(row["text"]).replace("</w>", "").replace("▁", "").strip() or "␣"

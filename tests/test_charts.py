@@ -88,7 +88,7 @@ def tokens() -> pd.DataFrame:
 
 def test_token_bars_are_ranked_and_named_by_string_encoder_and_position():
     rows = [row for row in rows_of(charts.token_bars(tokens(), top=3, uniform=0.01)) if "token" in row]
-    assert [row["name"] for row in rows] == ["‹start› · clip 0", "‹pad› · clip 2", "cat · clip 1"]
+    assert [row["name"] for row in rows] == ["<start> · clip 0", "<pad> · clip 2", "cat · clip 1"]
     assert [row["mass"] for row in rows] == [0.4, 0.1, 0.05]
 
 

@@ -18,6 +18,7 @@ from stores import make_store
 from streamlit.testing.v1 import AppTest
 
 from sd35h5 import compare, metrics, open_store
+from sd35h5.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEADS, STEPS = 3, 2, 4
@@ -226,6 +227,11 @@ def test_a_running_capture_is_shown_with_its_progress(app, tmp_path):
     assert len(test.get("image")) == 2
 
 
+def test_a_capture_without_a_sample_yet_is_told(app, tmp_path):
+    begin_run(tmp_path / "live.h5", {"steps": 3}, 5)
+    assert "0 of 5 samples" in text_of(app(tmp_path))
+
+
 def test_an_empty_folder_says_what_to_do(app, tmp_path):
     assert "holds no .h5 store" in text_of(app(tmp_path)).replace("\\", "")
 
@@ -292,7 +298,8 @@ from streamlit.testing.v1 import AppTest
 for page in ("overview", "sinks", "maps", "compare"):
     test = AppTest.from_file({str(ROOT / "dashboard" / "app.py")!r}, default_timeout=60)
     test.switch_page(f"views/{{page}}.py"); test.run(); assert not test.exception
-import json; print(json.dumps([name for name in ("torch", "diffusers", "transformers") if name in sys.modules]))
+import json
+print(json.dumps([name for name in ("torch", "diffusers", "transformers") if name in sys.modules]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=180)
     assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr

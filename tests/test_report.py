@@ -12,6 +12,7 @@ from stores import make_store
 
 from sd35h5 import metrics, open_store, report
 from sd35h5.errors import StoreError
+from sd35h5.writer import begin_run
 
 LAYERS, HEADS, STEPS, SAMPLES = 3, 2, 4, 2
 
@@ -86,6 +87,13 @@ def test_out_dir_that_is_a_file_is_refused(path, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(StoreError, match="is a file"):
         report.analyze(path, tmp_path / "out")
+
+
+def test_a_capture_without_a_sample_yet_is_told(tmp_path):
+    begin_run(tmp_path / "live.h5", {"steps": 3}, 5)
+    for command in (report.analyze, report.export):
+        with pytest.raises(StoreError, match="no sealed sample yet"):
+            command(tmp_path / "live.h5", tmp_path / "out")
 
 
 def test_export_writes_images_and_tokens(path, tmp_path):
