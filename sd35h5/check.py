@@ -18,6 +18,8 @@ from .schema import SCALES, Variable, variable
 
 OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
+MAX_TEXT_BYTES = 1 << 20
+MAX_PROVENANCE_BYTES = 16 << 20
 
 
 def check_file(path: Path, deep: bool) -> list[str]:
@@ -108,7 +110,9 @@ def _check_variable(file: h5py.File, name: str) -> None:
         attached = dataset.dims[axis]
         if len(attached) != 1 or attached[0].name != f"/{dim}":
             raise Problem(f"{spec.name} has no dimension scale {dim} attached to its axis {axis}")
-    if spec.is_text or spec.is_table:
+    if spec.is_text and (longest := max(map(len, dataset[...].ravel()), default=0)) > MAX_TEXT_BYTES:
+        raise Problem(f"{name} holds a text of {longest} bytes, more than {MAX_TEXT_BYTES}")
+    if spec.is_table:
         dataset[...]
 
 
@@ -132,7 +136,12 @@ def _check_table(file: h5py.File) -> None:
     for name in schema.PROVENANCE:
         if f"provenance/{name}" in file:
             with told_as(f"provenance/{name} is not JSON"):
-                json.loads(file[f"provenance/{name}"][()])
+                text = file[f"provenance/{name}"][()]
+                if len(text) > MAX_PROVENANCE_BYTES:
+                    raise Problem(
+                        f"provenance/{name} holds {len(text)} bytes, more than {MAX_PROVENANCE_BYTES}"
+                    )
+                json.loads(text)
 
 
 def _check_content(file: h5py.File) -> None:

@@ -49,7 +49,7 @@ def as_text(told: dict[str, Any]) -> Iterator[str]:
     yield f"{told['name']}: {told['status']}, {sealed} of {planned} samples, {nbytes(told['bytes'])}"
     for name in (*MODEL_ATTRIBUTES, "created_utc", "writer", "schema_version"):
         if told["attributes"].get(name):
-            yield f"  {name:<15} {told['attributes'][name]}"
+            yield f"  {name:<15} {one_line(told['attributes'][name], 100)}"
     yield f"  {'sizes':<15} {', '.join(f'{dim} {size}' for dim, size in told['sizes'].items())}"
     if told["samples"]:
         yield "samples"

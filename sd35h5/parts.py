@@ -207,7 +207,7 @@ def _as_text(value: Any) -> str:
 def _parsed(dataset: h5py.Dataset) -> Any:
     try:
         return json.loads(dataset[()])
-    except ValueError:
+    except (ValueError, RecursionError):
         return _as_text(dataset[()])
 
 

@@ -16,6 +16,7 @@ from .layout import publish
 from .schema import PARTS_SUFFIX, SUFFIX
 
 RUN_FILE = "run.json"
+MAX_RUN_BYTES = 16 << 20
 
 
 def parts_of(out: Path) -> Path:
@@ -93,12 +94,14 @@ def read_run(parts: Path) -> dict:
     """What `begin_run` wrote: {"config": dict, "planned": int}."""
     path = Path(parts) / RUN_FILE
     try:
+        if path.stat().st_size > MAX_RUN_BYTES:
+            raise ValueError("larger than any configuration")
         run = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreNotFoundError(
             f"{path.parent.name} has no {RUN_FILE}: it is no folder of a capture"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"{path.parent.name}/{RUN_FILE} cannot be read: remove the folder and capture again"
         ) from error

@@ -26,10 +26,11 @@ def scale_table() -> str:
     """A row a scale."""
     rows = [
         (f"`{s.name}`", f"`{s.along}`", s.dtype, "" if s.labels else s.units,
-         ", ".join(f"{flag} {word}" for flag, word in enumerate(s.labels)), s.long_name)
+         ", ".join(f"{flag} {word}" for flag, word in enumerate(s.labels)),
+         f"{SCALES[s.along].cap:,}", s.long_name)
         for s in SCALES.values()
     ]  # fmt: skip
-    return _table(("scale", "along", "type", "units", "flags", "meaning"), rows)
+    return _table(("scale", "along", "type", "units", "flags", "at most", "meaning"), rows)
 
 
 def variable_table() -> str:

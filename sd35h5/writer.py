@@ -62,6 +62,10 @@ class Header:
                 raise StoreError(
                     f"scale '{name}' needs one value for each position along '{SCALES[name].along}'"
                 )
+            if (labels := SCALES[name].labels) and not np.isin(values, np.arange(len(labels))).all():
+                raise StoreError(
+                    f"scale '{name}' holds the flags 0..{len(labels) - 1} ({', '.join(labels)}) only"
+                )
 
 
 class SampleWriter:

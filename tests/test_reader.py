@@ -49,7 +49,7 @@ def test_every_form_on_disk_is_the_same_store(run, parts):
         assert len(one) == 1 and one.samples["prompt"].tolist() == [PROMPTS[1]] and one.status == "complete"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_selection_is_numpys_selection(run, parts, data):
     with open_store(data.draw(st.sampled_from([run, parts]))) as store:

@@ -166,6 +166,8 @@ def test_a_header_with_names_outside_the_format_is_refused():
         Header({}, {"lyer": np.arange(3)}, {"config": "{}"})
     with pytest.raises(StoreError, match="'sigma' needs one value for each position along 'step'"):
         Header({}, {"step": np.arange(3), "sigma": np.arange(2)}, {"config": "{}"})
+    with pytest.raises(StoreError, match=r"'branch' holds the flags 0..2 \(cond, uncond, skip\) only"):
+        Header({}, {"branch": np.array([0, 3])}, {"config": "{}"})
     with pytest.raises(StoreError, match="needs provenance"):
         Header({}, {})
 
