@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import make_store
@@ -21,7 +22,7 @@ from sd35h5 import open_store, verify
 from sd35h5.blocks import round_mantissa
 from sd35h5.errors import StoreError
 from sd35h5.runs import lock
-from sd35h5.schema import REQUIRED, variable
+from sd35h5.schema import REQUIRED, SCALES, VARIABLES, variable
 from sd35h5.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
 
 HERE = Path(__file__).parent
@@ -80,6 +81,32 @@ def test_values_put_in_any_pieces_and_order_are_read_back(tmp_path_factory, data
     expected = round_mantissa(values) if spec.rounded and precision == "rounded" else values
     with open_store(sealed) as store:
         np.testing.assert_array_equal(store.read(name, sample=0).values, expected)
+
+
+def test_every_variable_of_the_format_is_written_packed_and_read(tmp_path):
+    lengths = {name: 2 + i % 3 for i, name in enumerate(SCALES) if SCALES[name].is_dimension}
+    flags = {name: np.arange(len(SCALES[name].labels)) for name in lengths if SCALES[name].labels}
+    scales = {name: np.arange(n) for name, n in lengths.items()} | flags
+    rng = np.random.default_rng(0)
+    put: dict[str, list[np.ndarray]] = {}
+    for index in range(2):
+        writer = SampleWriter(tmp_path / "run.h5.parts", index, Header({}, scales, {"config": "{}"}, "exact"))
+        for name, spec in VARIABLES.items():
+            if name in ("samples/sealed", "samples/content_sha256"):
+                continue
+            values = rng.integers(0, 100, spec.shape(writer.sizes)[1:])
+            values = np.char.mod("t%d", values).astype(object) if spec.is_text else values.astype(spec.dtype)
+            put.setdefault(name, []).append(values)
+            writer.put(name, values)
+        writer.seal()
+    out = pack(tmp_path / "run.h5.parts", tmp_path / "run.h5", keep_parts=False)
+    with open_store(out) as store:
+        assert set(store.variables) == set(VARIABLES)
+        for name, values in put.items():
+            np.testing.assert_array_equal(store.read(name).values, np.stack(values), err_msg=name)
+    assert verify(out, deep=True).problems == ()
+    with xr.open_datatree(out, engine="h5netcdf") as tree:
+        assert all(tree[name].dims == spec.dims for name, spec in VARIABLES.items())
 
 
 def test_the_content_hash_does_not_depend_on_the_pieces(tmp_path):
