@@ -15,8 +15,8 @@ from sd35h5.config import CaptureConfig, Flag, Model, Output, Prompts, Sampling,
 from sd35h5.errors import Sd35h5Error
 from sd35h5.facts import read_facts
 
-DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The picture is the one that
-the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
+DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The
+picture is the one that the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
 
 Without weights or a GPU: the bundled tiny models, then the dashboard
 $ python capture_cli.py --demo
@@ -35,7 +35,7 @@ class Action:
     """What to do beside capturing."""
 
     demo: Flag = False
-    """Capture six prompts with the bundled tiny models, baseline and both gated ones with equal seeds, into runs/."""
+    """Capture six prompts with the bundled tiny models, baseline and gated, equal seeds, into runs/."""
     dry_run: Flag = False
     """Print the plan (shapes, tiers, bytes) and stop. Nothing is loaded."""
     analyze: Text = ""
@@ -57,7 +57,11 @@ class CommandLine:
 def main(args: list[str] | None = None) -> int:
     """Parse, capture, and say in one sentence what went wrong. Returns: the exit status."""
     line = tyro.cli(
-        OmitArgPrefixes[CommandLine], prog="capture_cli.py", description=DESCRIPTION, args=args, use_underscores=True
+        OmitArgPrefixes[CommandLine],
+        prog="capture_cli.py",
+        description=DESCRIPTION,
+        args=args,
+        use_underscores=True,
     )
     config = CaptureConfig(line.model, line.prompts, line.sampling, line.tiers, line.output)
     try:
@@ -104,8 +108,9 @@ def _act(config: CaptureConfig, action: Action) -> int:
 
 def _load_capture():
     """Import torch and all that needs it, with the libraries' chatter off and our notes on stderr."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads that spin starve busy cores
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # two lines on torchvision, which is not needed
+    # before torch is imported: idle threads that spin starve busy cores; torchvision is not needed
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print("loading torch and diffusers …", file=sys.stderr)
     from sd35h5.capture import run
     from sd35h5.recorder import say

@@ -1,4 +1,4 @@
-"""One call of the pipeline as a capture sees it: its arguments, its seed, and what must be equal to pair it."""
+"""One call of the pipeline as a capture sees it: its arguments, its seed, and what pairs it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import torch
 from sd35h5.errors import CaptureError
 
 _UNPAIRED = {  # arguments that do not change the picture, or that have a pairing field of their own
-    "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width", "max_sequence_length",
-    "num_images_per_prompt", "generator", "sigmas", "mu", "output_type", "return_dict", "callback_on_step_end",
+    "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width",
+    "max_sequence_length",
+    "num_images_per_prompt", "generator", "sigmas", "mu", "output_type", "return_dict",
+    "callback_on_step_end",
     "callback_on_step_end_tensor_inputs", "skip_guidance_layers", "skip_layer_guidance_scale",
     "skip_layer_guidance_stop", "skip_layer_guidance_start",
 }  # fmt: skip
@@ -39,7 +41,11 @@ class Call:
 
     @classmethod
     def bind(
-        cls, signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object], seed: int | None
+        cls,
+        signature: inspect.Signature,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        seed: int | None,
     ) -> Call:
         """Read a call of the pipeline.
 
@@ -51,7 +57,9 @@ class Call:
         prompt = _single(arguments.get("prompt"), "prompt")
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             if arguments.get(name) is not None:
-                raise CaptureError(f"a capture needs the prompt as text, for its token table: {name} cannot be used")
+                raise CaptureError(
+                    f"a capture needs the prompt as text, for its token table: {name} cannot be used"
+                )
         if prompt is None:
             raise CaptureError("a capture needs a prompt")
         if (arguments.get("num_images_per_prompt") or 1) != 1:
@@ -90,7 +98,7 @@ class Call:
         return ("cond",) + ("uncond",) * self.guided + ("skip",) * skips
 
     def texts(self, branch: str) -> tuple[str, str, str]:
-        """What CLIP-L, CLIP-G and T5 read in a branch, by the pipeline's rule: an empty one takes the first."""
+        """What CLIP-L, CLIP-G and T5 read in a branch: where one has no text of its own, the first."""
         prefix, first = ("negative_", self.negative_prompt) if branch == "uncond" else ("", self.prompt)
         others = (_single(self.get(f"{prefix}prompt_{n}"), f"{prefix}prompt_{n}") or first for n in (2, 3))
         return (first, *others)
@@ -106,7 +114,11 @@ class Call:
     def other(self) -> dict[str, object]:
         """Arguments without a pairing field of their own that are not the pipeline's default."""
         given = {name: value for name, value in self.arguments.items() if name not in _UNPAIRED}
-        found = {name: _told(value) for name, value in given.items() if value is not None and not _equal(value, self.defaults.get(name))}
+        found = {
+            name: _told(value)
+            for name, value in given.items()
+            if value is not None and not _equal(value, self.defaults.get(name))
+        }
         generator = self.arguments.get("generator")
         if self.seed < 0 and isinstance(generator, torch.Generator):
             found["generator"] = f"{generator.device.type} {_digest(generator.get_state().numpy().tobytes())}"
@@ -117,7 +129,9 @@ def _single(value: object, name: str) -> str | None:
     """A text, or the only text of a list."""
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
-            raise CaptureError(f"a capture draws one sample a call, but {name} has {len(value)} texts: call it once for each")
+            raise CaptureError(
+                f"a capture draws one sample a call, but {name} has {len(value)} texts: call it once for each"
+            )
         value = value[0]
     if value is not None and not isinstance(value, str):
         raise CaptureError(f"{name} is a {type(value).__name__}, not a text")

@@ -1,4 +1,4 @@
-"""Capture: `with capture(pipe, "run.h5") as generate` on a pipeline at hand, and `run(config)` for the command line."""
+"""Capture a pipeline at hand (`with capture(pipe, "run.h5") as generate`), or a whole `run(config)`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACK_LIMIT = 20 << 30  # above this, a capture stays a folder until it is packed
 
 
 class Generate:
-    """The pipeline, capturing: takes what the pipeline takes, and `seed`; returns what it returns; seals a sample a call."""
+    """The pipeline, capturing: takes what it takes, and `seed`; returns what it returns; seals a sample."""
 
     def __init__(self, pipe: StableDiffusion3Pipeline, session: Session, probe: Probe) -> None:
         self._pipe, self._session, self._probe = pipe, session, probe
@@ -45,8 +45,8 @@ class Generate:
         """Draw one image and seal it as the next sample.
 
         Args:
-            seed: draw with `torch.Generator("cpu").manual_seed(seed)`; without `seed` and `generator`, one is drawn
-                by lot and stored.
+            seed: draw with `torch.Generator("cpu").manual_seed(seed)`; without `seed` and `generator`, one
+                is drawn by lot and stored.
         """
         call = Call.bind(self._signature, args, kwargs, seed)
         entry = self._prompts.setdefault(call.prompt, [len(self._prompts), 0])
@@ -80,10 +80,11 @@ class Generate:
 def capture(
     pipe: StableDiffusion3Pipeline, out: str | Path, *, overwrite: bool = False, **options: Any
 ) -> Iterator[Generate]:
-    """Capture what a pipeline draws: `with capture(pipe, "run.h5") as generate: generate("a red apple", seed=0)`.
+    """Capture what a pipeline draws: `with capture(pipe, "run.h5") as generate: generate("a cat", seed=0)`.
 
-    Samples are sealed one by one in `OUT.parts` and packed into `out` when the block ends. After an error the sealed
-    samples stay; the same calls again continue: those that are sealed are drawn, but not captured anew.
+    Samples are sealed one by one in `OUT.parts` and packed into `out` when the block ends. After an error
+    the sealed samples stay; the same calls again continue: those that are sealed are drawn, but not
+    captured anew.
 
     Args:
         overwrite: remove what is at `out` first.
@@ -112,7 +113,8 @@ def _generating(pipe: StableDiffusion3Pipeline, session: Session) -> Iterator[Ge
     probe = Probe(config.num_layers, config.num_attention_heads, gated=bool(gates_by_layer(transformer)))
     if second := second_attentions(transformer):
         log.warning(
-            "%d layers have a second, image-only attention (attn2), which this version does not measure", len(second)
+            "%d layers have a second, image-only attention (attn2), which this version does not measure",
+            len(second),
         )
     with installed(transformer, probe):
         yield Generate(pipe, session, probe)
@@ -123,19 +125,23 @@ def _check_pipeline(pipe: object) -> None:
         raise CaptureError(f"a capture needs a StableDiffusion3Pipeline, not a {type(pipe).__name__}")
     if not isinstance(pipe.transformer, SD3Transformer2DModel):
         raise CaptureError(
-            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, not an SD3Transformer2DModel: "
-            "capture before torch.compile, or without it"
+            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, "
+            "not an SD3Transformer2DModel: capture before torch.compile, or without it"
         )
     gates_by_layer(pipe.transformer)
 
 
 def _tiers(options: Mapping[str, Any]) -> Tiers:
     try:
-        return Tiers(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        return Tiers(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        )
     except TypeError:
         known = Tiers.__dataclass_fields__
         unknown = ", ".join(repr(name) for name in options if name not in known)
-        raise ConfigError(f"capture has no option {unknown}: it has {', '.join(known)}, and overwrite") from None
+        raise ConfigError(
+            f"capture has no option {unknown}: it has {', '.join(known)}, and overwrite"
+        ) from None
 
 
 def _pixels(result: object) -> np.ndarray | None:
@@ -158,13 +164,16 @@ def _finish(parts: Path, out: Path) -> Path:
         shutil.rmtree(parts)
         return out
     if sum(file.stat().st_size for file in files) > PACK_LIMIT:
-        say(f"{parts} is large and stays a folder, which opens like a file; to pack it: python -m sd35h5 pack {parts}")
+        say(
+            f"{parts} is large and stays a folder, which opens like a file; "
+            f"to pack it: python -m sd35h5 pack {parts}"
+        )
         return parts
     return pack(parts, out, keep_parts=False)
 
 
 def settings_of(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt]) -> dict[str, object]:
-    """All that decides the data of a capture, resolved: kept in the file, and compared when a capture is continued."""
+    """All that decides a capture's data, resolved: kept in the file, and compared when it is continued."""
     settings = config.flat()
     for name in ("prompt", "prompts_json", "limit"):
         del settings[name]
@@ -183,7 +192,7 @@ def settings_of(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt])
 
 
 def run(config: CaptureConfig) -> Path:
-    """Capture what the configuration says, continuing where an earlier run of it stopped. Returns: the store's path.
+    """Capture what the configuration says, going on where an earlier run stopped. Returns: the store.
 
     Raises:
         ConfigError, CaptureError, StoreError: a sentence; sealed samples stay.
@@ -209,13 +218,17 @@ def run(config: CaptureConfig) -> Path:
         try:
             _draw_all(config, prompts, todo, pipe, session, settings)
         except BaseException:
-            say(f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}; the same command goes on from there")
+            say(
+                f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}; "
+                "the same command goes on from there"
+            )
             raise
     return _finish(parts, out)
 
 
 def _draw_all(
-    config: CaptureConfig, prompts: list[Prompt], todo: list[int], pipe: StableDiffusion3Pipeline, session: Session,
+    config: CaptureConfig, prompts: list[Prompt], todo: list[int], pipe: StableDiffusion3Pipeline,
+    session: Session,
     settings: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Draw the samples that are not sealed, under a progress bar."""
@@ -223,7 +236,8 @@ def _draw_all(
     planned = len(prompts) * images
     progress = Progress(planned, planned - len(todo), sampling.steps)
     common = {
-        "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance, "height": settings["height"],
+        "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance,
+        "height": settings["height"],
         "width": settings["width"], "max_sequence_length": sampling.max_sequence_length,
         "negative_prompt": config.prompts.negative_prompt,
     }  # fmt: skip
@@ -233,7 +247,10 @@ def _draw_all(
             for index in todo:
                 prompt, image = divmod(index, images)
                 call = Call.bind(
-                    signature, (prompts[prompt].text,), common, sample_seed(config.prompts.seed, prompt, image)
+                    signature,
+                    (prompts[prompt].text,),
+                    common,
+                    sample_seed(config.prompts.seed, prompt, image),
                 )
                 progress.begin()
                 generate.sample(call, Identity(index, prompts[prompt].id, prompt, image), progress.step)

@@ -1,4 +1,4 @@
-"""The options of a capture: each is explained once, beside its field, and `--help` is made from that. Torch-free."""
+"""The options of a capture, each explained once, beside its field; `--help` is made from that. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,18 +36,21 @@ class Model:
     model_id: str = DEFAULT_MODEL
     """A folder in diffusers' layout, or a hub id."""
     transformer: str = "transformer"
-    """Subfolder of the model, or a folder anywhere, that holds the transformer to use: `transformer_headwise`, say."""
+    """Subfolder of the model, or a folder anywhere, that holds the transformer to use:
+    `transformer_headwise`, say."""
     gates: Text = ""
     """A gates.safetensors file to put on the transformer, in place of its own if it has one."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto` takes CUDA where there is one."""
     dtype: str = "auto"
-    """`bfloat16` (bf16), `float16` (fp16, half) or `float32` (fp32). `auto` is bfloat16 on CUDA, float32 on the CPU."""
+    """`bfloat16` (bf16), `float16` (fp16, half) or `float32` (fp32). `auto` is bfloat16 on CUDA, float32
+    on the CPU."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is drawn. Sample i is the pipeline's own picture for `generator=torch.Generator("cpu").manual_seed(seed + i)`."""
+    """What is drawn. Sample i is the pipeline's own picture for
+    `generator=torch.Generator("cpu").manual_seed(seed + i)`."""
 
     prompt: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     """One prompt or several: --prompt "a red apple" "a cat on a chair"."""
@@ -58,7 +61,7 @@ class Prompts:
     negative_prompt: Text = ""
     """What to steer away from, for all prompts."""
     num_images: int = 1
-    """Images a prompt; image j of a prompt adds 1,000,000 times j to its seed. Each is a sample of its own."""
+    """Images a prompt, each a sample of its own; image j adds 1,000,000 times j to the seed."""
     seed: int = 0
     """Seed of the first prompt; the i-th prompt of the list has seed + i."""
 
@@ -81,12 +84,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Tiers:
-    """What is kept. The sinks tier is always on, at every step: the mass of every text token, group masses, entropy, and
-    the gates of a gated model. --dry_run tells what each choice costs in bytes."""
+    """What is kept. The sinks tier is always on, at every step: the mass of every text token, group
+    masses, entropy, and the gates of a gated model. --dry_run tells what each choice costs in bytes."""
 
     maps: Literal["off", "first", "words", "all"] = "words"
-    """Maps of where the image looks at a token: `first` is the CLIP start token alone, `words` that and at most 23
-    words, `all` every token."""
+    """Maps of where the image looks at a token: `first` is the CLIP start token alone, `words` that and at
+    most 23 words, `all` every token."""
     words: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     """Words or phrases to map in place of the first ones: --words cat "red apple"."""
     map_steps: str = "every:4"
@@ -102,13 +105,13 @@ class Tiers:
     branches: tuple[Literal["cond", "uncond"], ...] = ("cond",)
     """Branches whose mass is kept for every token. Group masses are kept for all branches anyway."""
     no_unconditional: Flag = False
-    """The same as --branches cond uncond: keep the unconditional branch **too**. The name is that of the tool people
-    come from, and so is its meaning."""
+    """The same as --branches cond uncond: keep the unconditional branch **too**. The name is that of the
+    tool people come from, and so is its meaning."""
     text_queries: Flag = False
     """Keep also how the text looks at every token, not only how the image does."""
     precision: Literal["rounded", "exact"] = "rounded"
     """`rounded` keeps 10 bits of mantissa in the large arrays (0.05 % error, less than half the size)."""
-    no_images: Annotated[bool, FlagCreatePairsOff, arg(aliases=["--skip_images"], help_behavior_hint="")] = False
+    no_images: Annotated[Flag, arg(aliases=["--skip_images"])] = False
     """Do not store the images."""
 
     @property
@@ -120,10 +123,10 @@ class Tiers:
 
 @dataclass(frozen=True)
 class Output:
-    """Where it goes. Ctrl-C is safe: a sample that is sealed stays, and the same command goes on with the next."""
+    """Where it goes. Ctrl-C is safe: sealed samples stay, and the same command goes on with the next."""
 
     out: str = "run.h5"
-    """The file to make. While capturing, samples gather in the folder OUT.parts, which opens like the file."""
+    """The file to make. Until it is whole, samples gather in the folder OUT.parts, which opens like it."""
     overwrite: Flag = False
     """Remove what is at --out first."""
 
@@ -166,8 +169,12 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--device {model.device!r} is unknown: use auto, cpu, cuda or cuda:N")
     if model.gates and not Path(model.gates).is_file():
         raise ConfigError(f"--gates {model.gates}: there is no such file")
-    at_least = {"steps": (sampling.steps, 1), "num_images": (config.prompts.num_images, 1), "seed": (config.prompts.seed, 0)}
-    at_least["topk"] = (config.tiers.topk, 0)
+    at_least = {
+        "steps": (sampling.steps, 1),
+        "num_images": (config.prompts.num_images, 1),
+        "seed": (config.prompts.seed, 0),
+        "topk": (config.tiers.topk, 0),
+    }
     if config.prompts.limit is not None:
         at_least["limit"] = (config.prompts.limit, 1)
     for name, (value, least) in at_least.items():
@@ -175,7 +182,9 @@ def validate(config: CaptureConfig) -> list[Prompt]:
             raise ConfigError(f"--{name} {value} is too small: it is {least} or more")
     for name, pixels in (("height", sampling.height), ("width", sampling.width)):
         if pixels is not None and (pixels < 16 or pixels % 16):
-            raise ConfigError(f"--{name} {pixels} is not a multiple of 16: use {max(16, round(pixels / 16) * 16)}")
+            raise ConfigError(
+                f"--{name} {pixels} is not a multiple of 16: use {max(16, round(pixels / 16) * 16)}"
+            )
     if not math.isfinite(sampling.guidance) or sampling.guidance < 0:
         raise ConfigError(f"--guidance {sampling.guidance} is no guidance scale: use 0 or more")
     if not 1 <= sampling.max_sequence_length <= 512:
@@ -209,10 +218,14 @@ def choose_steps(option: str, text: str, steps: int) -> list[int]:
     if match := re.fullmatch(r"every:([1-9]\d*)", text):
         return list(range(0, steps, int(match[1])))
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ConfigError(f"--{option} {text!r} is not understood: write all, every:4, or a list such as 0,5,9")
+        raise ConfigError(
+            f"--{option} {text!r} is not understood: write all, every:4, or a list such as 0,5,9"
+        )
     chosen = sorted({int(step) for step in text.split(",")})
     if chosen[-1] >= steps:
-        raise ConfigError(f"--{option} names step {chosen[-1]}, but {steps} steps are numbered 0..{steps - 1}")
+        raise ConfigError(
+            f"--{option} names step {chosen[-1]}, but {steps} steps are numbered 0..{steps - 1}"
+        )
     return chosen
 
 
@@ -226,7 +239,9 @@ def load_prompts(options: Prompts) -> list[Prompt]:
         raise ConfigError("give --prompt or --prompts_json, not both")
     if not options.prompt and not options.prompts_json:
         raise ConfigError('there is nothing to draw: give --prompt "…", --prompts_json FILE, or try --demo')
-    entries: Sequence[object] = _read_json_list(options.prompts_json) if options.prompts_json else options.prompt
+    entries: Sequence[object] = (
+        _read_json_list(options.prompts_json) if options.prompts_json else options.prompt
+    )
     prompts = [_as_prompt(number, entry) for number, entry in enumerate(entries)][: options.limit]
     if not prompts:
         raise ConfigError(f"--prompts_json {options.prompts_json} is an empty list: there is nothing to draw")
@@ -244,14 +259,18 @@ def _read_json_list(name: str) -> list[object]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--prompts_json {name} cannot be read: {error}") from error
     if not isinstance(entries, list):
-        raise ConfigError(f'--prompts_json {name} is no list: write ["a red apple", …] or [{{"id": "…", "prompt": "…"}}, …]')
+        raise ConfigError(
+            f'--prompts_json {name} is no list: write ["a red apple", …] or [{{"id": "…", "prompt": "…"}}, …]'
+        )
     return entries
 
 
 def _as_prompt(number: int, entry: object) -> Prompt:
     text = entry.get("prompt") if isinstance(entry, Mapping) else entry
     if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f"prompt {number} is empty or no text: {json.dumps(entry, ensure_ascii=False)[:80]}")
+        raise ConfigError(
+            f"prompt {number} is empty or no text: {json.dumps(entry, ensure_ascii=False)[:80]}"
+        )
     name = entry.get("id", f"p{number:03d}") if isinstance(entry, Mapping) else f"p{number:03d}"
     return Prompt(str(name), text)
 
@@ -262,18 +281,23 @@ def sample_seed(seed: int, prompt_index: int, image_index: int) -> int:
 
 
 PAIRING_FIELDS = (
-    "prompt", "negative_prompt", "seed", "steps", "scheduler", "guidance", "skip_layer_guidance", "height", "width",
-    "max_sequence_length", "encoder_masks", "t5", "dtype", "batch_size", "model_shape", "attn2_layout", "other",
+    "prompt", "negative_prompt", "seed", "steps", "scheduler", "guidance",
+    "skip_layer_guidance", "height", "width",
+    "max_sequence_length", "encoder_masks", "t5", "dtype", "batch_size", "model_shape",
+    "attn2_layout", "other",
 )  # fmt: skip
 
 
 def pairing_key(fields: Mapping[str, object]) -> str:
-    """Hash of what must be equal for two samples to be compared: 16 hex digits. Weights and gates are not in it.
+    """Hash of what must be equal for two samples to be compared: 16 hex digits. Weights and gates are not
+    in it.
 
     Args:
         fields: exactly PAIRING_FIELDS; `other` holds rarely used pipeline arguments.
     """
     if fields.keys() != set(PAIRING_FIELDS):
-        raise ValueError(f"the pairing key is made of {', '.join(PAIRING_FIELDS)}, not of {', '.join(fields)}")
+        raise ValueError(
+            f"the pairing key is made of {', '.join(PAIRING_FIELDS)}, not of {', '.join(fields)}"
+        )
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

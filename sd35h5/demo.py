@@ -11,10 +11,16 @@ from sd35h5.errors import ConfigError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 RUNS = Path("runs")
-VARIANTS = {"baseline": "transformer", "headwise": "transformer_headwise", "elementwise": "transformer_elementwise"}
+VARIANTS = {
+    "baseline": "transformer",
+    "headwise": "transformer_headwise",
+    "elementwise": "transformer_elementwise",
+}
 
 
-def demo_configs(config: CaptureConfig, model: Path | None = None, prompts: Path | None = None) -> list[CaptureConfig]:
+def demo_configs(
+    config: CaptureConfig, model: Path | None = None, prompts: Path | None = None
+) -> list[CaptureConfig]:
     """One capture for each bundled transformer, equal in all else. Options given beside --demo are kept.
 
     Args:
@@ -32,10 +38,14 @@ def demo_configs(config: CaptureConfig, model: Path | None = None, prompts: Path
         ("--out", config.output.out, Output().out),
     ):
         if value != default:
-            raise ConfigError(f"--demo brings its own models and writes to {RUNS}/: leave {name} away, or leave --demo away")
+            raise ConfigError(
+                f"--demo brings its own models and writes to {RUNS}/: leave {name} away, or leave --demo away"
+            )
     missing = [name for name in VARIANTS.values() if not (model / name).is_dir()]
     if missing or not prompts.is_file():
-        raise ConfigError(f"the bundled models are not at {model}: --demo works in a checkout of the repository")
+        raise ConfigError(
+            f"the bundled models are not at {model}: --demo works in a checkout of the repository"
+        )
     if not config.prompts.prompt and not config.prompts.prompts_json:
         config = replace(config, prompts=replace(config.prompts, prompts_json=str(prompts)))
     return [
@@ -48,7 +58,9 @@ def demo_configs(config: CaptureConfig, model: Path | None = None, prompts: Path
     ]
 
 
-def run_demo(configs: list[CaptureConfig], run: Callable[[CaptureConfig], Path], say: Callable[[str], None]) -> list[Path]:
+def run_demo(
+    configs: list[CaptureConfig], run: Callable[[CaptureConfig], Path], say: Callable[[str], None]
+) -> list[Path]:
     """Capture all of them. Returns: the stores, baseline first."""
     made = []
     for config in configs:

@@ -1,4 +1,4 @@
-"""What a model says about its own shape, read from its small JSON files before any weight is loaded. Torch-free."""
+"""What a model says about its own shape, read from its small JSON files, not its weights. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _FILES = {
     "vae": "vae/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
-_KNOWN_SHAPES = {  # for --dry_run where the hub cannot be asked: layers, heads, layers with a second attention
+# for --dry_run where the hub cannot be asked: layers, heads, layers with a second attention
+_KNOWN_SHAPES = {
     DEFAULT_MODEL: (38, 38, 0),
     "stabilityai/stable-diffusion-3.5-large-turbo": (38, 38, 0),
     "stabilityai/stable-diffusion-3.5-medium": (24, 24, 13),
@@ -68,7 +69,9 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
                 return _guess(model)
             raise
     if read["index"].get("_class_name") != "StableDiffusion3Pipeline":
-        raise ConfigError(f"{model.model_id} holds a {read['index'].get('_class_name')}, not a StableDiffusion3Pipeline")
+        raise ConfigError(
+            f"{model.model_id} holds a {read['index'].get('_class_name')}, not a StableDiffusion3Pipeline"
+        )
     folder = transformer_folder(model, root)
     shape = _read_json(folder / "config.json") if folder is not None else read["transformer"]
     scheduler = read["scheduler"]
@@ -111,12 +114,14 @@ def is_folder(model_id: str) -> bool:
     if path.exists():
         raise ConfigError(f"--model_id {model_id} is a file: give a folder in diffusers' layout, or a hub id")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):
-        raise ConfigError(f"--model_id {model_id}: there is no such folder, and a hub id looks like owner/name")
+        raise ConfigError(
+            f"--model_id {model_id}: there is no such folder, and a hub id looks like owner/name"
+        )
     return False
 
 
 def transformer_folder(model: Model, root: Path | None) -> Path | None:
-    """Folder of the transformer: a subfolder of the model or a folder of its own; None if it stays on the hub.
+    """Folder of the transformer, within the model's or of its own; None if it stays on the hub.
 
     Raises:
         ConfigError: neither is there.
@@ -130,7 +135,9 @@ def transformer_folder(model: Model, root: Path | None) -> Path | None:
         return None
     others = sorted(p.name for p in root.glob("transformer*") if p.is_dir()) if root is not None else []
     hint = f"; it has {', '.join(others)}" if others else ""
-    raise ConfigError(f"--transformer {model.transformer}: neither in {model.model_id} nor a folder of its own{hint}")
+    raise ConfigError(
+        f"--transformer {model.transformer}: neither in {model.model_id} nor a folder of its own{hint}"
+    )
 
 
 def gates_file(model: Model, folder: Path | None) -> Path | None:
@@ -160,16 +167,18 @@ def _from_hub(model_id: str) -> tuple[str, dict[str, dict], Path | None]:
     from huggingface_hub.errors import EntryNotFoundError
 
     refusal = None
-    try:
+    try:  # one quick question first: a download that cannot be had would retry for half a minute
         get_hf_file_metadata(hf_hub_url(model_id, _FILES["index"]), timeout=10)
-    except Exception as error:  # httpx's and the hub's own have no common parent; a download would retry for long
+    except Exception as error:  # noqa: BLE001 - httpx's and the hub's errors have no common parent
         refusal = error
     options = {"local_files_only": refusal is not None}
     try:
         paths = {name: Path(hf_hub_download(model_id, path, **options)) for name, path in _FILES.items()}
     except Exception as error:
         if refusal is None and isinstance(error, EntryNotFoundError):
-            raise ConfigError(f"{model_id} is not in diffusers' layout: it lacks one of {', '.join(_FILES.values())}") from error
+            raise ConfigError(
+                f"{model_id} is not in diffusers' layout: it lacks one of {', '.join(_FILES.values())}"
+            ) from error
         raise CaptureError(hub_sentence(model_id, refusal or error)) from error
     try:
         gates = Path(hf_hub_download(model_id, f"transformer/{GATES_NAME}", **options))
@@ -183,7 +192,9 @@ def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path.parent} is no SD3 folder in diffusers' layout: {path.name} is missing there") from None
+        raise ConfigError(
+            f"{path.parent} is no SD3 folder in diffusers' layout: {path.name} is missing there"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is no valid JSON: {error}") from error
 
@@ -191,6 +202,7 @@ def _read_json(path: Path) -> dict:
 def _guess(model: Model) -> ModelFacts:
     layers, heads, second = _KNOWN_SHAPES[model.model_id]
     return ModelFacts(
-        layers=layers, heads=heads, head_dim=64, scale=16, pixels=1024, scheduler="FlowMatchEulerDiscreteScheduler shift=3.0",
+        layers=layers, heads=heads, head_dim=64, scale=16, pixels=1024,
+        scheduler="FlowMatchEulerDiscreteScheduler shift=3.0",
         has_t5=True, second_attentions=second, gates_file=gates_file(model, None), revision="",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Make an SD3 pipeline ready to draw: from a folder or a hub id, on a device, in a dtype, with its gates on."""
+"""Make an SD3 pipeline ready to draw: from a folder or a hub id, on a device, in a dtype, gates on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda"):
         count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
         if not torch.cuda.is_available() or index >= count:
-            raise ConfigError(f"--device {device}: this machine has {count or 'no'} CUDA device{'s' * (count != 1)}; use --device cpu")
+            there = f"{count or 'no'} CUDA device{'s' * (count != 1)}"
+            raise ConfigError(f"--device {device}: this machine has {there}; use --device cpu")
     return device
 
 
@@ -58,7 +59,7 @@ def load(model: Model, facts: ModelFacts) -> tuple[StableDiffusion3Pipeline, Gat
             pipe = StableDiffusion3Pipeline.from_pretrained(
                 model.model_id, transformer=transformer, dtype=dtype, local_files_only=local
             )
-        except (OSError, ValueError, RuntimeError) as error:  # of the hub, of a missing file, of a wrong shape
+        except (OSError, ValueError, RuntimeError) as error:  # the hub, a missing file, a wrong shape
             if isinstance(error, ConfigError):
                 raise
             if local:
@@ -96,7 +97,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the libraries' loading bars and notes that mislead or do not concern the user; errors still show."""
+    """Hold back the libraries' loading bars and notes that do not concern the user; errors still show."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -116,7 +117,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def without_truncation_noise() -> Iterator[None]:
-    """Hold back the pipeline's note on truncation, which cuts T5's text at CLIP's length; ours tells it right."""
+    """Hold back the pipeline's note on truncation, which is wrong for T5; ours tells it right."""
     loggers = [
         logging.getLogger("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"),
         logging.getLogger("transformers.tokenization_utils_base"),
@@ -132,5 +133,3 @@ def without_truncation_noise() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(keep)
-
-

@@ -1,4 +1,4 @@
-"""What a capture would write, before it is begun: shapes, tiers and bytes, from the options and the model's shape. Torch-free."""
+"""What a capture would write, before it is begun: shapes, tiers and bytes. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROUNDED_SHARE = 0.5  # of the raw bytes: rounded, shuffled and deflated arrays 
 
 @dataclass(frozen=True)
 class Part:
-    """One variable of the plan: the lengths of its axes without `sample`, and its bytes before compression."""
+    """One variable of the plan: lengths of its axes without `sample`, and bytes before compression."""
 
     name: str
     shape: dict[str, int]
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes to expect in the file, about: rounded arrays shrink to half, the others are taken as they are."""
+        """Bytes to expect in the file, about: rounded arrays shrink to half, others count whole."""
         return round(sum(part.bytes * (_ROUNDED_SHARE if part.rounded else 1) for part in self.parts))
 
 
@@ -51,7 +51,8 @@ def make_plan(config: CaptureConfig, facts: ModelFacts) -> Plan:
     tokens = CLIP_TOKENS + sampling.max_sequence_length
     branches = 2 if sampling.guidance > 1 else 1
     sizes = {
-        "branch": branches, "step": sampling.steps, "layer": facts.layers, "head": facts.heads, "token": tokens,
+        "branch": branches, "step": sampling.steps, "layer": facts.layers, "head": facts.heads,
+        "token": tokens,
         "query": len(schema.QUERIES), "group": len(schema.GROUPS), "encoder": len(schema.ENCODERS),
         "top_step": len(choose_steps("top_steps", tiers.top_steps, sampling.steps)),
         "map_step": len(choose_steps("map_steps", tiers.map_steps, sampling.steps)),
@@ -60,7 +61,10 @@ def make_plan(config: CaptureConfig, facts: ModelFacts) -> Plan:
         "y": math.ceil(patches[0] / tiers.map_pool), "x": math.ceil(patches[1] / tiers.map_pool),
         "pixel_y": height, "pixel_x": width, "rgb": 3,
     }  # fmt: skip
-    parts = [_part(name, sizes, present, tiers.precision == "rounded") for name, present in _names(config, facts, branches)]
+    parts = [
+        _part(name, sizes, present, tiers.precision == "rounded")
+        for name, present in _names(config, facts, branches)
+    ]
     return Plan(sizes, tuple(parts))
 
 
@@ -76,7 +80,9 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
     if tiers.maps != "off":
         names.append(("maps/image_to_text_per_head" if tiers.map_heads == "all" else "maps/image_to_text", 1))
     if facts.gates_file is not None:
-        names += [(name, branches) for name in schema.VARIABLES if name.startswith("gates/") and name not in _LATER]
+        names += [
+            (name, branches) for name in schema.VARIABLES if name.startswith("gates/") and name not in _LATER
+        ]
     return names + ([] if tiers.no_images else [("images/image", 1)])
 
 
@@ -92,14 +98,20 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
     samples = len(prompts) * config.prompts.num_images
     gates = f"gates from {facts.gates_file}" if facts.gates_file else "no gates"
     pixels = f"{plan.sizes['pixel_y']} × {plan.sizes['pixel_x']} px"
-    second = f"\n  {facts.second_attentions} layers have a second, image-only attention, which is not measured"
+    second = (
+        f"\n  {facts.second_attentions} layers have a second, image-only attention, which is not measured"
+    )
+    images = _count(config.prompts.num_images, "image")
+    told = [
+        f"{_count(samples, 'sample')}: {_count(len(prompts), 'prompt')} × {images}",
+        f"seed {config.prompts.seed}", _count(sampling.steps, "step"), f"guidance {sampling.guidance:g}",
+        pixels, f"{plan.sizes['token']} text tokens",
+    ]  # fmt: skip
     width = max(len(part.name) for part in plan.parts)
     lines = [
         f"{config.model.model_id}: {facts.layers} layers, {facts.heads} heads of {facts.head_dim}, {gates}"
         + second * bool(facts.second_attentions),
-        f"  {_count(samples, 'sample')}: {_count(len(prompts), 'prompt')} × {_count(config.prompts.num_images, 'image')}, "
-        f"seed {config.prompts.seed}, {_count(sampling.steps, 'step')}, guidance {sampling.guidance:g}, {pixels}, "
-        f"{plan.sizes['token']} text tokens",
+        "  " + ", ".join(told),
         "a sample, before compression:",
     ]
     for part in plan.parts:

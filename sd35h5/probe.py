@@ -1,4 +1,4 @@
-"""The attention processor that measures: diffusers' output bit for bit, and its log-sum-exp handed to the reductions."""
+"""The attention processor that measures: diffusers' output to the bit, its log-sum-exp to the reductions."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ class PassResult:
     group: Tensor  # (batch row, query stream, group, layer, head)
     entropy: Tensor  # (batch row, query stream, layer, head)
     gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
-    top: dict[str, Tensor] | None  # stream uint8, index int32, mass, value_norm: (query stream, layer, head, rank)
+    top: dict[str, Tensor] | None  # stream, index, mass, value_norm: (query stream, layer, head, rank)
     maps: Tensor | None  # (map, layer, y, x), or (map, layer, head, y, x)
     row_sum_error: float = float("nan")
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Call the attention backend that F.scaled_dot_product_attention would choose, and take its log-sum-exp along.
+    """Call the backend that F.scaled_dot_product_attention would choose, and take its log-sum-exp along.
 
-    Returns: the output, bit for bit that of F.scaled_dot_product_attention, and the LSE, float32 (batch, heads, S), or
-    None where the backend keeps none.
+    Returns: the output, bit for bit that of F.scaled_dot_product_attention, and the LSE, float32 (batch,
+    heads, S), or None where the backend keeps none.
     """
-    if torch.is_autocast_enabled(query.device.type):  # sdpa casts under autocast, the backends' operators do not
+    if torch.is_autocast_enabled(query.device.type):  # under which sdpa casts, and the operators do not
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     choice, tokens = torch._fused_sdp_choice(query, key, value), query.shape[2]
@@ -89,7 +89,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | 
         output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[:2]
         return output, lse.reshape(*query.shape[:2], -1)[..., :tokens].float()
     if choice == _EFFICIENT and query.is_cuda:
-        output, lse = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[:2]
+        answer = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+        output, lse = answer[:2]
         return output, lse[..., :tokens].float()
     return F.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False), None
 
@@ -134,7 +135,8 @@ class Probe:
         expected = set(range(self.layers)) - plan.skipped
         if missing := sorted(expected - seen.keys()):
             raise CaptureError(
-                f"the attention of layer {', '.join(map(str, missing))} never ran its processor: something else replaced it"
+                f"the attention of layer {', '.join(map(str, missing))} never ran its processor: "
+                "something else replaced it"
             )
         result = PassResult(
             mass=self._stack(seen, "mass").permute(1, 3, 0, 2, 4),
@@ -149,7 +151,8 @@ class Probe:
             if not result.row_sum_error <= ROW_SUM_TOLERANCE:
                 raise CaptureError(
                     f"rows of attention sum to 1 ± {result.row_sum_error:.2g} at the first step, "
-                    f"expected within {ROW_SUM_TOLERANCE:g}: this attention backend's log-sum-exp cannot be used"
+                    f"expected within {ROW_SUM_TOLERANCE:g}: "
+                    "this attention backend's log-sum-exp cannot be used"
                 )
         return result
 
@@ -197,7 +200,7 @@ class Probe:
     def _measure_image_keys(
         self, plan: PassPlan, joint: JointQKV, lse: Tensor, text: KeyReduction, row: int
     ) -> dict[str, Tensor]:
-        """Measure the other half of the keys: of all rows for the self check, of the cond row alone for the top keys."""
+        """Measure the other half of the keys: all rows for the self check, else the cond row alone."""
         image, rows = joint.image_tokens, slice(None) if plan.check else slice(row, row + 1)
         keys = reductions.reduce_keys(
             joint.query[rows], joint.key[rows, :, :image], lse[rows], image, workspace=self._workspace
@@ -206,11 +209,15 @@ class Probe:
         if plan.check:
             values["error"] = (keys.row_sum + text.row_sum - 1).abs().max()
         if plan.top:
-            top = reductions.top_keys(keys.mass[row if plan.check else 0], text.mass[row], joint.value[row], plan.top)
+            top = reductions.top_keys(
+                keys.mass[row if plan.check else 0], text.mass[row], joint.value[row], plan.top
+            )
             values |= {f"top_{name}": value for name, value in vars(top).items()}
         return values
 
-    def _gate_values(self, gates: tuple[Tensor, Tensor | None] | None, batch: int, device: torch.device) -> Tensor:
+    def _gate_values(
+        self, gates: tuple[Tensor, Tensor | None] | None, batch: int, device: torch.device
+    ) -> Tensor:
         """(statistic, batch row, query stream, head), NaN for a stream without a gate."""
         shape = (len(GATE_STATISTICS), batch, 2, self.heads)
         values = torch.full(shape, float("nan"), device=device)
@@ -221,7 +228,9 @@ class Probe:
 
     def _note_fallback(self) -> None:
         if not self._noted:
-            log.warning("this attention backend gives no log-sum-exp: it is computed apart, which takes longer")
+            log.warning(
+                "this attention backend gives no log-sum-exp: it is computed apart, which takes longer"
+            )
             self._noted = True
 
 
@@ -258,10 +267,12 @@ def gates_by_layer(transformer: SD3Transformer2DModel) -> dict[int, AttentionGat
     gates = {}
     for name, processor in transformer.attn_processors.items():
         if isinstance(processor, ProbeProcessor):
-            raise CaptureError("this pipeline is being captured already: leave the other `with capture(...)` first")
+            raise CaptureError(
+                "this pipeline is being captured already: leave the other `with capture(...)` first"
+            )
         if type(processor) not in (JointAttnProcessor2_0, JointAttention):
             raise CaptureError(
-                f"{name} is a {type(processor).__name__}, which a capture would replace by another computation: "
+                f"{name} is a {type(processor).__name__}, which a capture would replace by something else: "
                 "only JointAttnProcessor2_0 and sd35h5's JointAttention are known"
             )
         if name.endswith(".attn.processor") and getattr(processor, "gate", None) is not None:

@@ -48,7 +48,12 @@ class Layout:
 
     def scales(self) -> dict[str, np.ndarray]:
         """Values of the file's scales; those of an absent tier are left out."""
-        count = {"step": len(self.timesteps), "layer": self.layers, "head": self.heads, "token": len(self.token_encoders)}
+        count = {
+            "step": len(self.timesteps),
+            "layer": self.layers,
+            "head": self.heads,
+            "token": len(self.token_encoders),
+        }
         scales = {name: np.arange(length) for name, length in count.items()}
         scales["branch"] = np.array([schema.BRANCHES.index(branch) for branch in self.branches])
         scales["timestep"], scales["sigma"] = np.array(self.timesteps), np.array(self.sigmas)
@@ -57,7 +62,9 @@ class Layout:
             scales |= {"top_step": np.array(self.top_steps), "rank": np.arange(self.ranks)}
         if self.maps:
             scales |= {"map_step": np.array(self.map_steps), "map_token": np.arange(self.maps)}
-            scales |= {d: np.array(pooled_centres(n, self.pool)) for d, n in zip("yx", self.patches, strict=True)}
+            scales |= {
+                d: np.array(pooled_centres(n, self.pool)) for d, n in zip("yx", self.patches, strict=True)
+            }
         if self.pixels is not None:
             scales["pixel_y"], scales["pixel_x"] = np.arange(self.pixels[0]), np.arange(self.pixels[1])
         return scales
@@ -98,7 +105,8 @@ class SampleRecorder:
         gated: bool,
     ) -> None:
         self._layout, self._facts, self._map_tokens = layout, facts, map_tokens
-        self._kept, self._text_queries = kept_branches, text_queries
+        self._kept = kept_branches
+        self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
         self._writer = SampleWriter(parts, facts.index, header)
         shape = (len(layout.branches), len(schema.QUERIES))
         steps = (len(layout.timesteps), layout.layers, layout.heads)
@@ -122,7 +130,7 @@ class SampleRecorder:
             if self._gates is not None:
                 self._gates[:, at, :, step] = _numpy(result.gates[:, row])
             if branch in self._kept:
-                for query, name in enumerate(("mass_image", "mass_text") if self._text_queries else ("mass_image",)):
+                for query, name in enumerate(self._masses):
                     self._writer.put(f"sinks/{name}", _numpy(result.mass[row, query]), branch=at, step=step)
         if result.row_sum_error == result.row_sum_error:
             self._row_sum_error = result.row_sum_error
@@ -161,7 +169,13 @@ class SampleRecorder:
         ordered = [tables[branch] for branch in self._layout.branches]
         put("samples/kept_chars", np.stack([table.kept_chars for table in ordered]))
         put("tokens/token_text", np.array([list(table.texts) for table in ordered], dtype=object))
-        columns = {"group": "groups", "word": "words", "char_start": "starts", "char_end": "ends", "id": "ids"}
+        columns = {
+            "group": "groups",
+            "word": "words",
+            "char_start": "starts",
+            "char_end": "ends",
+            "id": "ids",
+        }
         for name, attribute in columns.items():
             put(f"tokens/token_{name}", np.stack([getattr(table, attribute) for table in ordered]))
         if self._layout.maps:
@@ -183,7 +197,9 @@ class Progress:
 
     def __init__(self, samples: int, done: int, steps: int) -> None:
         self._samples, self._steps, self._number, self._step = samples, steps, done, 0
-        self._bar = tqdm(total=samples * steps, initial=done * steps, unit="step", file=sys.stderr, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=samples * steps, initial=done * steps, unit="step", file=sys.stderr, dynamic_ncols=True
+        )
 
     def begin(self) -> None:
         """Begin the next sample."""
@@ -201,7 +217,9 @@ class Progress:
         self._bar.close()
 
     def _show(self) -> None:
-        self._bar.set_description(f"sample {self._number}/{self._samples}, step {self._step}/{self._steps}", refresh=False)
+        self._bar.set_description(
+            f"sample {self._number}/{self._samples}, step {self._step}/{self._steps}", refresh=False
+        )
 
 
 def say(text: str) -> None:

@@ -1,7 +1,8 @@
-"""Reductions of one attention call in plain torch: query, key and log-sum-exp in, masses, entropies and maps out.
+"""Reductions of one attention call in plain torch: query, key, log-sum-exp in; masses, entropies, maps out.
 
-With the log-sum-exp of each row, A[q, k] = exp(q·k/√d − LSE[q]) needs no softmax pass. The probabilities live in tiles of
-queries and are never whole; one tile's exponentials serve the mass, the groups, the entropy, the maps and the self check.
+With the log-sum-exp of each row, A[q, k] = exp(q·k/√d − LSE[q]) needs no softmax pass. The probabilities
+live in tiles of queries and are never whole; one tile's exponentials serve the mass, the groups, the
+entropy, the maps and the self check.
 Logits are in bits, not nats, inside a tile: torch's exp2 takes half the time of its exp on a CPU.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 IMAGE, TEXT = 0, 1  # positions along the query axis, as schema.QUERIES
 _TILE_ELEMENTS = {"cpu": 1 << 20}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
-_SMALLEST_ROW = 1e-30  # rows whose whole share of these keys is below this have no entropy to speak of
+_SMALLEST_ROW = 1e-30  # below this share float32 has too few digits left for an entropy
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class KeyReduction:
     Args:
         mass: (batch, heads, query stream, K), mean over the stream's queries of A[q, key].
         row_sum: (batch, heads, queries), sum over these keys of A[q, key].
-        entropy: (batch, heads, query stream), mean over queries of the entropy of A over these keys, renormalised, in
-            nats; None unless asked for.
-        columns: (heads, image queries, M), A[image query, key] of the chosen keys in one batch row; None unless asked for.
+        entropy: (batch, heads, query stream), mean over queries of the entropy of A over these keys,
+            renormalised, in nats; None unless asked for. A query whose whole share of these keys is below
+            1e-30 counts as 0.
+        columns: (heads, image queries, M), A[image query, key] of the chosen keys in one batch row; None
+            unless asked for.
     """
 
     mass: Tensor
@@ -56,7 +59,7 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Return an uninitialised contiguous tensor of this shape; it is valid until the name is taken again."""
+        """Return an uninitialised tensor of this shape, valid until the name is taken again."""
         size = 1
         for length in shape:
             size *= length
@@ -91,7 +94,8 @@ def reduce_keys(
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
     flat = batch * heads
-    scaled_key = (key.float() * (width**-0.5 / math.log(2))).reshape(flat, keys, width).transpose(1, 2)  # (BH, d, K)
+    scaled_key = key.float() * (width**-0.5 / math.log(2))
+    scaled_key = scaled_key.reshape(flat, keys, width).transpose(1, 2)  # (BH, d, K)
     flat_query, bits = query.reshape(flat, queries, width), (lse / math.log(2)).reshape(flat, queries, 1)
     mass = query.new_zeros((flat, 2, keys), dtype=torch.float32)
     row_sum = query.new_empty((flat, queries), dtype=torch.float32)
@@ -116,19 +120,25 @@ def reduce_keys(
     return KeyReduction(
         mass=(mass / counts[:, None]).view(batch, heads, 2, keys),
         row_sum=row_sum.view(batch, heads, queries),
-        entropy=None if row_entropy is None else _stream_means(row_entropy.view(batch, heads, queries), image_tokens),
+        entropy=row_entropy if row_entropy is None else _stream_means(row_entropy, batch, image_tokens),
         columns=picked,
     )
 
 
 def _row_entropy(logits: Tensor, share: Tensor, row_sum: Tensor) -> Tensor:
-    """Entropy in nats of each row renormalised: log Z − (Σ p log p)/Z with Z = Σ p, from log2 p and p; spoils logits."""
+    """Entropy in nats of each row, renormalised: log Z − (Σ p log p)/Z with Z = Σ p.
+
+    Args:
+        logits: log2 p; they are spoilt.
+        share: p.
+    """
     nats = row_sum.log() - math.log(2) * logits.mul_(share).sum(2) / row_sum
     return torch.where(row_sum > _SMALLEST_ROW, nats, 0.0)
 
 
-def _stream_means(values: Tensor, image_tokens: int) -> Tensor:
-    """(batch, heads, queries) -> (batch, heads, query stream)."""
+def _stream_means(values: Tensor, batch: int, image_tokens: int) -> Tensor:
+    """(batch * heads, queries) -> (batch, heads, query stream)."""
+    values = values.unflatten(0, (batch, -1))
     return torch.stack([values[..., :image_tokens].mean(-1), values[..., image_tokens:].mean(-1)], dim=-1)
 
 
@@ -179,7 +189,10 @@ def top_keys(image_mass: Tensor, text_mass: Tensor, value: Tensor, count: int) -
 
 
 def pool_columns(columns: Tensor, height: int, width: int, pool: int) -> Tensor:
-    """Columns (…, patches, M) as maps (…, M, y, x), averaged over pool × pool patches; edge cells average what they have."""
+    """Columns (…, patches, M) as maps (…, M, y, x), averaged over pool × pool patches.
+
+    Cells at the edge average the patches that they have.
+    """
     maps = columns.transpose(-1, -2).unflatten(-1, (height, width))
     if pool == 1:
         return maps
@@ -202,7 +215,8 @@ def gate_statistics(gate: Tensor, heads: int) -> Tensor:
 
     Returns: float32 (statistic, batch, heads).
     """
-    values = gate.float().unflatten(-1, (heads, -1)).permute(0, 2, 1, 3).flatten(2)  # (B, H, tokens * channels)
+    values = gate.float().unflatten(-1, (heads, -1))
+    values = values.permute(0, 2, 1, 3).flatten(2)  # (B, H, tokens * channels)
     low, high = values.aminmax(dim=-1)
     return torch.stack(
         [

@@ -43,10 +43,11 @@ class Identity:
 
 
 class Session:
-    """What the samples of one capture share: where they go, what is kept, and the axes that the first one fixed."""
+    """What the samples of one capture share: where they go, what is kept, the axes of the first one."""
 
     def __init__(
-        self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object], model_id: str,
+        self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
+        model_id: str,
         revision: str,
     ) -> None:  # fmt: skip
         self.pipe, self.parts, self.tiers = pipe, parts, tiers
@@ -62,7 +63,8 @@ class Session:
             },
             scales={},
             provenance={
-                "config": json.dumps(settings, ensure_ascii=False), "environment": json.dumps(_environment(pipe)),
+                "config": json.dumps(settings, ensure_ascii=False),
+                "environment": json.dumps(_environment(pipe)),
                 "components": json.dumps(_components(pipe)), "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,
@@ -96,12 +98,16 @@ class Session:
         if before is None:
             out = self.parts.with_name(self.parts.name.removesuffix(PARTS_SUFFIX))
             if out.is_file():
-                raise CaptureError(f"{out.name} is complete with {len(self.sealed)} samples: capture further ones into another file")
+                raise CaptureError(
+                    f"{out.name} is complete with {len(self.sealed)} samples: "
+                    "capture further ones into another file"
+                )
             return False
         for name, now in (("prompt", call.prompt), ("seed", call.seed), ("pairing_key", key)):
             if before[name] != now:
                 raise CaptureError(
-                    f"sample {identity.index} is sealed already with {name} {before[name]!r}, but this call has {now!r}: "
+                    f"sample {identity.index} is sealed already with {name} {before[name]!r}, "
+                    f"but this call has {now!r}: "
                     "make the same calls to go on, or use overwrite=True or another file"
                 )
         return True
@@ -118,7 +124,7 @@ class Session:
 
 
 def _sealed_samples(parts: Path) -> dict[int, dict]:
-    """Rows of the samples table that are on disk already, by sample index: packed ones, or those in the folder."""
+    """Rows of the samples table that are on disk already, by sample index."""
     out = parts.with_name(parts.name.removesuffix(PARTS_SUFFIX))
     indices = sorted(sealed_indices(parts))
     if not indices:
@@ -146,7 +152,12 @@ def _environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
     found = {name: _version(name) for name in packages}
     device = torch.device(pipe.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {**found, "python": platform.python_version(), "system": platform.system(), "device": f"{device.type} {name}"}
+    return {
+        **found,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": f"{device.type} {name}",
+    }
 
 
 def _version(package: str) -> str:
@@ -157,7 +168,7 @@ def _version(package: str) -> str:
 
 
 def _components(pipe: StableDiffusion3Pipeline) -> dict[str, dict]:
-    """Class, dtype and number of parameters of every model of the pipeline; class and settings of the scheduler."""
+    """Class, dtype and size of every model of the pipeline; class and settings of the scheduler."""
     found = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):

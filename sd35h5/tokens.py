@@ -1,4 +1,4 @@
-"""The token table of a sample: what every position of the text axis is, as text, group, word and character span."""
+"""The token table of a sample: text, group, word and character span of every text position."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """One prompt as one encoder reads it: ids and texts of all positions, of which the first `attended` are no padding."""
+    """One prompt as one encoder reads it: ids and texts of all positions, of which the first `attended`
+    are no padding."""
 
     prompt: str
     ids: tuple[int, ...]
     texts: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]  # character span of each position, (-1, -1) where it stands for no character
+    spans: tuple[tuple[int, int], ...]  # characters of each position, (-1, -1) where there are none
     attended: int
     kept_chars: int
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The text axis of one branch. Arrays are per position, except `ids` (encoder, token) and `kept_chars` (encoder)."""
+    """The text axis of one branch. Arrays are per position, except `ids` (encoder, token) and `kept_chars`
+    (encoder)."""
 
     prompt: str
     texts: tuple[str, ...]
@@ -56,15 +58,17 @@ class TokenTable:
 
 
 def word_spans(prompt: str) -> list[tuple[int, int]]:
-    """Character spans of the words of a prompt: letters and digits, or one symbol such as an emoji; no punctuation."""
+    """Character spans of a prompt's words: letters and digits, or one symbol such as an emoji."""
     found = (match.span() for match in _WORD.finditer(prompt))
     return [(start, end) for start, end in found if not unicodedata.category(prompt[start]).startswith("P")]
 
 
 def find_phrase(prompt: str, phrase: str) -> list[tuple[int, int]]:
-    """Character spans where a word or phrase stands in the prompt as whole words, upper and lower case alike."""
+    """Character spans where a phrase stands in the prompt as whole words, in upper or lower case."""
     pattern = r"\s+".join(re.escape(part) for part in phrase.split())
-    return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)] if pattern else []
+    if not pattern:
+        return []
+    return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
 
 
 def encode(tokenizer: Tokenizer, prompt: str, max_length: int) -> Encoded:
@@ -76,15 +80,17 @@ def encode(tokenizer: Tokenizer, prompt: str, max_length: int) -> Encoded:
     pieces = tokenizer.convert_ids_to_tokens(ids)
     spans = [_stripped(prompt, *span) for span in padded["offset_mapping"]]
     texts = []
-    for i, piece, (start, end) in zip(ids, pieces, spans, strict=True):
+    for piece, (start, end) in zip(pieces, spans, strict=True):
         texts.append(prompt[start:end] if start >= 0 else piece)
     truncated = len(whole["input_ids"]) > max_length
     kept = max((end for _, end in spans), default=0) if truncated else len(prompt)
-    return Encoded(prompt, tuple(ids), tuple(texts), tuple(spans), sum(padded["attention_mask"]), max(kept, 0))
+    return Encoded(
+        prompt, tuple(ids), tuple(texts), tuple(spans), sum(padded["attention_mask"]), max(kept, 0)
+    )
 
 
 def _stripped(prompt: str, start: int, end: int) -> tuple[int, int]:
-    """A span without the white space at its ends (T5's pieces may carry it), or (-1, -1) if nothing is left."""
+    """A span without white space at its ends (T5's pieces may carry it), or (-1, -1) if that was all."""
     while start < end and prompt[start].isspace():
         start += 1
     while end > start and prompt[end - 1].isspace():
@@ -95,8 +101,8 @@ def _stripped(prompt: str, start: int, end: int) -> tuple[int, int]:
 def token_table(clip_l: Encoded, clip_g: Encoded, t5: Encoded | None, t5_tokens: int) -> TokenTable:
     """Join what the encoders read into one text axis: the CLIP positions, then the T5 positions.
 
-    Texts, groups and spans of CLIP positions are CLIP-L's. A part whose encoder was given another text than CLIP-L
-    (`prompt_3`, say) keeps its texts, but has no words or spans, which point into the prompt.
+    Texts, groups and spans of CLIP positions are CLIP-L's. A part whose encoder was given another text
+    than CLIP-L (`prompt_3`, say) keeps its texts, but has no words or spans, which point into the prompt.
 
     Args:
         t5: None if the pipeline has no T5; its `t5_tokens` positions are then zeros (`t5_absent`).
@@ -129,7 +135,7 @@ def token_table(clip_l: Encoded, clip_g: Encoded, t5: Encoded | None, t5_tokens:
 
 
 def _groups(encoded: Encoded, encoder: str) -> np.ndarray:
-    """Group of each position. Padding is told by the attention mask: CLIP's pad token can equal its end token."""
+    """Group of each position. The attention mask tells padding: CLIP's pad token can equal its end token."""
     groups = np.full(len(encoded.ids), _GROUP[f"{encoder}_pad"], np.uint8)
     groups[: encoded.attended] = _GROUP[f"{encoder}_word"]
     if encoded.attended:
@@ -158,8 +164,8 @@ def choose_map_tokens(table: TokenTable, maps: str, phrases: Sequence[str], limi
 
     Args:
         maps: `off`, `first` (position 0), `words` (position 0, then words), or `all` (every position).
-        phrases: with `words`: every token of these; if empty, the first token of each word of the prompt, in CLIP
-            first and then, as far as there is room, in T5.
+        phrases: with `words`: every token of these; if empty, the first token of each word of the prompt,
+            in CLIP first and then, as far as there is room, in T5.
     """
     if maps == "off":
         return []
@@ -169,7 +175,11 @@ def choose_map_tokens(table: TokenTable, maps: str, phrases: Sequence[str], limi
         return [0]
     if phrases:
         spans = [span for phrase in phrases for span in find_phrase(table.prompt, phrase)]
-        wanted = [int(token) for start, end in spans for token in np.flatnonzero((table.starts < end) & (table.ends > start))]
+        wanted = [
+            int(token)
+            for start, end in spans
+            for token in np.flatnonzero((table.starts < end) & (table.ends > start))
+        ]
     else:
         wanted = _first_tokens_of_words(table)
     return list(dict.fromkeys([0, *wanted]))[:limit]
@@ -198,13 +208,20 @@ def check_phrases(phrases: Sequence[str], prompts: Sequence[str]) -> None:
 
 
 def truncation_note(name: str, table: TokenTable) -> str | None:
-    """One sentence that tells which encoders read only a part of the prompt, or None if all read all of it."""
+    """One sentence that tells which encoders read only a part of the prompt, or None if none does."""
     length, shown = len(table.prompt), []
     for encoder, kept in zip(("CLIP-L", "CLIP-G", "T5"), table.kept_chars, strict=True):
         if 0 <= kept < length:
             shown.append((encoder, int(kept)))
     if not shown:
         return None
-    parts = ", ".join(f"{encoder} reads {kept} (up to “…{table.prompt[max(0, kept - 20) : kept]}”)" for encoder, kept in shown)
+    parts = ", ".join(
+        f"{encoder} reads {kept} (up to “…{table.prompt[max(0, kept - 20) : kept]}”)"
+        for encoder, kept in shown
+    )
     rest = [e for e, kept in zip(("CLIP-L", "CLIP-G", "T5"), table.kept_chars, strict=True) if kept == length]
-    return f"{name}: of {length} characters {parts}" + (f"; {' and '.join(rest)} all of them" if rest else "") + "."
+    return (
+        f"{name}: of {length} characters {parts}"
+        + (f"; {' and '.join(rest)} all of them" if rest else "")
+        + "."
+    )

@@ -15,6 +15,7 @@ from sd35h5.config import MAX_MAPS, choose_steps, pairing_key, validate_tiers
 from sd35h5.errors import CaptureError
 from sd35h5.probe import PassPlan, Probe, second_attentions
 from sd35h5.recorder import Layout, SampleFacts, SampleRecorder
+from sd35h5.runs import part_name
 from sd35h5.session import Identity, Session
 from sd35h5.tokens import TokenTable, choose_map_tokens, encode, token_encoders, token_table
 
@@ -41,7 +42,7 @@ class PassWatcher:
         self._map_tokens: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> None:
-        """Forward pre-hook of the transformer. Skip-layer guidance is told by `skip_layers`, not by the batch size."""
+        """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, not the batch size."""
         latents, skipped = kwargs["hidden_states"], kwargs.get("skip_layers")
         if skipped is None:
             self._step += 1
@@ -70,7 +71,9 @@ class PassWatcher:
             return
         steps = len(self._layout.timesteps)
         if self._step + 1 != steps:
-            raise CaptureError(f"the pipeline stopped after step {self._step} of 0..{steps - 1}: this sample is not sealed")
+            raise CaptureError(
+                f"the pipeline stopped after step {self._step} of 0..{steps - 1}: this sample is not sealed"
+            )
         self._recorder.seal(image)
         self._recorder = None
 
@@ -80,6 +83,8 @@ class PassWatcher:
         if self._recorder is not None:
             self._recorder.abandon()
             self._recorder = None
+        for left in self._session.parts.glob(f"{part_name(self._identity.index)}.*"):
+            left.unlink()  # Ctrl-C can fall between opening the file and knowing of it
 
     def _plan(self, skipped: frozenset[int]) -> PassPlan:
         layout, cond = self._layout, "cond" in self._rows
@@ -99,7 +104,9 @@ class PassWatcher:
         """Branch of each batch row: diffusers orders a guided batch [uncond | cond]."""
         rows = ("skip",) if skips else (("uncond", "cond") if self._call.guided else ("cond",))
         if len(rows) != batch:
-            raise CaptureError(f"the transformer was called with {batch} rows where {' and '.join(rows)} were expected")
+            raise CaptureError(
+                f"the transformer was called with {batch} rows where {' and '.join(rows)} were expected"
+            )
         return rows
 
     def _begin(self, latents: Tensor, text_states: Tensor) -> None:
@@ -115,7 +122,9 @@ class PassWatcher:
         for branch, table in tables.items():
             groups = torch.from_numpy(table.groups.astype(np.int64)).to(device)
             self._membership[branch] = torch.nn.functional.one_hot(groups, _TEXT_GROUPS).float()
-        chosen = choose_map_tokens(tables["cond"], tiers.maps, tiers.words, layout.maps) if layout.maps else []
+        chosen = (
+            choose_map_tokens(tables["cond"], tiers.maps, tiers.words, layout.maps) if layout.maps else []
+        )
         self._map_tokens = torch.tensor(chosen, device=device) if chosen else None
         events = []
         for branch in ("cond", "uncond"):
@@ -123,11 +132,13 @@ class PassWatcher:
                 what = "the negative prompt" if branch == "uncond" else f"prompt {self._identity.prompt_id}"
                 events += session.note_truncation(tables[branch], what)
         facts = SampleFacts(
-            **vars(self._identity), sample_id=f"{self._identity.prompt_id}-seed{call.seed}", prompt=call.prompt,
+            **vars(self._identity), sample_id=f"{self._identity.prompt_id}-seed{call.seed}",
+            prompt=call.prompt,
             negative_prompt=call.negative_prompt, seed=call.seed, pairing_key=key,
         )  # fmt: skip
         self._recorder = SampleRecorder(
-            session.parts, session.header(layout, events), layout, facts, tables, kept_branches=tiers.kept_branches,
+            session.parts, session.header(layout, events), layout, facts, tables,
+            kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gated=session.gates is not None,
         )  # fmt: skip
 
@@ -142,7 +153,10 @@ class PassWatcher:
             first, second, third = self._call.texts(branch)
             t5 = None if pipe.text_encoder_3 is None else encode(pipe.tokenizer_3, third, text_tokens - clip)
             tables[branch] = token_table(
-                encode(pipe.tokenizer, first, clip), encode(pipe.tokenizer_2, second, clip), t5, text_tokens - clip
+                encode(pipe.tokenizer, first, clip),
+                encode(pipe.tokenizer_2, second, clip),
+                t5,
+                text_tokens - clip,
             )
         return tables
 
@@ -161,7 +175,9 @@ class PassWatcher:
             sigmas=tuple(float(sigma) for sigma in pipe.scheduler.sigmas[: len(timesteps)]),
             layers=config.num_layers,
             heads=config.num_attention_heads,
-            token_encoders=tuple(int(e) for e in token_encoders(clip, text_tokens - clip, pipe.text_encoder_3 is not None)),
+            token_encoders=tuple(
+                int(e) for e in token_encoders(clip, text_tokens - clip, pipe.text_encoder_3 is not None)
+            ),
             patches=patches,
             pixels=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor) if has_image else None,
             ranks=min(tiers.topk, patches[0] * patches[1] + text_tokens),

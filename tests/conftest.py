@@ -1,4 +1,4 @@
-"""A tiny random SD3 pipeline with real tokenizers, made in memory once, and the switches every test shares."""
+"""A tiny random SD3 pipeline with real tokenizers, and the switches that every test shares."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def make_clip_tokenizer(pad_token: str = "<|endoftext|>"):
                 merges.append((left, right))
             left += right
             pieces.append(left)
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
+    vocabulary = {
+        piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    }
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=77)
 
 
@@ -60,22 +62,30 @@ def make_t5_tokenizer():
 def make_pipeline(qk_norm: str | None = "rms_norm", seed: int = 0, **transformer_changes: object):
     """A random StableDiffusion3Pipeline with 3 layers and 2 heads of 8, for 64 x 96 pixels."""
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
     clip_l, clip_g, t5 = make_clip_tokenizer(), make_clip_tokenizer(pad_token="!"), make_t5_tokenizer()
     transformer = SD3Transformer2DModel(
         **{
-            "sample_size": 8, "num_layers": LAYERS, "num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM,
-            "joint_attention_dim": 32, "caption_projection_dim": HEADS * HEAD_DIM, "pooled_projection_dim": 32,
+            "sample_size": 8, "num_layers": LAYERS, "num_attention_heads": HEADS,
+            "attention_head_dim": HEAD_DIM,
+            "joint_attention_dim": 32, "caption_projection_dim": HEADS * HEAD_DIM,
+            "pooled_projection_dim": 32,
             "pos_embed_max_size": 16, "qk_norm": qk_norm, **transformer_changes,
         }
     )  # fmt: skip
     encoders = []
     for tokenizer in (clip_l, clip_g):
         config = CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16,
+            num_hidden_layers=2,
             num_attention_heads=2, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
@@ -84,7 +94,8 @@ def make_pipeline(qk_norm: str | None = "rms_norm", seed: int = 0, **transformer
     vae = AutoencoderKL(
         latent_channels=16, block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5, sample_size=64,
+        use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
+        sample_size=64,
     )  # fmt: skip
     pipe = StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
@@ -112,7 +123,8 @@ def tiny_pipeline() -> StableDiffusion3Pipeline:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: StableDiffusion3Pipeline) -> Path:
-    """The tiny pipeline saved in diffusers' layout, with a headwise and an elementwise variant of its transformer."""
+    """The tiny pipeline saved in diffusers' layout, with a headwise and an elementwise variant of its
+    transformer."""
     import torch
 
     from sd35h5.gates import GATES_FILE, build_gates, save_gates

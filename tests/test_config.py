@@ -73,11 +73,18 @@ def test_a_prompt_file_may_hold_texts_or_objects(tmp_path):
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps(["a dog", {"id": "apple", "prompt": "a red apple"}, {"prompt": "a cat"}]))
     prompts = load_prompts(Prompts(prompts_json=str(path)))
-    assert [(p.id, p.text) for p in prompts] == [("p000", "a dog"), ("apple", "a red apple"), ("p002", "a cat")]
+    assert [(p.id, p.text) for p in prompts] == [
+        ("p000", "a dog"),
+        ("apple", "a red apple"),
+        ("p002", "a cat"),
+    ]
     assert len(load_prompts(Prompts(prompts_json=str(path), limit=2))) == 2
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1}', "[]", '[{"id": "x"}]', "[3]", '[{"id":"a","prompt":"b"},{"id":"a","prompt":"c"}]'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"a": 1}', "[]", '[{"id": "x"}]', "[3]", '[{"id":"a","prompt":"b"},{"id":"a","prompt":"c"}]'],
+)
 def test_a_prompt_file_that_cannot_be_used_is_refused(tmp_path, text):
     path = tmp_path / "prompts.json"
     path.write_text(text)
@@ -103,10 +110,12 @@ def test_no_unconditional_keeps_the_unconditional_branch_too():
 
 
 def test_the_pairing_key_depends_on_every_field_and_on_nothing_else():
-    fields = {name: 0 for name in PAIRING_FIELDS}
+    fields = dict.fromkeys(PAIRING_FIELDS, 0)
     key = pairing_key(fields)
     assert key == pairing_key(dict(reversed(fields.items())))
-    assert len({pairing_key({**fields, name: 1}) for name in PAIRING_FIELDS} | {key}) == len(PAIRING_FIELDS) + 1
+    assert (
+        len({pairing_key({**fields, name: 1}) for name in PAIRING_FIELDS} | {key}) == len(PAIRING_FIELDS) + 1
+    )
     with pytest.raises(ValueError, match="pairing key"):
         pairing_key({"prompt": "a"})
 
@@ -114,7 +123,11 @@ def test_the_pairing_key_depends_on_every_field_and_on_nothing_else():
 def test_a_missing_folder_and_a_file_are_refused_and_told_from_a_hub_id(tmp_path):
     file = tmp_path / "model.safetensors"
     file.touch()
-    for name, said in ((str(tmp_path / "none" / "there"), "no such folder"), (str(file), "is a file"), (str(tmp_path), "model_index.json")):
+    for name, said in (
+        (str(tmp_path / "none" / "there"), "no such folder"),
+        (str(file), "is a file"),
+        (str(tmp_path), "model_index.json"),
+    ):
         with pytest.raises(ConfigError, match=said):
             read_facts(Model(model_id=name))
 
@@ -135,7 +148,15 @@ def test_the_default_capture_of_the_large_model_stays_below_60_megabytes():
 
 def test_the_plan_names_what_is_kept_and_what_it_costs():
     text = describe_plan(_with(output=Output(out="x.h5")), LARGE, validate(GOOD))
-    for word in ("38 layers", "2 samples", "sinks/mass_image", "28 × layer 38", "maps/image_to_text", "images/image", "x.h5"):
+    for word in (
+        "38 layers",
+        "2 samples",
+        "sinks/mass_image",
+        "28 × layer 38",
+        "maps/image_to_text",
+        "images/image",
+        "x.h5",
+    ):
         assert word in text
     small = _with(tiers=Tiers(maps="off", topk=0, no_images=True), sampling=Sampling(guidance=1.0))
     names = [part.name for part in make_plan(small, LARGE).parts]

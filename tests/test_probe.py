@@ -32,7 +32,14 @@ def _inputs(rows: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
 def _plan(rows=("uncond", "cond"), **changes) -> PassPlan:
     membership = torch.zeros(len(rows), TEXT, 8)
     membership[:, :7, 1] = membership[:, 7:, 4] = 1
-    plan = {"branches": rows, "membership": membership, "patches": PATCHES, "check": True, "top": 5, "pool": 1}
+    plan = {
+        "branches": rows,
+        "membership": membership,
+        "patches": PATCHES,
+        "check": True,
+        "top": 5,
+        "pool": 1,
+    }
     return PassPlan(**{**plan, "map_tokens": torch.tensor([0, 3, 19]), **changes})
 
 
@@ -42,7 +49,11 @@ def transformer():
 
 
 def _run(transformer, plan, inputs, **kwargs):
-    probe = Probe(LAYERS, HEADS, gated=any(isinstance(p, JointAttention) and p.gate for p in transformer.attn_processors.values()))
+    probe = Probe(
+        LAYERS,
+        HEADS,
+        gated=any(isinstance(p, JointAttention) and p.gate for p in transformer.attn_processors.values()),
+    )
     with torch.no_grad(), installed(transformer, probe):
         probe.begin(plan)
         output = transformer(**inputs, **kwargs).sample
@@ -50,13 +61,18 @@ def _run(transformer, plan, inputs, **kwargs):
 
 
 def _matrices(transformer, inputs) -> np.ndarray:
-    """A of every layer in float64, by hooks on diffusers' own projections: (layer, batch, head, query, key)."""
+    """A of every layer in float64, by hooks on diffusers' own projections: (layer, batch, head, query,
+    key)."""
     found = []
     for block in transformer.transformer_blocks:
         attn, kept = block.attn, {}
         hooks = []
         for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-            hooks.append(getattr(attn, name).register_forward_hook(lambda m, a, out, name=name, kept=kept: kept.__setitem__(name, out)))
+            hooks.append(
+                getattr(attn, name).register_forward_hook(
+                    lambda m, a, out, name=name, kept=kept: kept.__setitem__(name, out)
+                )
+            )
         found.append((kept, hooks))
     with torch.no_grad():
         transformer(**inputs)
@@ -76,11 +92,15 @@ def _matrices(transformer, inputs) -> np.ndarray:
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.integers(0, 999),
 )  # fmt: skip
 def test_attend_gives_sdpa_to_the_bit_and_the_true_lse(batch, heads, tokens, width, dtype, seed):
-    query, key, value = torch.randn(3, batch, heads, tokens, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    query, key, value = torch.randn(
+        3, batch, heads, tokens, width, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
     output, lse = attend(query, key, value)
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
     logits = query.double() @ key.double().transpose(-1, -2) / width**0.5
-    np.testing.assert_allclose(lse, logits.logsumexp(-1), atol=1e-5 if dtype == torch.float32 else 5e-3, rtol=1e-4)
+    np.testing.assert_allclose(
+        lse, logits.logsumexp(-1), atol=1e-5 if dtype == torch.float32 else 5e-3, rtol=1e-4
+    )
 
 
 def test_without_flash_attention_the_lse_is_computed_apart():
@@ -121,12 +141,20 @@ def test_what_the_probe_measures_is_the_models_attention(transformer, fallback, 
     else:
         _, result = _run(transformer, _plan(), inputs)
     image = PATCHES[0] * PATCHES[1]
-    mass = np.stack([whole[..., :image, :].mean(-2), whole[..., image:, :].mean(-2)], axis=2)  # (L, B, Q, H, K)
+    mass = np.stack(
+        [whole[..., :image, :].mean(-2), whole[..., image:, :].mean(-2)], axis=2
+    )  # (L, B, Q, H, K)
     np.testing.assert_allclose(result.mass, mass[..., image:].transpose(1, 2, 0, 3, 4), rtol=2e-5)
-    np.testing.assert_allclose(result.group[:, :, 1], mass[..., image : image + 7].sum(-1).transpose(1, 2, 0, 3), rtol=2e-5)
-    np.testing.assert_allclose(result.group[:, :, 8], mass[..., :image].sum(-1).transpose(1, 2, 0, 3), rtol=2e-5)
+    np.testing.assert_allclose(
+        result.group[:, :, 1], mass[..., image : image + 7].sum(-1).transpose(1, 2, 0, 3), rtol=2e-5
+    )
+    np.testing.assert_allclose(
+        result.group[:, :, 8], mass[..., :image].sum(-1).transpose(1, 2, 0, 3), rtol=2e-5
+    )
     np.testing.assert_allclose(result.group.sum(2), 1, atol=1e-6)
-    maps = whole[:, 1, :, :image][..., [image, image + 3, image + 19]].mean(1)  # cond row, head mean: (L, N, M)
+    maps = whole[:, 1, :, :image][..., [image, image + 3, image + 19]].mean(
+        1
+    )  # cond row, head mean: (L, N, M)
     np.testing.assert_allclose(result.maps, maps.transpose(2, 0, 1).reshape(3, LAYERS, *PATCHES), rtol=2e-5)
     top = -np.sort(-mass[:, 1], axis=-1)[..., :5]
     np.testing.assert_allclose(result.top["mass"], top.transpose(1, 0, 2, 3), rtol=2e-5)

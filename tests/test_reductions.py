@@ -31,6 +31,11 @@ def _qkv(batch, heads, image, text, width, scale, seed):
     return tuple(scale * torch.randn(shape, generator=generator))
 
 
+def _tolerance(shape) -> float:
+    """Relative error that float32 logits allow: those of scale 4 reach 400, where a float32 step is 3e-5."""
+    return 5e-4 if shape["scale"] > 1 else 2e-5
+
+
 def _attention(query, key) -> np.ndarray:
     """The whole matrix in float64."""
     logits = query.double() @ key.double().transpose(-1, -2) / query.shape[-1] ** 0.5
@@ -46,20 +51,29 @@ def test_masses_entropies_and_columns_equal_a_float64_softmax(shape):
     whole = _attention(query, key)
     columns = torch.arange(shape["text"])
     found = reduce_keys(
-        query, key[:, :, image:], lse, image, workspace=Workspace(), entropy=True, columns=columns, columns_row=0
+        query,
+        key[:, :, image:],
+        lse,
+        image,
+        workspace=Workspace(),
+        entropy=True,
+        columns=columns,
+        columns_row=0,
     )
     text = whole[..., image:]
     mass = np.stack([text[:, :, :image].mean(2), text[:, :, image:].mean(2)], axis=2)
     renormalised = text / text.sum(-1, keepdims=True)
     entropy = -(renormalised * np.log(np.maximum(renormalised, 1e-300))).sum(-1)
+    entropy[text.sum(-1) < 1e-30] = 0  # by definition: those rows do not look at the text at all
     entropy = np.stack([entropy[..., :image].mean(-1), entropy[..., image:].mean(-1)], axis=-1)
-    np.testing.assert_allclose(found.mass, mass, rtol=2e-5, atol=1e-9)
-    np.testing.assert_allclose(found.row_sum, text.sum(-1), rtol=2e-5, atol=1e-9)
-    np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5, atol=2e-5)
-    np.testing.assert_allclose(found.columns, text[0, :, :image], rtol=2e-5, atol=1e-9)
+    rtol = _tolerance(shape)
+    np.testing.assert_allclose(found.mass, mass, rtol=rtol, atol=1e-9)
+    np.testing.assert_allclose(found.row_sum, text.sum(-1), rtol=rtol, atol=1e-9)
+    np.testing.assert_allclose(found.entropy, entropy, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(found.columns, text[0, :, :image], rtol=rtol, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(SHAPES, st.integers(1, 50))
 def test_the_result_does_not_depend_on_the_tile(shape, tile):
     query, key, _ = _qkv(**shape)
@@ -68,10 +82,11 @@ def test_the_result_does_not_depend_on_the_tile(shape, tile):
     whole = reduce_keys(query, key[:, :, image:], lse, image, tile=10_000, **options)
     tiled = reduce_keys(query, key[:, :, image:], lse, image, tile=tile, **options)
     for name, values in vars(whole).items():
-        torch.testing.assert_close(getattr(tiled, name), values, rtol=1e-5, atol=1e-7, msg=name)
+        rtol = _tolerance(shape)
+        torch.testing.assert_close(getattr(tiled, name), values, rtol=rtol, atol=rtol / 10, msg=name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(SHAPES)
 def test_group_masses_sum_to_one_and_the_image_gets_its_own_share(shape):
     query, key, _ = _qkv(**shape)
@@ -79,27 +94,31 @@ def test_group_masses_sum_to_one_and_the_image_gets_its_own_share(shape):
     found = reduce_keys(query, key[:, :, image:], blocked_lse(query, key), image, workspace=Workspace())
     groups = torch.from_numpy(np.random.default_rng(shape["seed"]).integers(0, 8, (shape["batch"], text)))
     masses = group_mass(found.mass, torch.nn.functional.one_hot(groups, 8).float())
-    np.testing.assert_allclose(masses.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(masses.sum(-1), 1, atol=_tolerance(shape))
     of_image = _attention(query, key)[..., :image].sum(-1)
-    np.testing.assert_allclose(masses[:, :, 0, -1], of_image[:, :, :image].mean(-1), atol=2e-6)
-    np.testing.assert_allclose(masses[:, :, 1, -1], of_image[:, :, image:].mean(-1), atol=2e-6)
+    np.testing.assert_allclose(masses[:, :, 0, -1], of_image[:, :, :image].mean(-1), atol=_tolerance(shape))
+    np.testing.assert_allclose(masses[:, :, 1, -1], of_image[:, :, image:].mean(-1), atol=_tolerance(shape))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(SHAPES)
 def test_top_keys_are_the_heaviest_of_image_and_text_together(shape):
     query, key, value = _qkv(**shape)
     image, count = shape["image"], min(5, shape["image"] + shape["text"])
     lse = blocked_lse(query, key)
     parts = [
-        reduce_keys(query, part, lse, image, workspace=Workspace()).mass[0] for part in key.split([image, shape["text"]], dim=2)
+        reduce_keys(query, part, lse, image, workspace=Workspace()).mass[0]
+        for part in key.split([image, shape["text"]], dim=2)
     ]
     top = top_keys(*parts, value[0], count)
     whole = _attention(query, key)[0]
     mass = np.stack([whole[:, :image].mean(1), whole[:, image:].mean(1)], axis=1)
-    np.testing.assert_allclose(top.mass, -np.sort(-mass, axis=-1)[..., :count], rtol=2e-5)
+    rtol = _tolerance(shape)
+    np.testing.assert_allclose(top.mass, -np.sort(-mass, axis=-1)[..., :count], rtol=rtol, atol=1e-9)
     joint = top.index + image * top.stream.int()
-    np.testing.assert_allclose(np.take_along_axis(mass, joint.numpy().astype(int), -1), top.mass, rtol=2e-5)
+    np.testing.assert_allclose(
+        np.take_along_axis(mass, joint.numpy().astype(int), -1), top.mass, rtol=rtol, atol=1e-9
+    )
     norms = np.linalg.norm(value[0].double().numpy(), axis=-1)
     heads = np.arange(shape["heads"])[:, None, None]
     np.testing.assert_allclose(top.value_norm, norms[heads, joint.numpy()], rtol=1e-5)

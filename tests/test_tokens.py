@@ -69,7 +69,13 @@ def test_every_span_is_the_text_it_names(prompt):
 
 
 def test_an_emoji_is_a_word_and_punctuation_is_none():
-    assert [("a red-hot cat's 🐱, ok!")[s:e] for s, e in word_spans("a red-hot cat's 🐱, ok!")] == ["a", "red-hot", "cat's", "🐱", "ok"]
+    assert [("a red-hot cat's 🐱, ok!")[s:e] for s, e in word_spans("a red-hot cat's 🐱, ok!")] == [
+        "a",
+        "red-hot",
+        "cat's",
+        "🐱",
+        "ok",
+    ]
 
 
 def test_without_t5_its_positions_are_absent():

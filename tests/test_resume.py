@@ -1,0 +1,76 @@
+"""Captures that are killed or interrupted: sealed samples are whole, the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import T5_TOKENS
+
+from sd35h5 import open_store
+from sd35h5.runs import sealed_indices
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = 4
+
+
+def _command(model: Path, out: Path) -> list[str]:
+    flags = f"--height 64 --width 96 --steps 40 --max_sequence_length {T5_TOKENS} --seed 3"
+    flags += f" --out {out} --model_id {model}"
+    prompts = ["a red apple", "a cat", "a dog left of a tree", "a blue background"]
+    return [sys.executable, str(ROOT / "capture_cli.py"), *flags.split(), "--prompt", *prompts]
+
+
+def _begin(command: list[str], parts: Path) -> subprocess.Popen:
+    """Start the command and wait until its first sample is sealed and a further one is under way."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    until = time.monotonic() + 120
+    while not ((parts / "000000.h5").exists() and list(parts.glob("*.tmp"))):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until, "the capture sealed nothing in two minutes"
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_capture_goes_on_and_gives_equal_data(tiny_folder, tmp_path, kill):
+    whole, stopped = tmp_path / "whole.h5", tmp_path / "stopped.h5"
+    parts = tmp_path / "stopped.h5.parts"
+    process = _begin(_command(tiny_folder, stopped), parts)
+    process.send_signal(kill)
+    _, said = process.communicate(timeout=60)
+    sealed = sealed_indices(parts)
+    assert 0 < len(sealed) < SAMPLES and not stopped.exists()
+    if kill == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"{len(sealed)} of {SAMPLES} samples are sealed" in said and "same command" in said
+        assert "Traceback" not in said and not list(parts.glob("*.tmp"))
+    else:
+        assert process.returncode == -signal.SIGKILL
+    with open_store(parts) as running:
+        assert (
+            running.status == "capturing"
+            and len(running.samples) == len(sealed)
+            and running.planned == SAMPLES
+        )
+    for out in (stopped, whole):
+        subprocess.run(_command(tiny_folder, out), cwd=ROOT, check=True, capture_output=True)
+    assert not parts.exists()
+    with open_store(whole) as first, open_store(stopped) as second:
+        assert list(first.samples["content_sha256"]) == list(second.samples["content_sha256"])
+        assert first.variables == second.variables
+        for name in (
+            "sinks/mass_image",
+            "sinks/mass_group",
+            "maps/image_to_text",
+            "topk/top_mass",
+            "images/image",
+        ):
+            np.testing.assert_array_equal(first.read(name).values, second.read(name).values, err_msg=name)
