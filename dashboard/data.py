@@ -181,16 +181,16 @@ def samples(run: Run) -> pd.DataFrame:
     return store(run).samples
 
 
-@st.cache_data(max_entries=24, show_spinner="Reading …")
+@st.cache_data(max_entries=8, show_spinner="Reading …")
 def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
     """Return a metric of the chosen samples: (sample, step, layer, head)."""
     return metrics.METRICS[name](store(run), target, branch, list(chosen))
 
 
-@st.cache_data(max_entries=8, show_spinner="Reading …")
-def group_mass(run: Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
-    """Return the group masses of the chosen samples: (sample, group, step, layer, head)."""
-    return metrics.group_mass(store(run), branch, query, list(chosen))
+@st.cache_data(max_entries=16, show_spinner="Reading …")
+def mean_group_mass(run: Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return the mean group masses of the chosen samples: (group, step, layer, head)."""
+    return metrics.mean_group_mass(store(run), branch, query, list(chosen))
 
 
 @st.cache_data(max_entries=64, show_spinner="Reading …")
@@ -240,10 +240,7 @@ def token_maps(run: Run, sample: int, map_token: int, branch: str) -> xr.DataArr
 @st.cache_data(max_entries=64, show_spinner=False)
 def pairing(reference: Run, other: Run) -> compare.Pairing:
     """Return which samples of two runs belong together, under the names that the page shows."""
-    found = compare.pair(store(reference), store(other))
-    names = {store(reference).name: reference.name, store(other).name: other.name}
-    alone = found.unpaired.assign(run=found.unpaired["run"].map(lambda name: names.get(name, name)))
-    return compare.Pairing(reference.name, other.name, found.pairs, alone)
+    return compare.pair(store(reference), store(other), (reference.name, other.name))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

@@ -85,3 +85,8 @@ def patches(run: data.Run) -> int:
     16."""
     sizes = data.store(run).sizes
     return (sizes.get("pixel_y", 0) // 16) * (sizes.get("pixel_x", 0) // 16)
+
+
+def tall(view: sidebar.View, height: int) -> int:
+    """Return the height of a heatmap: more for many heads, so that a cell can still be hit."""
+    return height if len(view.heads) <= 16 else round(height * 1.4)

@@ -277,7 +277,7 @@ def _cells(
                     legend=alt.Legend(
                         title=label,
                         orient="bottom",
-                        format=scales.FORMAT,
+                        format=scales.digits(scale),
                         gradientLength=min(width - 20, 400),
                         titleLimit=width,
                         values=scales.ends(scale, 5 if width > 300 else 3),

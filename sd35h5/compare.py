@@ -8,7 +8,7 @@ silently.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,20 +50,24 @@ class Pairing:
     unpaired: pd.DataFrame
 
 
-def pair(reference: Store, other: Store) -> Pairing:
-    """Pair two stores' samples by pairing key; a key that comes twice is paired in order of appearance."""
+def pair(reference: Store, other: Store, names: tuple[str, str] | None = None) -> Pairing:
+    """Pair two stores' samples by pairing key; a key that comes twice is paired in order of appearance.
+
+    Args: names: what to call the two runs; the stores' own names when None.
+    """
+    first, second = names or (reference.name, other.name)
     left, right = (_numbered(store.samples) for store in (reference, other))
     keys = ["pairing_key", "occurrence"]
     both = left.merge(right[[*keys, "sample"]], on=keys, suffixes=("", "_other"))
     pairs = both.rename(columns={"sample": "reference_sample", "sample_other": "other_sample"})[PAIR_COLUMNS]
     fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
     alone = [
-        *_alone(reference.name, left, pairs["reference_sample"], right, fields, flip=False),
-        *_alone(other.name, right, pairs["other_sample"], left, fields, flip=True),
+        *_alone(first, left, pairs["reference_sample"], right, fields, flip=False),
+        *_alone(second, right, pairs["other_sample"], left, fields, flip=True),
     ]
     return Pairing(
-        reference.name,
-        other.name,
+        first,
+        second,
         pairs.reset_index(drop=True),
         pd.DataFrame(alone, columns=UNPAIRED_COLUMNS),
     )
@@ -178,9 +182,3 @@ def _settings(store: Store, free: bool) -> dict[str, str]:
 def _short(value: object, length: int = 60) -> str:
     text = str(value)
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def common_samples(pairings: Sequence[Pairing]) -> list[int]:
-    """Return the reference's samples that are paired in every one of the pairings."""
-    sets = [set(pairing.pairs["reference_sample"]) for pairing in pairings]
-    return sorted(set.intersection(*sets)) if sets else []

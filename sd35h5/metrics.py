@@ -156,6 +156,25 @@ def group_mass(
     return mass.astype(np.float64).transpose("sample", "group", "step", "layer", "head")
 
 
+def mean_group_mass(
+    store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
+) -> xr.DataArray:
+    """Return `group_mass` as the mean over samples, read one sample at a time: memory does not grow with
+    them.
+
+    Returns: float64 (group, step, layer, head); NaN where no sample has a value.
+    """
+    total, count = None, None
+    for sample in _samples(store, samples):
+        mass = group_mass(store, branch, query, [sample]).isel(sample=0, drop=True)
+        there = mass.notnull()
+        total = mass.fillna(0) if total is None else total + mass.fillna(0)
+        count = there.astype(float) if count is None else count + there
+    if total is None:
+        raise StoreError(f"no sample of {store.name} was chosen: choose one at least")
+    return total / count.where(count > 0)
+
+
 def token_mass(
     store: Store,
     sample: int,
@@ -176,6 +195,20 @@ def token_mass(
     table = store.tokens(sample, branch).copy()
     table["mass"] = mass.astype(np.float64).mean(["step", "layer", "head"], skipna=True).values
     return table
+
+
+def with_pads_averaged(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of `token_mass` with one row for all padding tokens of an encoder: the mean of their
+    masses.
+
+    The row's `token` is the first padding position, its `text` says how many tokens it stands for.
+    """
+    is_pad = table["group"].isin(["clip_pad", "t5_pad", "t5_absent"])
+    rows = []
+    for _, pads in table[is_pad].groupby("group", sort=False):
+        text = f"<mean of {len(pads)} pads>"
+        rows.append(pads.iloc[0].to_dict() | {"text": text, "mass": pads["mass"].mean()})
+    return pd.concat([table[~is_pad], pd.DataFrame(rows)], ignore_index=True) if rows else table
 
 
 def target_positions(store: Store, target: Target, branch: str, sample: int) -> np.ndarray:
@@ -248,8 +281,8 @@ def over_steps(
 
 
 def groups_over_layers(values: xr.DataArray) -> pd.DataFrame:
-    """Return group, layer, value from `group_mass`: the mean over samples, steps and heads."""
-    mean = values.mean(["sample", "step", "head"], skipna=True).transpose("layer", "group")
+    """Return group, layer, value from `mean_group_mass`: the mean over steps and heads too."""
+    mean = values.mean(["step", "head"], skipna=True).transpose("layer", "group")
     table = mean.to_series().rename("value").reset_index()
     return table.astype({"layer": int})[["group", "layer", "value"]]
 

@@ -58,12 +58,11 @@ def analyze(
         target = metrics.Target("token", first_token_index)
         made = [_metrics_csv(store, target, branches, out / "first_token_metrics.csv")]
         values = {name: metrics.METRICS[value_col](store, target, name) for name in branches}
-        groups = {name: metrics.group_mass(store, name) for name in branches}
-        made += _charts(store, values, groups, value_col, target, list(range(store.sizes["sample"])), out)
+        made += _charts(store, values, value_col, target, list(range(store.sizes["sample"])), out)
         if per_prompt:
             for prompt_id, rows in store.samples.groupby("prompt_id", sort=False):
                 folder = _folder(out / "prompts" / safe_name(str(prompt_id)))
-                made += _charts(store, values, groups, value_col, target, list(rows["sample"]), folder)
+                made += _charts(store, values, value_col, target, list(rows["sample"]), folder)
     return made
 
 
@@ -98,7 +97,6 @@ def metrics_table(store: Store, target: metrics.Target, branch: str, sample: int
 def _charts(
     store: Store,
     values: dict[str, xr.DataArray],
-    groups: dict[str, xr.DataArray],
     value_col: str,
     target: metrics.Target,
     samples: list[int],
@@ -126,11 +124,15 @@ def _charts(
         if len(set(prompts)) > 1
         else "one prompt"
     )
+    groups = {
+        name: metrics.groups_over_layers(metrics.mean_group_mass(store, name, samples=samples))
+        for name in chosen
+    }
     masses = [
-        charts.group_mass(
-            metrics.groups_over_layers(array.isel(sample=samples)), width=max(480, width), height=320
-        ).properties(title=_title("where the attention of image queries goes", about, name))
-        for name, array in groups.items()
+        charts.group_mass(frame, width=max(480, width), height=320).properties(
+            title=_title("where the attention of image queries goes", about, name)
+        )
+        for name, frame in groups.items()
     ]
     return [
         _save(alt.hconcat(*heat) if len(heat) > 1 else heat[0], out / "layer_head_heatmap.png"),

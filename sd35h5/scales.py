@@ -42,6 +42,13 @@ def ends(scale: alt.Scale, count: int) -> list[float]:
     return [float(value) for value in np.linspace(low, high, count)]
 
 
+def digits(scale: alt.Scale) -> str:
+    """Return the number format that tells the ends of a colour scale apart, and no more digits than that."""
+    low, high = float(scale.domain[0]), float(scale.domain[-1])
+    part = (high - low) / max(abs(low), abs(high), 1e-300)
+    return f".{min(9, 3 + max(0, int(np.ceil(-np.log10(part) - 0.5))))}~g"
+
+
 def symmetric(values: pd.Series | np.ndarray) -> float:
     """Return the largest finite |value|, never 0: the ends of a zero-centred scale."""
     finite = np.abs(np.asarray(values, float))
@@ -58,9 +65,9 @@ def token_name(row: dict[str, object]) -> str:
         "clip_pad": "<pad>",
         "t5_pad": "<pad>",
     }
-    text = (
-        special.get(str(row["group"])) or str(row["text"]).replace("</w>", "").replace("▁", "").strip() or "␣"
-    )
+    text = str(row["text"])
+    if not text.startswith("<mean of"):
+        text = special.get(str(row["group"])) or text.replace("</w>", "").replace("▁", "").strip() or "␣"
     short = text if len(text) <= 18 else text[:17] + "…"
     return f"{short} · {row['encoder']} {row['token']}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,6 +85,13 @@ def tokens() -> pd.DataFrame:
         "encoder": ["clip", "clip", "clip", "t5"], "group": ["clip_bos", "clip_word", "clip_pad", "t5_word"],
         "mass": [0.4, 0.05, 0.1, 0.02],
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", [(0.114, 0.116), (0.0, 0.6), (1e-5, 3e-5), (26.41, 26.42)])
+def test_the_ends_of_a_colour_scale_are_told_apart(ends):
+    form = scales.digits(alt.Scale(domain=list(ends))).replace("~", "")
+    names = {format(value, form) for value in np.linspace(*ends, 5)}
+    assert len(names) >= 4
 
 
 def test_token_bars_are_ranked_and_named_by_string_encoder_and_position():

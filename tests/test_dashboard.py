@@ -110,7 +110,8 @@ def test_a_clicked_cell_filters_the_other_charts(app, folder):
     test = app(folder, page="sinks", cell=(2, 1))
     with open_store(folder / "demo-baseline.h5") as store:
         values = metrics.first_token_mean(store)[:, :, 2, 1].mean("sample")
-        tokens = metrics.token_mass(store, 0, layers=[2], heads=[1]).sort_values("mass", ascending=False)
+        tokens = metrics.with_pads_averaged(metrics.token_mass(store, 0, layers=[2], heads=[1]))
+        tokens = tokens.sort_values("mass", ascending=False)
     frames = frames_of(test)
     curve = next(frame for frame in frames if "series" in frame.columns)
     cell = curve[curve["series"] == "layer 2, head 1"]

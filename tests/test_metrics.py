@@ -96,6 +96,15 @@ def test_group_masses_equal_brute_force_and_sum_to_one(known):
         )
 
 
+def test_mean_group_mass_is_the_mean_over_samples(known):
+    store = known[0]
+    whole = metrics.group_mass(store).mean("sample")
+    np.testing.assert_allclose(metrics.mean_group_mass(store).values, whole.values, rtol=1e-12)
+    frame = metrics.groups_over_layers(metrics.mean_group_mass(store))
+    bos = frame[(frame["group"] == "clip_bos") & (frame["layer"] == 2)]["value"].item()
+    assert bos == pytest.approx(float(whole.sel(group="clip_bos", layer=2).mean()))
+
+
 def test_text_mass_and_image_self_mass_share_the_whole(known):
     store, attention, groups = known
     image = attention[..., groups.shape[1] :].mean(-2).sum(-1)
@@ -108,6 +117,18 @@ def test_token_mass_averages_only_what_is_chosen(known):
     expected = attention[1][np.ix_([0, 3], [2], [0, 1])].mean((0, 1, 2, 3))[: groups.shape[1]]
     np.testing.assert_allclose(table["mass"], expected, rtol=1e-5)
     assert list(table["token"]) == list(range(groups.shape[1]))
+
+
+def test_averaged_padding_stands_for_all_padding_and_nothing_else(known):
+    table = metrics.token_mass(known[0], 0)
+    short = metrics.with_pads_averaged(table)
+    is_pad = table["group"].isin(["clip_pad", "t5_pad"])
+    assert len(short) == (~is_pad).sum() + 2
+    for group in ("clip_pad", "t5_pad"):
+        pads = table.loc[table["group"] == group, "mass"]
+        row = short[short["group"] == group].iloc[0]
+        assert row["mass"] == pytest.approx(pads.sum() / len(pads))
+        assert row["text"] == f"<mean of {len(pads)} pads>"
 
 
 def test_by_layer_head_is_the_mean_of_samples_and_steps(known):

@@ -44,7 +44,7 @@ def heatmaps(view, pairs: dict[str, tuple]) -> None:
                         chosen=view.cell,
                         select="cell",
                         width=230,
-                        height=320,
+                        height=panels.tall(view, 320),
                     )
                 else:
                     figure = charts.layer_head_heatmap(
@@ -54,7 +54,7 @@ def heatmaps(view, pairs: dict[str, tuple]) -> None:
                         chosen=view.cell,
                         select="cell",
                         width=230,
-                        height=320,
+                        height=panels.tall(view, 320),
                     )
                 panels.clickable(figure, f"compare-{name}-{title}")
 

@@ -7,13 +7,22 @@ import streamlit as st
 from dashboard import data, panels
 from sd35h5 import charts, metrics
 
+KINDS = {
+    "padding averaged": metrics.with_pads_averaged,
+    "every token": lambda frame: frame,
+    "words only": lambda frame: frame[frame["group"].isin(["clip_word", "t5_word"])],
+}
+COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
+
 
 def heatmap(view, values) -> None:
     """Draw the heatmap; a click on a cell filters the other charts."""
     frame = metrics.by_layer_head(view.within(values))
     st.markdown("**Layer × head** · click a cell to filter the other charts")
     panels.clickable(
-        charts.layer_head_heatmap(frame, view.label, chosen=view.cell, select="cell", width=340, height=430),
+        charts.layer_head_heatmap(
+            frame, view.label, chosen=view.cell, select="cell", width=340, height=panels.tall(view, 430)
+        ),
         "heat",
     )
 
@@ -29,7 +38,9 @@ def curve(view, values) -> None:
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    panels.chart(charts.step_curve(pd.concat(frames), view.label, x=x or "step", height=390))
+    panels.chart(
+        charts.step_curve(pd.concat(frames), view.label, x=x or "step", height=panels.tall(view, 430) - 40)
+    )
     if len(set(prompts)) > 1:
         st.caption(
             f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"
@@ -41,22 +52,15 @@ def tokens(view) -> None:
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
     frame = data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
     sizes = data.store(view.run).sizes
-    first, second, third = st.columns(3)
-    top = first.selectbox(
-        "Tokens",
-        [12, 24, 48, 96],
-        index=1,
-        key="top",
-        format_func=lambda count: f"top {count}",
-        label_visibility="collapsed",
-    )
-    if second.toggle("Words only", key="words_only", help="leave out start, end and padding tokens"):
-        frame = frame[frame["group"].isin(["clip_word", "t5_word"])]
+    first, second, third = st.columns([3, 2, 2])
+    kind = first.selectbox("Tokens", list(KINDS), key="kind", label_visibility="collapsed")
+    top = second.selectbox("How many", list(COUNTS), index=1, key="top", label_visibility="collapsed")
     log = third.toggle("Log scale", key="log")
+    frame = KINDS[kind](frame)
     keys = sizes["token"] + panels.patches(view.run)
     panels.chart(
         charts.token_bars(
-            frame, top=top, uniform=1 / keys if keys > sizes["token"] else None, log=log, room=120
+            frame, top=COUNTS[top], uniform=1 / keys if keys > sizes["token"] else None, log=log, room=120
         )
     )
     st.caption("dashed: uniform attention, 1 ÷ number of keys" if keys > sizes["token"] else "")
@@ -64,7 +68,7 @@ def tokens(view) -> None:
 
 def groups(view) -> None:
     """Draw where the mass goes over layers, for the clicked head or the mean of heads."""
-    mass = view.within(data.group_mass(view.run, view.branch, "image", view.samples))
+    mass = view.within(data.mean_group_mass(view.run, view.branch, "image", view.samples))
     layer = None
     if view.cell is not None:
         mass, layer = mass.sel(head=[view.cell[1]]), view.cell[0]
