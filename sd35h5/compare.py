@@ -167,15 +167,31 @@ def _reason(sample: dict, others: pd.DataFrame, fields: pd.DataFrame, flip: bool
 
 
 def _settings(store: Store, free: bool) -> dict[str, str]:
-    """Return a run's shape, model attributes and config as flat text: sizes first, they explain most."""
+    """Return a run's shape, model attributes, config and components as flat text: sizes first, they explain
+    most."""
     sizes = {name: store.sizes.get(name) for name in ("step", "layer", "head", "token", "pixel_y", "pixel_x")}
     found: dict[str, object] = {f"{name}s": size for name, size in sizes.items() if size is not None}
     found |= {name: value for name, value in store.attributes.items() if name.startswith(("model_", "gate_"))}
     found |= {name: value for name, value in store.config.items() if name not in found}
+    found |= {name: value for name, value in _component_settings(store).items() if name not in found}
     return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
         for name, value in found.items()
         if free or name not in FREE_FIELDS
+    }
+
+
+def _component_settings(store: Store) -> dict[str, object]:
+    """Return what a capture from Python does not have in its config: scheduler, dtypes, and whether T5 is
+    there."""
+    components = store.provenance.get("components")
+    if not isinstance(components, dict):
+        return {}
+    parts = {name: part for name, part in components.items() if isinstance(part, dict)}
+    return {
+        "scheduler": parts.get("scheduler", {}),
+        "dtypes": {name: part["dtype"] for name, part in parts.items() if "dtype" in part},
+        "t5": "text_encoder_3" in parts,
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import h5py
 import numpy as np
 import pytest
 from stores import PROMPTS, make_store
@@ -63,6 +66,20 @@ def test_the_field_that_differs_is_named(stores, changed, field, value):
     mine = alone[alone["run"] == "b"]
     assert mine["field"].str.contains(field).all()
     assert mine["value"].str.contains(value).all()
+
+
+def test_a_scheduler_that_differs_is_named_from_the_components(stores, tmp_path):
+    for name, shift in (("a", 3.0), ("b", 1.0)):
+        path = make_store(tmp_path / f"{name}.h5", samples=1, pairing_key=name)
+        with h5py.File(path, "r+") as file:
+            if "components" in file["provenance"]:
+                del file["provenance/components"]
+            components = {"scheduler": {"shift": shift}, "transformer": {"dtype": "float32"}}
+            file["provenance/components"] = json.dumps(components)
+    with open_store(tmp_path / "a.h5") as first, open_store(tmp_path / "b.h5") as second:
+        alone = compare.pair(first, second).unpaired
+    assert list(alone["field"]) == ["scheduler", "scheduler"]
+    assert list(alone["value"]) == ['{"shift": 3.0}', '{"shift": 1.0}']
 
 
 def test_the_same_sample_twice_pairs_once_and_is_told(stores):
