@@ -226,15 +226,15 @@ def image(run: Run, sample: int, longest: int | None = None) -> np.ndarray | Non
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def mapped_tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
-    """Return the tokens that have a map in this sample."""
-    return maps.mapped_tokens(store(run), sample, branch)
+def map_choices(run: Run, sample: int, branch: str) -> pd.DataFrame:
+    """Return the words and tokens that have a map in this sample."""
+    return maps.map_choices(store(run), sample, branch)
 
 
 @st.cache_data(max_entries=64, show_spinner="Reading …")
-def token_maps(run: Run, sample: int, map_token: int, branch: str) -> xr.DataArray:
-    """Return one token's maps: (map_step, layer, y, x)."""
-    return maps.token_maps(store(run), sample, map_token, branch)
+def token_maps(run: Run, sample: int, map_tokens: tuple[int, ...], branch: str) -> xr.DataArray:
+    """Return the maps of a token, or the sum of several: (map_step, layer, y, x)."""
+    return maps.token_maps(store(run), sample, map_tokens, branch)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,35 +19,64 @@ MAPS = "maps/image_to_text"
 
 
 def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFrame:
-    """Return the tokens of a sample that have a map: map_token, token, text (clean), encoder, group,
-    word_text, label."""
+    """Return the tokens of a sample that have a map.
+
+    Returns: map_token (position in the maps), token, text (as shown), encoder, group, word (-1 for none),
+    word_text.
+    """
     if MAPS not in store:
         raise StoreError(f"{store.name} holds no attention maps: capture it with --maps words to have them")
-    index = store.read("maps/map_token_index", sample=sample, branch=branch).values
+    index = store.read("maps/map_token_index", sample=sample, branch=branch).values.astype(int)
     table = metrics.with_words(store.tokens(sample, branch)).set_index("token", drop=False)
-    rows = []
-    for map_token, token in enumerate(int(value) for value in index):
-        if token < 0:
-            continue
-        row = table.loc[token]
-        text = metrics.clean(row["text"]) or str(row["text"])
-        label = f"{text} · {row['encoder']} {token}"
-        rows.append((map_token, token, text, row["encoder"], row["group"], row["word_text"], label))
-    return pd.DataFrame(
-        rows, columns=["map_token", "token", "text", "encoder", "group", "word_text", "label"]
-    )
+    mapped = table.loc[index[index >= 0]].reset_index(drop=True)
+    mapped.insert(0, "map_token", np.flatnonzero(index >= 0))
+    texts = zip(mapped["text"], mapped["group"], strict=True)
+    mapped["text"] = [metrics.shown_text(piece, group) for piece, group in texts]
+    return mapped[["map_token", "token", "text", "encoder", "group", "word", "word_text"]]
 
 
-def token_maps(store: Store, sample: int, map_token: int, branch: str = "cond") -> xr.DataArray:
-    """Return the maps of one token: A[image patch, token], mean over heads and over the pooled patches.
+def map_choices(store: Store, sample: int, branch: str = "cond") -> pd.DataFrame:
+    """Return what a map can be shown of: words, each as the sum of its CLIP and T5 tokens, then single
+    tokens.
+
+    Returns: label, text, word_text, map_tokens and tokens (tuples of positions), and kind: "word", "piece" of
+        a word that is offered too, or "token".
+    """
+    mapped = mapped_tokens(store, sample, branch)
+    rows, covered = [], set()
+    for _, part in mapped[mapped["word"] >= 0].groupby("word", sort=True):
+        if len(part) > 1:
+            rows.append(_choice(part, str(part["word_text"].iloc[0]), "word"))
+            covered |= set(part["token"])
+    for place, token in enumerate(mapped["token"]):
+        rows.append(
+            _choice(
+                mapped.iloc[[place]], mapped["text"].iloc[place], "piece" if token in covered else "token"
+            )
+        )
+    return pd.DataFrame(rows, columns=["label", "text", "word_text", "kind", "map_tokens", "tokens"])
+
+
+def _choice(part: pd.DataFrame, text: str, kind: str) -> tuple:
+    where = " + ".join(f"{row.encoder} {row.token}" for row in part.itertuples())
+    maps, tokens = tuple(part["map_token"].tolist()), tuple(part["token"].tolist())
+    return f"{text} · {where}", text, part["word_text"].iloc[0], kind, maps, tokens
+
+
+def token_maps(
+    store: Store, sample: int, map_tokens: int | Sequence[int], branch: str = "cond"
+) -> xr.DataArray:
+    """Return the map of a token, or the sum of several: Σ A[image patch, token], mean over heads and pooled
+    patches.
 
     Units: 1 (share of the patch's attention, 0..1). Source: maps/image_to_text (rounded, ≤ 0.05 %).
     Returns: float32 (map_step, layer, y, x); map_step holds the true step index.
     """
-    values = store.read(MAPS, sample=sample, branch=branch, map_token=map_token)
+    chosen = [map_tokens] if isinstance(map_tokens, int) else list(map_tokens)
+    values = store.read(MAPS, sample=sample, branch=branch, map_token=chosen)
     if not np.isfinite(values.values).any():
         raise StoreError(f"{store.name} holds no map of that token for branch {branch!r}")
-    return values.transpose("map_step", "layer", "y", "x")
+    return values.sum("map_token", skipna=False).transpose("map_step", "layer", "y", "x")
 
 
 def picture_shape(values: xr.DataArray) -> tuple[int, int]:

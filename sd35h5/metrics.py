@@ -248,6 +248,19 @@ def clean(piece: str) -> str:
     return str(piece).replace("</w>", "").replace("▁", "").replace("Ġ", "").strip()
 
 
+def shown_text(piece: str, group: str) -> str:
+    """Return how a token's string is shown: words without border marks, special tokens by what they are
+    for."""
+    special = {
+        "clip_bos": "<start>",
+        "clip_eos": "<end>",
+        "t5_eos": "<end>",
+        "clip_pad": "<pad>",
+        "t5_pad": "<pad>",
+    }
+    return special.get(group) or clean(piece) or "␣"
+
+
 # ---- means for charts --------------------------------------------------------------------------------------
 
 

@@ -199,7 +199,7 @@ def _export_maps(store: Store, sample: int, image: np.ndarray | None, out: Path)
     made = []
     for entry in maps.mapped_tokens(store, sample).to_dict("records"):
         values = maps.token_maps(store, sample, entry["map_token"])  # (map_step, layer, y, x)
-        folder = _folder(out / f"{entry['token']:03d}_{safe_name(entry['text']) or 'token'}")
+        folder = _folder(out / f"{entry['token']:03d}_{safe_name(entry['text'])}")
         shape = image.shape[:2] if image is not None else maps.picture_shape(values)
         mean = values.mean("layer", skipna=True)
         high = float(mean.max())

@@ -8,6 +8,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from sd35h5 import metrics
+
 FORMAT = ".3~g"
 MARK = "#d62728"
 #: CLIP groups in blues, T5 groups in oranges, the image grey: families are told apart by lightness too
@@ -58,16 +60,9 @@ def symmetric(values: pd.Series | np.ndarray) -> float:
 
 def token_name(row: dict[str, object]) -> str:
     """Return how a token is called in a chart: its string, its encoder and its position."""
-    special = {
-        "clip_bos": "<start>",
-        "clip_eos": "<end>",
-        "t5_eos": "<end>",
-        "clip_pad": "<pad>",
-        "t5_pad": "<pad>",
-    }
     text = str(row["text"])
     if not text.startswith("<mean of"):
-        text = special.get(str(row["group"])) or text.replace("</w>", "").replace("▁", "").strip() or "␣"
+        text = metrics.shown_text(text, str(row["group"]))
     short = text if len(text) <= 18 else text[:17] + "…"
     return f"{short} · {row['encoder']} {row['token']}"
 

@@ -155,7 +155,7 @@ def test_maps_shows_the_words_of_both_runs(app, folder):
     test = app(folder, page="maps")
     assert len(test.get("image")) >= 4
     assert not test.info
-    words = next(box for box in test.main.selectbox if box.label == "Word")
+    words = next(box for box in test.main.selectbox if box.label == "Word or token")
     assert any("apple" in option for option in words.options)
     test.select_slider[0].set_value(0).run()
     assert not test.exception

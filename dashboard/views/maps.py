@@ -8,7 +8,7 @@ import streamlit as st
 import xarray as xr
 
 from dashboard import data, panels
-from sd35h5 import maps, pictures
+from sd35h5 import maps, metrics, pictures
 
 SHEET_WIDTH = 900  # pixels
 ACROSS = 8
@@ -27,20 +27,21 @@ class Panel:
 
 
 def choose_word(view) -> dict:
-    """Offer the mapped tokens of the shown sample, the sidebar's word first."""
-    table = data.mapped_tokens(view.run, view.sample, view.branch)
-    wanted = table.index[(table["word_text"] == view.target.value) | (table["token"] == view.target.value)]
-    words = table[table["group"].isin(["clip_word", "t5_word"])]
-    longest = words.index[words["text"].str.len().argsort(kind="stable")][
-        -1:
-    ]  # a noun more often than “a” or “of”
-    default = wanted if len(wanted) and view.target.value != 0 else longest
+    """Offer the words and tokens that have a map in the shown sample, the sidebar's word or token first."""
+    table = data.map_choices(view.run, view.sample, view.branch)
+    wanted = [row.Index for row in table.itertuples() if view.target.value in (row.word_text, *row.tokens)]
+    words = table[table["word_text"] != ""].sort_values(
+        "text", key=lambda texts: -texts.str.len(), kind="stable"
+    )
+    longest = list(words.index[:1])  # a noun more often than “a” or “of”
+    default = wanted if wanted and view.target != metrics.FIRST_TOKEN else longest
     place = st.selectbox(
-        "Word",
+        "Word or token",
         list(table.index),
-        index=int(default[0]) if len(default) else 0,
+        index=default[0] if default else 0,
         format_func=lambda row: table.loc[row, "label"],
         key=f"word-{view.run.name}-{view.sample}-{view.target}",
+        help="a word is the sum of its CLIP and T5 tokens",
     )
     return table.loc[place].to_dict()
 
@@ -54,11 +55,11 @@ def panel(view, run: data.Run, word: dict, layer: int | None) -> Panel | None:
         if found.empty:
             return None
         sample = int(found.iloc[0])
-    table = data.mapped_tokens(run, sample, view.branch)
-    same = table[table["token"] == word["token"]]
+    table = data.map_choices(run, sample, view.branch)
+    same = table.index[[tokens == word["tokens"] for tokens in table["tokens"]]]
     if same.empty:
         return None
-    layers = data.token_maps(run, sample, int(same["map_token"].iloc[0]), view.branch)
+    layers = data.token_maps(run, sample, table.loc[same[0], "map_tokens"], view.branch)
     values = layers.mean("layer", skipna=True) if layer is None else layers.sel(layer=layer)
     return Panel(run, sample, data.image(run, sample), values, layers)
 
@@ -128,12 +129,13 @@ def word_sheet(
     """Return a tile a mapped token at one step, each on its own colour scale, whose end is written under
     it."""
     tiles, labels = [], []
-    for row in data.mapped_tokens(one.run, one.sample, view.branch).to_dict("records"):
-        values = data.token_maps(one.run, one.sample, row["map_token"], view.branch).sel(map_step=step)
+    table = data.map_choices(one.run, one.sample, view.branch)
+    for row in table[table["kind"] != "piece"].to_dict("records"):
+        values = data.token_maps(one.run, one.sample, row["map_tokens"], view.branch).sel(map_step=step)
         values = (values.mean("layer", skipna=True) if layer is None else values.sel(layer=layer)).values
         high = float(np.nanmax(values))
         tiles.append(drawn(one, values, high, opacity, smooth))
-        labels.append(f"{row['text']} ({row['encoder']}) ≤ {high:.2g}")
+        labels.append(f"{row['text']} ≤ {high:.2g}")
     return tiled(one, tiles, labels)
 
 

@@ -1,0 +1,58 @@
+"""Which maps a store holds, and that a word's map is the sum of its tokens' maps."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from stores import make_store
+
+from sd35h5 import maps, open_store
+from sd35h5.errors import StoreError
+
+WORD = (2, 78)  # “red” of “a red apple left of a cat”: CLIP position 2, T5 position 77 + 1
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store whose fourth map is of the T5 token of a word that its third map shows for CLIP."""
+    path = make_store(tmp_path / "run.h5", samples=1)
+    with h5py.File(path, "r+") as file:
+        file["maps/map_token_index"][0, 0, 3] = WORD[1]
+    with open_store(path) as store:
+        yield store
+
+
+def test_mapped_tokens_name_what_each_map_is_of(store):
+    table = maps.mapped_tokens(store, 0)
+    assert list(table["token"]) == [0, 1, 2, 78]
+    assert list(table["text"]) == ["<start>", "a", "red", "red"]
+    assert list(table["encoder"]) == ["clip", "clip", "clip", "t5"]
+
+
+def test_a_word_is_offered_as_the_sum_of_its_clip_and_t5_tokens(store):
+    table = maps.map_choices(store, 0)
+    assert table.iloc[0]["label"] == "red · clip 2 + t5 78"
+    assert table.iloc[0]["tokens"] == WORD
+    assert list(table["kind"]) == ["word", "token", "token", "piece", "piece"]
+
+
+def test_the_map_of_a_word_is_the_sum_of_its_tokens_maps(store):
+    stored = store.read(
+        "maps/image_to_text", sample=0, branch="cond"
+    ).values  # (map_step, map_token, layer, y, x)
+    word = maps.token_maps(store, 0, maps.map_choices(store, 0).iloc[0]["map_tokens"])
+    assert word.dims == ("map_step", "layer", "y", "x")
+    np.testing.assert_allclose(word.values, stored[:, 2] + stored[:, 3], rtol=1e-6)
+    np.testing.assert_array_equal(maps.token_maps(store, 0, 1).values, stored[:, 1])
+    assert list(word["map_step"].values) == [0, 2]
+
+
+def test_a_branch_without_maps_is_told(store):
+    with pytest.raises(StoreError, match="uncond"):
+        maps.token_maps(store, 0, 0, "uncond")
+
+
+@pytest.mark.parametrize(("shape", "longest", "fits"), [((256, 128), 100, (100, 50)), ((6, 4), 1, (1, 1))])
+def test_fit_keeps_the_proportion(shape, longest, fits):
+    assert maps.fit(shape, longest) == fits
