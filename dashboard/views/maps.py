@@ -12,18 +12,38 @@ from sd35h5 import maps, metrics, pictures
 
 SHEET_WIDTH = 900  # pixels
 ACROSS = 8
+SMALL, LARGE = (
+    240,
+    768,
+)  # longest side of a tile and of a picture: a 1024-pixel image a tile would take seconds
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One run's picture: its image, the maps of the chosen word (map_step, y, x), and all layers' (…, layer,
-    y, x)."""
+    """One run's pictures: its image at two sizes, the chosen word's maps (map_step, y, x), and those of each
+    layer."""
 
     run: data.Run
     sample: int
     image: np.ndarray | None
+    small: np.ndarray | None
     values: xr.DataArray
     layers: xr.DataArray
+
+
+@dataclass(frozen=True)
+class Look:
+    """How maps are drawn: the opacity over the image, smooth or as squares, colours from 0 or from the
+    lowest."""
+
+    opacity: float
+    smooth: bool
+    stretched: bool
+
+    def scale(self, values: list[xr.DataArray]) -> tuple[float, float]:
+        """Return (low, high) of one colour scale for all these values."""
+        low = min(float(one.min()) for one in values) if self.stretched else 0.0
+        return low, max(float(one.max()) for one in values)
 
 
 def choose_word(view) -> dict:
@@ -61,7 +81,8 @@ def panel(view, run: data.Run, word: dict, layer: int | None) -> Panel | None:
         return None
     layers = data.token_maps(run, sample, table.loc[same[0], "map_tokens"], view.branch)
     values = layers.mean("layer", skipna=True) if layer is None else layers.sel(layer=layer)
-    return Panel(run, sample, data.image(run, sample), values, layers)
+    image, small = data.image(run, sample, LARGE), data.image(run, sample, SMALL)
+    return Panel(run, sample, image, small, values, layers)
 
 
 def shape(one: Panel) -> tuple[int, int]:
@@ -69,74 +90,106 @@ def shape(one: Panel) -> tuple[int, int]:
     return one.image.shape[:2] if one.image is not None else maps.picture_shape(one.values)
 
 
-def drawn(one: Panel, values: np.ndarray, high: float, opacity: float, smooth: bool) -> np.ndarray:
+def drawn(
+    one: Panel, values: np.ndarray, look: Look, scale: tuple[float, float], small: bool = False
+) -> np.ndarray:
     """Return the map over the image, or alone where the run kept no image."""
-    if one.image is None:
-        return pictures.map_picture(values, shape(one), high=high, smooth=smooth)
-    return pictures.overlay(one.image, values, opacity=opacity, high=high, smooth=smooth)
+    low, high = scale
+    image = one.small if small else one.image
+    if image is None:
+        return pictures.map_picture(values, shape(one), low=low, high=high, smooth=look.smooth)
+    return pictures.overlay(image, values, opacity=look.opacity, low=low, high=high, smooth=look.smooth)
 
 
-def stills(panels_: list[Panel], step: int, high: float, opacity: float, smooth: bool, plays: bool) -> None:
+def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float], plays: bool) -> None:
     """Draw each run's overlay beside the others; a single run also shows its image and its map alone."""
-    columns = st.columns(max(3, len(panels_)))
-    for column, one in zip(columns, panels_, strict=False):
-        with column:
-            if plays:
-                frames = [
-                    drawn(one, one.values.sel(map_step=at).values, high, opacity, smooth)
-                    for at in one.values["map_step"].values
-                ]
-                st.image(
-                    pictures.gif(frames), width="stretch", caption=f"{panels.plain(one.run.name)} · all steps"
-                )
-            else:
-                picture = drawn(one, one.values.sel(map_step=step).values, high, opacity, smooth)
-                st.image(picture, width="stretch", caption=f"{panels.plain(one.run.name)} · step {step}")
-    if len(panels_) == 1:
-        one = panels_[0]
-        with columns[1]:
-            alone = pictures.map_picture(one.values.sel(map_step=step).values, shape(one), high=high)
-            st.image(alone, width="stretch", caption="the map alone, a square a cell")
-        with columns[2]:
-            if one.image is not None:
-                st.image(one.image, width="stretch", caption="the generated image")
+    columns = st.columns(max(3, len(shown)))
+    for column, one in zip(columns, shown, strict=False):
+        steps = one.values["map_step"].values if plays else [step]
+        frames = [drawn(one, one.values.sel(map_step=at).values, look, scale) for at in steps]
+        picture = pictures.gif(frames) if plays else frames[0]
+        caption = f"{panels.plain(one.run.name)} · {'all steps' if plays else f'step {step}'}"
+        column.image(picture, width="stretch", caption=caption)
+    if len(shown) == 1:
+        one, (low, high) = shown[0], scale
+        alone = pictures.map_picture(one.values.sel(map_step=step).values, shape(one), low=low, high=high)
+        columns[1].image(alone, width="stretch", caption="the map alone, a square a cell")
+        if one.image is not None:
+            columns[2].image(one.image, width="stretch", caption="the generated image")
 
 
-def step_sheet(one: Panel, high: float, opacity: float, smooth: bool) -> pictures.Image.Image:
-    """Return a tile a captured step."""
-    steps = one.values["map_step"].values
-    tiles = [drawn(one, one.values.sel(map_step=at).values, high, opacity, smooth) for at in steps]
-    return tiled(one, tiles, [f"step {int(at)}" for at in steps])
+def sheet(
+    one: Panel, named: dict[str, np.ndarray], look: Look, scale: tuple[float, float]
+) -> pictures.Image.Image:
+    """Return a contact sheet of these maps, as wide as the page at 1280 pixels."""
+    return tiled(one, [drawn(one, values, look, scale, small=True) for values in named.values()], list(named))
 
 
-def layer_sheet(one: Panel, step: int, opacity: float, smooth: bool, high: float) -> pictures.Image.Image:
-    """Return a tile a layer at one step, one colour scale over all layers."""
-    at = one.layers.sel(map_step=step)
-    tiles = [drawn(one, at.sel(layer=layer).values, high, opacity, smooth) for layer in at["layer"].values]
-    return tiled(one, tiles, [f"layer {int(layer)}" for layer in at["layer"].values])
+def word_sheet(view, one: Panel, step: int, layer: int | None, look: Look) -> pictures.Image.Image:
+    """Return a tile a word at one step, each on its own colour scale, whose ends are written under it."""
+    tiles, labels = [], []
+    table = data.map_choices(one.run, one.sample, view.branch)
+    for row in table[table["kind"] != "piece"].to_dict("records"):
+        values = data.token_maps(one.run, one.sample, row["map_tokens"], view.branch).sel(map_step=step)
+        values = values.mean("layer", skipna=True) if layer is None else values.sel(layer=layer)
+        scale = look.scale([values])
+        tiles.append(drawn(one, values.values, look, scale, small=True))
+        labels.append(f"{row['text']} {scale[0]:.2g} to {scale[1]:.2g}")
+    return tiled(one, tiles, labels)
 
 
 def tiled(one: Panel, tiles: list[np.ndarray], labels: list[str]) -> pictures.Image.Image:
-    """Return the tiles as a contact sheet as wide as the page at 1280 pixels."""
+    """Return the tiles as a contact sheet: at most ACROSS in a row."""
     columns = min(ACROSS, max(4, len(tiles)))
     tile = maps.fit(shape(one), SHEET_WIDTH // columns - 8)
     return pictures.sheet(tiles, labels, columns=columns, size=tile, clear=True)
 
 
-def word_sheet(
-    view, one: Panel, step: int, layer: int | None, opacity: float, smooth: bool
-) -> pictures.Image.Image:
-    """Return a tile a mapped token at one step, each on its own colour scale, whose end is written under
-    it."""
-    tiles, labels = [], []
-    table = data.map_choices(one.run, one.sample, view.branch)
-    for row in table[table["kind"] != "piece"].to_dict("records"):
-        values = data.token_maps(one.run, one.sample, row["map_tokens"], view.branch).sel(map_step=step)
-        values = (values.mean("layer", skipna=True) if layer is None else values.sel(layer=layer)).values
-        high = float(np.nanmax(values))
-        tiles.append(drawn(one, values, high, opacity, smooth))
-        labels.append(f"{row['text']} ≤ {high:.2g}")
-    return tiled(one, tiles, labels)
+def choose_layer(view) -> int | None:
+    """Offer the layers, the clicked cell's first; None is their mean."""
+    options = [None, *range(data.store(view.run).sizes["layer"])]
+    return st.selectbox(
+        "Layer",
+        options,
+        index=0 if view.cell is None else options.index(view.cell[0]),
+        key=f"map-layer-{view.cell}",
+        format_func=lambda place: "mean of layers" if place is None else f"layer {place}",
+    )
+
+
+def read_panels(view, word: dict, layer: int | None) -> list[Panel]:
+    """Read the run and those beside it; say which has no such map."""
+    shown = []
+    for run in (view.run, *view.others):
+        with data.sentence(run):
+            one = panel(view, run, word, layer)
+            if one is not None:
+                shown.append(one)
+            else:
+                st.caption(f"{panels.plain(run.name)}: no map of this word in a paired sample")
+    return shown
+
+
+def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, scale) -> None:
+    """Draw the small multiples: over steps, over layers, over words."""
+    over_steps, over_layers, over_words = st.tabs(["Over steps", "Over layers", "All words"])
+    at_step = [one.layers.sel(map_step=step) for one in shown]
+    low, high = layer_scale = look.scale(at_step)
+    for one, layers in zip(shown, at_step, strict=True):
+        name = panels.plain(one.run.name)
+        with over_steps:
+            st.caption(f"{name} · colours from {scale[0]:.3g} to {scale[1]:.3g}")
+            steps = {
+                f"step {int(at)}": one.values.sel(map_step=at).values for at in one.values["map_step"].values
+            }
+            st.image(sheet(one, steps, look, scale))
+        with over_layers:
+            st.caption(f"{name} · step {step} · colours from {low:.3g} to {high:.3g}")
+            each = {f"layer {int(at)}": layers.sel(layer=at).values for at in layers["layer"].values}
+            st.image(sheet(one, each, look, layer_scale))
+        with over_words:
+            st.caption(f"{name} · step {step} · each word on its own scale, written under it")
+            st.image(word_sheet(view, one, step, layer, look))
 
 
 def show(view) -> None:
@@ -144,58 +197,33 @@ def show(view) -> None:
     first, second, third, fourth = st.columns([3, 3, 2, 2])
     with first:
         word = choose_word(view)
-    steps = [
-        int(step)
-        for step in data.store(view.run)
-        .read("maps/image_to_text", sample=0, branch=0, map_token=0, layer=0, y=0, x=0)["map_step"]
-        .values
-    ]
     with second:
-        options = [None, *range(data.store(view.run).sizes["layer"])]
-        layer = st.selectbox(
-            "Layer",
-            options,
-            index=0 if view.cell is None else options.index(view.cell[0]),
-            key=f"map-layer-{view.cell}",
-            format_func=lambda place: "mean of layers" if place is None else f"layer {place}",
-        )
+        layer = choose_layer(view)
     with third:
         opacity = st.slider("Opacity", 0.0, 1.0, 0.6, 0.05, key="opacity")
     with fourth:
         smooth = st.toggle("Smooth", True, key="smooth", help="off: each cell of the map as a square")
-        plays = st.toggle("Play steps", False, key="plays")
-    step = st.select_slider(
-        "Step", steps, value=steps[-1], key=f"map-step-{len(steps)}-{steps[-1]}", disabled=plays
-    )
-    drawn_runs = []
-    for run in (view.run, *view.others):
-        with data.sentence(run):
-            one = panel(view, run, word, layer)
-            if one is not None:
-                drawn_runs.append(one)
-            else:
-                st.caption(f"{panels.plain(run.name)}: no map of this word in a paired sample")
-    if not drawn_runs:
+        stretched = st.toggle("Stretch", key="stretched", help="colours start at the lowest value, not at 0")
+    shown = read_panels(view, word, layer)
+    if not shown:
         return
-    high = max(float(one.values.max()) for one in drawn_runs)
-    stills(drawn_runs, step, high, opacity, smooth, plays)
-    st.image(pictures.color_bar(0, high, 320, clear=True))
+    look = Look(opacity, smooth, stretched)
+    steps = [int(at) for at in shown[0].values["map_step"].values]
+    left, right = st.columns([8, 2], vertical_alignment="bottom")
+    with right:
+        plays = st.toggle("Play steps", key="plays")
+    step = steps[-1]
+    if len(steps) > 1:
+        step = left.select_slider(
+            "Step", steps, value=step, key=f"map-step-{len(steps)}-{steps[-1]}", disabled=plays
+        )
+    scale = look.scale([one.values for one in shown])
+    stills(shown, step, look, scale, plays)
+    st.image(pictures.color_bar(*scale, 320, clear=True))
     st.caption(
         "attention of image patches to the word, mean over heads (0..1); one scale for all runs and steps"
     )
-    over_steps, over_layers, over_words = st.tabs(["Over steps", "Over layers", "All words"])
-    top = max(float(one.layers.sel(map_step=step).max()) for one in drawn_runs)
-    for one in drawn_runs:
-        name = panels.plain(one.run.name)
-        with over_steps:
-            st.caption(f"{name} · colours from 0 to {high:.3g}")
-            st.image(step_sheet(one, high, opacity, smooth))
-        with over_layers:
-            st.caption(f"{name} · step {step} · colours from 0 to {top:.3g}")
-            st.image(layer_sheet(one, step, opacity, smooth, top))
-        with over_words:
-            st.caption(f"{name} · step {step} · each word on its own scale, from 0")
-            st.image(word_sheet(view, one, step, layer, opacity, smooth))
+    sheets(view, shown, step, layer, look, scale)
 
 
 view = panels.current()
