@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import logging
@@ -21,6 +22,7 @@ from sd35h5.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.facts import ModelFacts, check_size, read_facts
 from sd35h5.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
+from sd35h5.plan import in_bytes, make_plan
 from sd35h5.probe import Probe, gates_by_layer, installed, second_attentions
 from sd35h5.recorder import Progress, say
 from sd35h5.runs import part_files
@@ -29,17 +31,21 @@ from sd35h5.watcher import PassWatcher
 from sd35h5.writer import begin_run, pack, sealed_indices
 
 log = logging.getLogger("sd35h5")
+FEW_PROMPTS = 50
 PACK_LIMIT = 20 << 30  # above this, a capture stays a folder until it is packed by hand
 
 
 class Generate:
     """The pipeline, capturing: takes what it takes, and `seed`; returns what it returns; seals a sample."""
 
-    def __init__(self, pipe: StableDiffusion3Pipeline, session: Session, probe: Probe) -> None:
-        self._pipe, self._session, self._probe = pipe, session, probe
-        self._signature = inspect.signature(pipe.__call__)
+    def __init__(self, session: Session, probe: Probe) -> None:
+        self._session, self._probe = session, probe
+        self._signature = inspect.signature(session.pipe.__call__)
         self._calls = 0
         self._prompts: dict[str, list[int]] = {}  # prompt -> [its index, images so far]
+
+    def __repr__(self) -> str:
+        return f"<capture into {self._session.parts.name}: {self._calls} samples drawn>"
 
     def __call__(self, *args: object, seed: int | None = None, **kwargs: object) -> Any:
         """Draw one image and seal it as the next sample.
@@ -57,18 +63,18 @@ class Generate:
 
     def sample(self, call: Call, identity: Identity, on_step: Callable[[], None] | None = None) -> Any:
         """Draw and seal one sample under a given identity; a sample that is sealed already is only drawn."""
-        watcher = PassWatcher(self._pipe, self._session, self._probe, call, identity, on_step)
-        transformer = self._pipe.transformer
+        watcher = PassWatcher(self._session, self._probe, call, identity, on_step)
+        pipe, transformer = self._session.pipe, self._session.pipe.transformer
         hooks = [
             transformer.register_forward_pre_hook(watcher.before, with_kwargs=True),
             transformer.register_forward_hook(watcher.after),
         ]
         try:
             with without_truncation_noise():
-                result = self._pipe(**call.arguments)
+                result = pipe(**call.arguments)
             watcher.finish(_pixels(result))
-        except BaseException:
-            watcher.abandon()
+        except BaseException as error:
+            watcher.abandon(interrupted=isinstance(error, KeyboardInterrupt))
             raise
         finally:
             for hook in hooks:
@@ -100,15 +106,15 @@ def capture(
     settings = json.loads(json.dumps(asdict(tiers)))
     name = str(getattr(pipe.config, "_name_or_path", "") or "a pipeline in memory")
     parts = begin_run(out, settings, 0, overwrite=overwrite)
-    with _generating(pipe, Session(pipe, parts, tiers, settings, name, "")) as generate:
+    with _generating(Session(pipe, parts, tiers, settings, name, "")) as generate:
         yield generate
     _finish(parts, out)
 
 
 @contextmanager
-def _generating(pipe: StableDiffusion3Pipeline, session: Session) -> Iterator[Generate]:
+def _generating(session: Session) -> Iterator[Generate]:
     """The probe installed on the pipeline's transformer, and a `Generate` that uses it."""
-    transformer = pipe.transformer
+    transformer = session.pipe.transformer
     config = transformer.config
     probe = Probe(config.num_layers, config.num_attention_heads, gated=bool(gates_by_layer(transformer)))
     if second := second_attentions(transformer):
@@ -117,7 +123,7 @@ def _generating(pipe: StableDiffusion3Pipeline, session: Session) -> Iterator[Ge
             len(second),
         )
     with installed(transformer, probe):
-        yield Generate(pipe, session, probe)
+        yield Generate(session, probe)
 
 
 def _check_pipeline(pipe: object) -> None:
@@ -185,10 +191,18 @@ def settings_of(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt])
         "scheduler": facts.scheduler,
         "t5": facts.has_t5,
         "gates": str(facts.gates_file or ""),
-        "prompts": [prompt.text for prompt in prompts],
-        "prompt_ids": [prompt.id for prompt in prompts],
+        "prompts": _told_in_short([prompt.text for prompt in prompts]),
+        "prompt_ids": _told_in_short([prompt.id for prompt in prompts]),
     }
     return settings
+
+
+def _told_in_short(texts: list[str]) -> list[str] | str:
+    """A list as it is, or its hash if it is long: every sample's file holds a copy of the settings."""
+    if len(texts) <= FEW_PROMPTS:
+        return texts
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return f"{len(texts)} texts, sha256 {digest[:16]}"
 
 
 def run(config: CaptureConfig) -> Path:
@@ -200,58 +214,54 @@ def run(config: CaptureConfig) -> Path:
     prompts, out = validate(config), Path(config.output.out)
     facts = read_facts(config.model)
     settings = settings_of(config, facts, prompts)
-    images = config.prompts.num_images
-    planned = len(prompts) * images
-    parts = begin_run(out, settings, planned, overwrite=config.output.overwrite)
-    sealed = sealed_indices(parts)
+    planned, sealed = len(prompts) * config.prompts.num_images, set()
+    if not config.output.overwrite:  # what is to be overwritten goes when the model is there, not before
+        parts = begin_run(out, settings, planned)
+        sealed = sealed_indices(parts)
     todo = [index for index in range(planned) if index not in sealed]
-    if not todo and out.is_file():
-        shutil.rmtree(parts)
+    if not todo:
         say(f"{out} is complete already: {planned} samples")
-        return out
-    if todo:
-        if sealed:
-            say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
-        pipe, _ = load(config.model, facts)
-        pipe.set_progress_bar_config(disable=True)
-        session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision)
-        try:
-            _draw_all(config, prompts, todo, pipe, session, settings)
-        except BaseException:
-            say(
-                f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}; "
-                "the same command goes on from there"
-            )
-            raise
+        return _finish(parts, out)
+    if sealed:
+        say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
+    size = in_bytes(make_plan(config, facts).file_bytes)
+    say(f"drawing {len(todo)} samples of {config.sampling.steps} steps, about {size} each, into {out}")
+    pipe, gates = load(config.model, facts)
+    if gates is not None and gates.untrained:
+        log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
+    pipe.set_progress_bar_config(disable=True)
+    if config.output.overwrite:
+        parts = begin_run(out, settings, planned, overwrite=True)
+    session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision)
+    try:
+        _draw_all(config, prompts, todo, session)
+    except BaseException:
+        count = f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}"
+        say(f"{count}; the same command goes on from there")
+        raise
     return _finish(parts, out)
 
 
-def _draw_all(
-    config: CaptureConfig, prompts: list[Prompt], todo: list[int], pipe: StableDiffusion3Pipeline,
-    session: Session,
-    settings: Mapping[str, Any],
-) -> None:  # fmt: skip
+def _draw_all(config: CaptureConfig, prompts: list[Prompt], todo: list[int], session: Session) -> None:
     """Draw the samples that are not sealed, under a progress bar."""
     images, sampling = config.prompts.num_images, config.sampling
     planned = len(prompts) * images
     progress = Progress(planned, planned - len(todo), sampling.steps)
     common = {
-        "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance,
-        "height": settings["height"],
-        "width": settings["width"], "max_sequence_length": sampling.max_sequence_length,
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+        "height": session.settings["height"],
+        "width": session.settings["width"],
+        "max_sequence_length": sampling.max_sequence_length,
         "negative_prompt": config.prompts.negative_prompt,
-    }  # fmt: skip
+    }
     try:
-        with _generating(pipe, session) as generate:
-            signature = inspect.signature(pipe.__call__)
+        with _generating(session) as generate:
+            signature = inspect.signature(session.pipe.__call__)
             for index in todo:
                 prompt, image = divmod(index, images)
-                call = Call.bind(
-                    signature,
-                    (prompts[prompt].text,),
-                    common,
-                    sample_seed(config.prompts.seed, prompt, image),
-                )
+                seed = sample_seed(config.prompts.seed, prompt, image)
+                call = Call.bind(signature, (prompts[prompt].text,), common, seed)
                 progress.begin()
                 generate.sample(call, Identity(index, prompts[prompt].id, prompt, image), progress.step)
     finally:

@@ -50,7 +50,7 @@ class Session:
         model_id: str,
         revision: str,
     ) -> None:  # fmt: skip
-        self.pipe, self.parts, self.tiers = pipe, parts, tiers
+        self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
         self.gates = _as_gates(pipe.transformer)
         config = pipe.transformer.config
         self.model_shape = (

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from sd35h5 import schema
@@ -29,10 +28,14 @@ class PassWatcher:
     """
 
     def __init__(
-        self, pipe: StableDiffusion3Pipeline, session: Session, probe: Probe, call: Call, identity: Identity,
+        self,
+        session: Session,
+        probe: Probe,
+        call: Call,
+        identity: Identity,
         on_step: Callable[[], None] | None,
-    ) -> None:  # fmt: skip
-        self._pipe, self._session, self._probe = pipe, session, probe
+    ) -> None:
+        self._pipe, self._session, self._probe = session.pipe, session, probe
         self._call, self._identity, self._on_step = call, identity, on_step
         self._step = -1
         self._rows: tuple[str, ...] = ()
@@ -77,14 +80,15 @@ class PassWatcher:
         self._recorder.seal(image)
         self._recorder = None
 
-    def abandon(self) -> None:
+    def abandon(self, interrupted: bool) -> None:
         """After an error: leave no half-written file, and the probe idle."""
         self._probe.abandon()
         if self._recorder is not None:
             self._recorder.abandon()
             self._recorder = None
-        for left in self._session.parts.glob(f"{part_name(self._identity.index)}.*"):
-            left.unlink()  # Ctrl-C can fall between opening the file and knowing of it
+        if interrupted:  # Ctrl-C can fall between opening the file and knowing of it
+            for left in self._session.parts.glob(f"{part_name(self._identity.index)}.*"):
+                left.unlink()
 
     def _plan(self, skipped: frozenset[int]) -> PassPlan:
         layout, cond = self._layout, "cond" in self._rows

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -106,6 +107,23 @@ def make_pipeline(qk_norm: str | None = "rms_norm", seed: int = 0, **transformer
         component.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def plain_image(pipe, prompt: str, seed: int, **call):
+    """What the pipeline draws without us."""
+    return pipe(prompt, generator=torch_generator(seed), **call).images[0]
+
+
+def torch_generator(seed: int):
+    """A CPU generator with this seed."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def pixels(image) -> np.ndarray:
+    """A picture as uint8 (y, x, rgb)."""
+    return np.asarray(image)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -223,6 +223,34 @@ def test_gates_are_read_from_beside_the_transformer_or_from_a_file_and_said(tiny
     assert len({store.samples["pairing_key"][0] for store in stores}) == 1
 
 
+def test_untrained_gates_are_called_so(tiny_folder, tiny_pipeline, capsys, tmp_path):
+    from sd35h5.gates import build_gates, save_gates
+
+    save_gates(tmp_path / "zero.safetensors", build_gates(tiny_pipeline.transformer, "headwise"))
+    flags = [
+        "--model_id",
+        str(tiny_folder),
+        "--gates",
+        str(tmp_path / "zero.safetensors"),
+        "--prompt",
+        "a cat",
+    ]
+    assert capture_cli.main([*flags, *SMALL, "--out", str(tmp_path / "a.h5")]) == 0
+    assert "these gates are untrained" in _said(capsys)
+
+
+def test_overwriting_keeps_what_is_there_until_the_model_is_loaded(tiny_folder, capsys, tmp_path):
+    out = tmp_path / "a.h5"
+    flags = ["--model_id", str(tiny_folder), "--prompt", "a cat", *SMALL, "--out", str(out), "--overwrite"]
+    assert capture_cli.main(flags) == 0
+    before = out.read_bytes()
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no gates")
+    assert capture_cli.main([*flags, "--gates", str(broken)]) == 1
+    assert "broken.safetensors is not a readable safetensors file" in _said(capsys)
+    assert out.read_bytes() == before
+
+
 def test_surplus_and_missing_weights_are_refused_by_key(tiny_folder, capsys, tmp_path):
     from safetensors.torch import load_file, save_file
 

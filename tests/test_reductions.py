@@ -73,7 +73,7 @@ def test_masses_entropies_and_columns_equal_a_float64_softmax(shape):
     np.testing.assert_allclose(found.columns, text[0, :, :image], rtol=rtol, atol=1e-9)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SHAPES, st.integers(1, 50))
 def test_the_result_does_not_depend_on_the_tile(shape, tile):
     query, key, _ = _qkv(**shape)
@@ -86,7 +86,7 @@ def test_the_result_does_not_depend_on_the_tile(shape, tile):
         torch.testing.assert_close(getattr(tiled, name), values, rtol=rtol, atol=rtol / 10, msg=name)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SHAPES)
 def test_group_masses_sum_to_one_and_the_image_gets_its_own_share(shape):
     query, key, _ = _qkv(**shape)
@@ -100,7 +100,7 @@ def test_group_masses_sum_to_one_and_the_image_gets_its_own_share(shape):
     np.testing.assert_allclose(masses[:, :, 1, -1], of_image[:, :, image:].mean(-1), atol=_tolerance(shape))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SHAPES)
 def test_top_keys_are_the_heaviest_of_image_and_text_together(shape):
     query, key, value = _qkv(**shape)
