@@ -1,4 +1,4 @@
-"""Command line of a capture: flags -> CaptureConfig -> sd35h5.capture.run, and nothing else."""
+"""Command line of a capture: flags -> CaptureConfig -> sd35h5.capturing.run, and nothing else."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _load_capture():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print("loading torch and diffusers …", file=sys.stderr)
-    from sd35h5.capture import run
+    from sd35h5.capturing import run
     from sd35h5.recorder import say
 
     class Notes(logging.Handler):

@@ -20,7 +20,7 @@ import xarray as xr
 from sd35h5 import compare, maps, metrics, pictures
 from sd35h5.errors import Sd35h5Error
 from sd35h5.reader import Store, open_store
-from sd35h5.verify import verify
+from sd35h5.verifying import verify
 
 PARTS = ".parts"
 

@@ -1,15 +1,17 @@
-"""Attention sinks of Stable Diffusion 3.5: capture, store, measure. Importing this does not import torch."""
+"""Attention sinks of Stable Diffusion 3.5: capture, store, measure. Every name is imported on first use."""
 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import CaptureError, ConfigError, Sd35h5Error, StoreError, StoreNotFoundError
-from .reader import Store, open_store
-from .verify import Report, verify
+if TYPE_CHECKING:
+    from . import compare as compare
+    from . import metrics as metrics
+    from .capturing import capture
+    from .errors import CaptureError, ConfigError, Sd35h5Error, StoreError, StoreNotFoundError
+    from .reader import Store, open_store
+    from .verifying import Report, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,26 +19,25 @@ __all__ = [
     "capture", "compare", "metrics", "open_store", "verify",
 ]  # fmt: skip
 
-
-class _Package(ModuleType):
-    """Keeps `sd35h5.capture` the function, also after `sd35h5/capture.py` was imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in ("capture", "verify") and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
+# public name -> the module that holds it: no module may have the name of a function, or it would hide it
+_HOMES = {
+    "capture": "capturing",
+    "open_store": "reader", "Store": "reader",
+    "verify": "verifying", "Report": "verifying",
+    **dict.fromkeys(
+        ("CaptureError", "ConfigError", "Sd35h5Error", "StoreError", "StoreNotFoundError"), "errors"
+    ),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "capture":  # imports torch
-        return importlib.import_module(".capture", __name__).capture
-    if name in ("metrics", "compare"):
+    """Import a public name when it is first used (PEP 562): torch only for `capture`."""
+    if name in ("compare", "metrics"):
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'sd35h5' has no attribute '{name}'")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sd35h5' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package

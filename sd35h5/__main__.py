@@ -35,7 +35,7 @@ def info(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     """Check that a file is well-formed, whole and safe to open; exit 1 if not."""
-    from .verify import verify
+    from .verifying import verify
 
     report = verify(args.path, deep=args.deep)
     if args.json:

@@ -31,7 +31,7 @@ def open_store(path: str | Path, trusted: bool = True) -> Store:
     Raises: StoreError with the first problem; StoreNotFoundError.
     """
     if not trusted:
-        from .verify import verify
+        from .verifying import verify
 
         report = verify(path)
         if not report.ok:

@@ -281,7 +281,7 @@ def test_surplus_and_missing_weights_are_refused_by_key(tiny_folder, capsys, tmp
 def test_the_demo_captures_all_three_transformers_with_equal_seeds(
     tiny_folder, capsys, tmp_path, monkeypatch
 ):
-    from sd35h5.capture import run
+    from sd35h5.capturing import run
 
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "demo.json"
