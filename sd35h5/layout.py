@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def write_head(
         "kind": kind,
         "status": "complete",
         "file_uuid": str(uuid.uuid4()),
-        "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "writer": f"sd35h5 {_package_version()}",
         "coordinates": " ".join(name for name in scales if not SCALES[name].is_dimension),
     }
