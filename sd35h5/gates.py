@@ -1,4 +1,4 @@
-"""Gated attention: the gate modules, their safetensors file (form (c) of the design), and putting them on a transformer.
+"""Gated attention: the gate modules, their safetensors file (form (c)), and putting them on a transformer.
 
 A gate is g = activation(x W + b), multiplied onto a stream's attention output before the output projection, where x is
 that stream's adaLN-modulated input: `headwise` has one scalar a head, `elementwise` one a channel. (Qiu et al. 2025,
@@ -73,7 +73,9 @@ class Gates:
     @property
     def untrained(self) -> bool:
         """True if every gate weight is zero: the gate is then a constant, whatever its bias."""
-        return not any(bool(p.any()) for name, p in self.modules.named_parameters() if name.endswith("weight"))
+        return not any(
+            bool(p.any()) for name, p in self.modules.named_parameters() if name.endswith("weight")
+        )
 
 
 def build_gates(transformer: SD3Transformer2DModel, gate_type: str, activation: str = "sigmoid") -> Gates:
@@ -136,12 +138,16 @@ def load_gates(path: Path, transformer: SD3Transformer2DModel) -> Gates:
         )
     activation = metadata.get("activation", "sigmoid")
     if activation not in ACTIVATIONS:
-        raise ConfigError(f"{path.name}: unknown gate activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        raise ConfigError(
+            f"{path.name}: unknown gate activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+        )
     gate_type = _gate_type_of(path, tensors, metadata, transformer)
     layers = sorted({int(_KEY.fullmatch(key)[1]) for key in tensors})
     blocks = transformer.transformer_blocks
     if layers[-1] >= len(blocks):
-        raise ConfigError(f"{path.name} has a gate for layer {layers[-1]}, but the transformer has layers 0..{len(blocks) - 1}")
+        raise ConfigError(
+            f"{path.name} has a gate for layer {layers[-1]}, but the transformer has layers 0..{len(blocks) - 1}"
+        )
     modules = nn.ModuleDict()
     for layer in layers:
         gate = _gate_for(blocks[layer].attn, gate_type, activation)
@@ -167,11 +173,14 @@ def _gate_type_of(path: Path, tensors: dict, metadata: dict, transformer: SD3Tra
     by_rows = {attn.heads: "headwise", attn.to_q.out_features: "elementwise"}
     if len(rows) != 1 or not rows <= by_rows.keys():
         raise ConfigError(
-            f"{path.name}: gate rows {sorted(rows)} fit neither {attn.heads} heads nor {attn.to_q.out_features} channels"
+            f"{path.name}: gate rows {sorted(rows)} fit neither {attn.heads} heads "
+            f"nor {attn.to_q.out_features} channels"
         )
     gate_type = by_rows[rows.pop()]
     if metadata.get("gate_type", gate_type) != gate_type:
-        raise ConfigError(f"{path.name} says gate_type={metadata['gate_type']}, but its shapes are {gate_type}")
+        raise ConfigError(
+            f"{path.name} says gate_type={metadata['gate_type']}, but its shapes are {gate_type}"
+        )
     return gate_type
 
 
