@@ -76,7 +76,7 @@ def test_the_dashboard_starts_from_any_folder_and_listens_on_this_machine_only(t
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=file, stderr=file,
-            env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "STREAMLIT_SERVER_PORT": str(port)},
+            env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "STREAMLIT_SERVER_PORT": str(port)},
         )  # fmt: skip
     try:
         end = time.monotonic() + 60
