@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,14 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
-def _imports(name: str, nodes: list[ast.stmt] | None = None) -> Iterator[str]:
+@cache
+def _imports(name: str) -> frozenset[str]:
     """Every module that a file imports, inside functions too, but not for type checking alone."""
-    for node in nodes if nodes is not None else ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
+    return frozenset(_imports_of(ast.parse(MODULES[name].read_text(encoding="utf-8")), name))
+
+
+def _imports_of(tree: ast.AST, name: str) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,8 +82,8 @@ def _imports(name: str, nodes: list[ast.stmt] | None = None) -> Iterator[str]:
             base = f"{package}.{node.module or ''}".strip(".") if node.level else str(node.module)
             inside = [f"{base}.{alias.name}" for alias in node.names]
             yield from ([module for module in inside if module in MODULES] or [base])
-        else:
-            yield from _imports(name, [child for child in ast.walk(node) if isinstance(child, ast.stmt)][1:])
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from _imports_of(node, name)
 
 
 def test_every_module_has_its_place_in_the_house():
@@ -90,7 +94,7 @@ def test_every_module_has_its_place_in_the_house():
 @pytest.mark.parametrize("name", sorted(PLACE))
 def test_imports_follow_the_flow(name):
     side, row = PLACE[name]
-    for other in sorted(set(_imports(name)) & set(MODULES)):
+    for other in sorted(_imports(name) & set(MODULES)):
         assert other in PLACE, f"{name} imports the entrance {other}"
         to_side, to_row = PLACE[other]
         assert to_side in (side, "store"), f"{name} ({side}) imports {other} ({to_side})"
