@@ -43,5 +43,7 @@ def latents(settings: Settings, made: Scenes) -> Tensor:
     path = settings.work / f"latents-{settings.scenes}.pt"
     if not path.exists():
         encoded = encode_scenes(settings, AutoencoderKL.from_pretrained(settings.models / "vae"), made.packed)
-        torch.save(encoded.cpu(), path)
+        partial = path.with_suffix(".partial")
+        torch.save(encoded.cpu(), partial)
+        partial.replace(path)
     return torch.load(path, weights_only=True, mmap=True).to(settings.device)

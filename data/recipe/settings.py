@@ -54,12 +54,13 @@ class Settings:
         )
 
 
-def smoke(models: Path, work: Path) -> Settings:
+def smoke(models: Path, work: Path, seconds: float = math.inf) -> Settings:
     """Return settings that run every stage in seconds on a CPU."""
     return Settings(
         models,
         work,
         torch.device("cpu"),
+        seconds,
         scenes=24,
         vae_steps=2,
         vae_batch=2,

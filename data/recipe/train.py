@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from data.recipe.dataset import scenes  # noqa: E402
+from data.recipe.dataset import latents, scenes  # noqa: E402
 from data.recipe.models import save_frame  # noqa: E402
 from data.recipe.settings import Settings, smoke  # noqa: E402
 from data.recipe.stage_transformer import VARIANTS, train_text, train_variant  # noqa: E402
@@ -49,20 +53,55 @@ def main() -> int:
         parser.error(f"unknown stage {sorted(unknown)[0]!r}: expected {', '.join(STAGES)}")
     settings = _settings(arguments)
     made = scenes(settings)
-    for stage in arguments.stages or STAGES:
-        if (settings.models / STAGES[stage] / "config.json").exists():
-            print(f"{stage}: done before")
-        elif not _train(stage, settings, made):
+    todo = [stage for stage in arguments.stages or STAGES if not _is_done(stage, settings)]
+    together = [stage for stage in todo if stage in VARIANTS] if torch.cuda.device_count() > 1 else []
+    if len(together) < 2:
+        together = []
+    for stage in todo:
+        if stage not in together and not _train(stage, settings, made):
             print(f"{stage}: time is up; the same command goes on from step to step")
             return 3
     save_frame(settings.models)
+    if together:
+        latents(settings, made)  # once, before several processes ask for them
+        torch.cuda.empty_cache()
+        return _train_side_by_side(together, settings)
     return 0
+
+
+def _is_done(stage: str, settings: Settings) -> bool:
+    return (settings.models / STAGES[stage] / "config.json").exists()
+
+
+def _train_side_by_side(stages: list[str], settings: Settings) -> int:
+    """Run this command once a stage, each on a GPU of its own as soon as one is free; return the worst status."""
+    begin, gpus = time.monotonic(), SimpleQueue()
+    for gpu in range(torch.cuda.device_count()):
+        gpus.put(str(gpu))
+
+    def train(stage: str) -> int:
+        gpu = gpus.get()
+        left = settings.seconds - (time.monotonic() - begin)
+        command = [arg for arg in sys.argv if arg != "--" and arg not in STAGES] + [
+            f"--seconds={left}",
+            "--",
+            stage,
+        ]
+        try:
+            return subprocess.run(
+                [sys.executable, *command], env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+            ).returncode
+        finally:
+            gpus.put(gpu)
+
+    with ThreadPoolExecutor(len(stages)) as pool:
+        return max(pool.map(train, stages))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.smoke:
-        return smoke(arguments.models, arguments.work)
+        return smoke(arguments.models, arguments.work, arguments.seconds)
     torch.set_float32_matmul_precision("high")
     changes = {name: float(value) for name, value in (entry.split("=") for entry in arguments.set)}
     changes = {
