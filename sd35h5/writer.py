@@ -12,6 +12,8 @@ import numpy as np
 
 from . import schema
 from .blocks import BY_WRITER, block_hash, content_hash, extent, fill_of, numpy_dtype, origins, round_mantissa
+from .chunks import encode_chunk
+from .drain import Drain
 from .errors import StoreError
 from .layout import create_variable, publish, write_head
 from .packing import pack
@@ -71,8 +73,9 @@ class Header:
 class SampleWriter:
     """One sample on its way to PARTS/000012.h5: values go in as they come, `seal()` makes the file appear.
 
-    A block (the part of a variable that is one chunk) is compressed and written once it is full; only blocks
-    that are partly filled are held in memory. Use it from one thread at a time.
+    A block (the part of a variable that is one chunk) is handed to a few threads once it is full: they round,
+    hash and deflate it and write it as a chunk. Only blocks that are partly filled are held in memory, and
+    what waits for the threads, up to a bound: with a slow disk `put` waits. Use it from one thread at a time.
     """
 
     def __init__(self, parts: Path, index: int, header: Header) -> None:
@@ -81,7 +84,8 @@ class SampleWriter:
         self._header = header
         self._pending: dict[str, dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]] = {}
         self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
-        self._hashes: dict[str, dict[tuple[int, ...], str]] = {}
+        self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
+        self._drain = Drain()
         scales = {**_DEFAULT_SCALES, **header.scales, "sample": np.array([index])}
         self.sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
         try:
@@ -116,10 +120,11 @@ class SampleWriter:
             for origin, (block, _) in blocks.items():
                 self._write_block(variable(name), origin, block)
         self._pending.clear()
-        digest = content_hash(self._hashes)
-        for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
-            create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
         try:
+            self._drain.finish()
+            digest = content_hash(self._hashes)
+            for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
+                create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
             self._file.close()
             publish(self._temporary, self.path)
         except (OSError, RuntimeError) as error:
@@ -129,6 +134,7 @@ class SampleWriter:
 
     def abandon(self) -> None:
         """Close and remove the temporary file; after `seal()` there is none, and the sealed file stays."""
+        self._drain.cancel()
         with suppress(OSError, RuntimeError):  # a full disk fails again when HDF5 flushes
             self._file.close()
         if not self._lock.closed:
@@ -164,10 +170,7 @@ class SampleWriter:
             expected = " x ".join(f"{dim} {self.sizes[dim]}" for dim in free) or "one value"
             place = f" at {', '.join(f'{dim}={position}' for dim, position in at.items())}" if at else ""
             raise StoreError(f"{spec.name}{place} has shape {array.shape}, the file expects {expected}")
-        cast = _cast(spec, array)
-        if spec.rounded and self._header.precision == "rounded":
-            cast = round_mantissa(cast)
-        return cast.reshape(tuple(w.stop - w.start for w in where))
+        return _cast(spec, array).reshape(tuple(w.stop - w.start for w in where))
 
     def _scatter(self, spec: Variable, values: np.ndarray, where: tuple[slice, ...]) -> None:
         if spec.name not in self._datasets:
@@ -198,12 +201,25 @@ class SampleWriter:
                 del pending[origin]
 
     def _write_block(self, spec: Variable, origin: tuple[int, ...], block: np.ndarray) -> None:
-        where = tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))
+        """Hand a block to the threads; tables and texts, which are small, are written at once."""
+        dataset, hashes = self._datasets[spec.name], self._hashes[spec.name]
+        hashes[origin] = ""
         try:
-            self._datasets[spec.name][where] = block
-        except OSError as error:
+            if spec.is_table or spec.is_text:
+                dataset[tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = block
+                hashes[origin] = block_hash(spec, block)
+                return
+            rounds = spec.rounded and self._header.precision == "rounded"
+
+            def write() -> None:
+                values = round_mantissa(block) if rounds else block
+                data = encode_chunk(values, dataset.chunks, fill_of(spec))
+                dataset.id.write_direct_chunk(origin, data)
+                hashes[origin] = block_hash(spec, values)
+
+            self._drain.submit(write, block.nbytes)
+        except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
-        self._hashes[spec.name][origin] = block_hash(spec, block)
 
 
 def _cast(spec: Variable, array: np.ndarray) -> np.ndarray:
@@ -214,7 +230,7 @@ def _cast(spec: Variable, array: np.ndarray) -> np.ndarray:
     dtype = numpy_dtype(spec)
     if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):
         raise StoreError(f"{spec.name} is {spec.dtype}, the values are {array.dtype}")
-    cast = array.astype(dtype)
+    cast = array.astype(dtype)  # a copy: the caller may change its array while threads read this one
     if dtype.kind != "f" and not np.array_equal(cast, array):
         raise StoreError(f"{spec.name} is {spec.dtype}, the values span {array.min()}..{array.max()}")
     return cast

@@ -20,7 +20,8 @@ TORCH_SIDE = ("torch", "diffusers", "transformers", "tokenizers", "safetensors",
 # between the two sides: both may import it, it imports neither, and neither imports the other.
 STORE = (
     {"sd35h5.errors"},
-    {"sd35h5.schema", "sd35h5.blocks", "sd35h5.layout", "sd35h5.runs", "sd35h5.packing"},
+    {"sd35h5.schema", "sd35h5.blocks", "sd35h5.layout", "sd35h5.runs", "sd35h5.packing"}
+    | {"sd35h5.chunks", "sd35h5.drain"},
     {"sd35h5.writer", "sd35h5.parts", "sd35h5.reader", "sd35h5.tree", "sd35h5.spec", "sd35h5.info"}
     | {"sd35h5.verifying", "sd35h5.check", "sd35h5.check_objects"},
 )
