@@ -1,11 +1,14 @@
 """Joint attention exactly as diffusers' JointAttnProcessor2_0 computes it, in named steps, with an optional gate.
 
+MMDiT-X's second attention (`attn2`) is the same without a text stream; `regroup` is how sd-scripts computes it.
+
 The steps are apart so that the probe can put its measurement between `project_joint` and `finish_joint`
 while the output stays bit for bit that of diffusers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,16 +81,16 @@ def finish_joint(
         gates: (image gate, text gate) as `AttentionGate` returns them; the text gate is None where the block
             drops its text output.
     """
-    batch, heads, _, head_dim = attended.shape
+    batch, heads, _, head_dim = attended.shape  # of the attention call, which may be regrouped
     joined = attended.transpose(1, 2).reshape(batch, -1, heads * head_dim).to(attended.dtype)
     image_out, text_out = joined, None
     if text_states is not None:
         image_out, text_out = joined[:, : image_states.shape[1]], joined[:, image_states.shape[1] :]
     if gates is not None:
         image_gate, text_gate = gates
-        image_out = apply_gate(image_out, image_gate, heads)
+        image_out = apply_gate(image_out, image_gate, attn.heads)
         if text_out is not None and text_gate is not None:
-            text_out = apply_gate(text_out, text_gate, heads)
+            text_out = apply_gate(text_out, text_gate, attn.heads)
     if text_out is not None and not attn.context_pre_only:
         text_out = attn.to_add_out(text_out)
     image_out = attn.to_out[1](attn.to_out[0](image_out))
@@ -101,14 +104,37 @@ def apply_gate(output: Tensor, gate: Tensor, heads: int) -> Tensor:
     return (output.unflatten(-1, (heads, -1)) * gate.unsqueeze(-1)).flatten(-2)
 
 
+def regroup(joint: JointQKV, head_dim: int) -> JointQKV:
+    """Split the channels, already normalised, into heads of another size, as sd-scripts does in attn2.
+
+    It passes the number of heads where the size of a head is meant: SD3.5-Medium's 24 heads of 64 channels
+    become 64 heads of 24.
+    """
+
+    def anew(states: Tensor) -> Tensor:
+        channels = states.transpose(1, 2).flatten(2)  # (B, N, heads * d)
+        return _split_heads(channels, channels.shape[-1] // head_dim)
+
+    return JointQKV(anew(joint.query), anew(joint.key), anew(joint.value), joint.image_tokens)
+
+
 class JointAttention:
     """Attention processor: diffusers' joint attention, with a gate on each stream's output if one is given.
 
     A plain object, not an nn.Module, so that gates never enter the transformer's own state dict.
+
+    Args:
+        regrouped: compute with heads as sd-scripts has them in attn2.
+        watch: called with the gates of each call.
     """
 
-    def __init__(self, gate: AttentionGate | None = None):
-        self.gate = gate
+    def __init__(
+        self,
+        gate: AttentionGate | None = None,
+        regrouped: bool = False,
+        watch: Callable[[tuple[Tensor, Tensor | None]], None] | None = None,
+    ):
+        self.gate, self.regrouped, self.watch = gate, regrouped, watch
 
     def __call__(
         self,
@@ -118,8 +144,12 @@ class JointAttention:
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         joint = project_joint(attn, hidden_states, encoder_hidden_states)
+        if self.regrouped:
+            joint = regroup(joint, attn.heads)
         attended = F.scaled_dot_product_attention(
             joint.query, joint.key, joint.value, dropout_p=0.0, is_causal=False
         )
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
+        if gates is not None and self.watch is not None:
+            self.watch(gates)
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)

@@ -42,7 +42,7 @@ FILE_ATTRIBUTES = (
 )  # fmt: skip
 MODEL_ATTRIBUTES = (
     "model_id", "model_revision", "model_shape",
-    "gate_type", "gate_activation", "gate_target", "gate_layers", "gate_override",
+    "gate_type", "gate_activation", "gate_target", "gate_layers", "gate_override", "gate_weights", "attn2_layout",
 )  # fmt: skip
 PROVENANCE = ("config", "schema", "environment", "components", "events", "origin")
 

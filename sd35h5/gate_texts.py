@@ -1,0 +1,55 @@
+"""How layers and forced gates are written, in options and in a store's attributes: `0-11,24`, `open`. Torch-free."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from itertools import groupby
+
+from sd35h5.errors import ConfigError
+
+_FORCED = {"open": 1.0, "closed": 0.0}
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Read `0-11,24` as layers, ascending; nothing as none.
+
+    Raises:
+        ConfigError: another text.
+    """
+    layers: set[int] = set()
+    for part in filter(None, text.split(",")):
+        match = re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"--gate_layers {text!r} is not understood: write layers such as 0-11,24")
+        layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(layers))
+
+
+def tell_layers(layers: Iterable[int]) -> str:
+    """Layers as people write them: 0-11,24."""
+    runs = [list(run) for _, run in groupby(enumerate(sorted(layers)), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else f"{run[0][1]}" for run in runs)
+
+
+def forced_value(text: str) -> float | None:
+    """The gate that --gate_override asks for; None if it is not given.
+
+    Raises:
+        ConfigError: neither open, closed nor a number from 0 on.
+    """
+    if not text:
+        return None
+    try:
+        value = _FORCED[text] if text in _FORCED else float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and 0 <= value <= 2):
+        raise ConfigError(f"--gate_override {text!r} is no gate: use open, closed, or a number from 0 to 2")
+    return value
+
+
+def tell_forced(value: float) -> str:
+    """A forced gate as --gate_override writes it."""
+    return next((name for name, known in _FORCED.items() if known == value), f"{value:g}")
