@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, arg
 
 from sd35h5.errors import ConfigError
+from sd35h5.selectors import check_rows, choose_steps, count_rows, parse_raw
 from sd35h5.tokens import check_phrases
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-3.5-large"
@@ -94,6 +95,8 @@ class Tiers:
     """Words or phrases to map in place of the first ones: --words cat "red apple"."""
     map_steps: str = "every:4"
     """Steps of the maps: `every:4`, `all`, or a list such as `0,5,27`."""
+    map_layers: str = "all"
+    """Layers with maps: `all`, `every:2`, or a list such as `0,12-18`."""
     map_heads: Literal["mean", "all"] = "mean"
     """Average the maps over heads, or keep one a head (as many times larger as there are heads)."""
     map_pool: Literal[1, 2, 4] = 2
@@ -109,6 +112,14 @@ class Tiers:
     tool people come from, and so is its meaning."""
     text_queries: Flag = False
     """Keep also how the text looks at every token, not only how the image does."""
+    rows: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
+    """Chosen queries whose whole row of attention is kept, mean over heads, at the steps of the maps:
+    patches `centre`, `sample:16` (spread evenly) or `x,y`, and tokens `token:0` or `word:cat`."""
+    atlas: Flag = False
+    """The mass of every image patch from both streams, and the entropy of whole rows, at --top_steps."""
+    raw: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
+    """Unpooled maps of every head, for a close look: any of `steps=0,14`, `layers=3-5`, `heads=all` and
+    `tokens=0-15`; all of what is not named. Large: see --dry_run."""
     precision: Literal["rounded", "exact"] = "rounded"
     """`rounded` keeps 10 bits of mantissa in the large arrays (0.05 % error, less than half the size)."""
     no_images: Annotated[Flag, arg(aliases=["--skip_images"])] = False
@@ -191,7 +202,9 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--max_sequence_length {sampling.max_sequence_length} is outside 1..512")
     validate_tiers(config.tiers, sampling.steps)
     prompts = load_prompts(config.prompts)
-    check_phrases(config.tiers.words, [prompt.text for prompt in prompts])
+    texts = [prompt.text for prompt in prompts]
+    check_phrases(config.tiers.words, texts)
+    check_rows(config.tiers.rows, texts)
     return prompts
 
 
@@ -203,30 +216,11 @@ def validate_tiers(tiers: Tiers, steps: int) -> None:
     """
     choose_steps("map_steps", tiers.map_steps, steps)
     choose_steps("top_steps", tiers.top_steps, steps)
+    count_rows(tiers.rows)
+    if (raw := parse_raw(tiers.raw)) is not None:
+        choose_steps("raw steps", raw.steps, steps)
     if tiers.words and tiers.maps != "words":
         raise ConfigError(f"--words goes with --maps words, not with --maps {tiers.maps}")
-
-
-def choose_steps(option: str, text: str, steps: int) -> list[int]:
-    """Read `all`, `every:N` or `0,5,9` as step indices, ascending.
-
-    Raises:
-        ConfigError: another text, or a step that is not among `steps`.
-    """
-    if text == "all":
-        return list(range(steps))
-    if match := re.fullmatch(r"every:([1-9]\d*)", text):
-        return list(range(0, steps, int(match[1])))
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ConfigError(
-            f"--{option} {text!r} is not understood: write all, every:4, or a list such as 0,5,9"
-        )
-    chosen = sorted({int(step) for step in text.split(",")})
-    if chosen[-1] >= steps:
-        raise ConfigError(
-            f"--{option} names step {chosen[-1]}, but {steps} steps are numbered 0..{steps - 1}"
-        )
-    return chosen
 
 
 def load_prompts(options: Prompts) -> list[Prompt]:

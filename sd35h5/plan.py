@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from sd35h5 import schema
-from sd35h5.config import MAX_MAPS, CaptureConfig, Prompt, choose_steps
+from sd35h5.config import MAX_MAPS, CaptureConfig, Prompt
 from sd35h5.facts import ModelFacts, check_size
+from sd35h5.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.tokens import CLIP_TOKENS
 
 _ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "uint8": 1, "str": 16}
@@ -59,12 +60,19 @@ def make_plan(config: CaptureConfig, facts: ModelFacts) -> Plan:
         "rank": min(tiers.topk, patches[0] * patches[1] + tokens),
         "map_token": {"off": 0, "first": 1, "words": MAX_MAPS, "all": tokens}[tiers.maps],
         "y": math.ceil(patches[0] / tiers.map_pool), "x": math.ceil(patches[1] / tiers.map_pool),
+        "patch_y": patches[0], "patch_x": patches[1], "row": count_rows(tiers.rows),
         "pixel_y": height, "pixel_x": width, "rgb": 3,
     }  # fmt: skip
+    raw = raw_indices(tiers.raw, sampling.steps, facts.layers, facts.heads, tokens) or {}
+    sizes |= {name: len(indices) for name, indices in raw.items()}
+    mapped = len(choose("map_layers", tiers.map_layers, facts.layers, "layer"))
     parts = [
-        _part(name, sizes, present, tiers.precision == "rounded")
+        _part(
+            name, {**sizes, "layer": mapped} if name.startswith("maps/") else sizes, present,
+            tiers.precision == "rounded",
+        )
         for name, present in _names(config, facts, branches)
-    ]
+    ]  # fmt: skip
     return Plan(sizes, tuple(parts))
 
 
@@ -79,6 +87,12 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
         names += [(name, 1) for name in schema.VARIABLES if name.startswith("topk/")]
     if tiers.maps != "off":
         names.append(("maps/image_to_text_per_head" if tiers.map_heads == "all" else "maps/image_to_text", 1))
+    if tiers.rows:
+        names += [(name, 1) for name in schema.VARIABLES if name.startswith("rows/")]
+    if tiers.atlas:
+        names += [("sinks/entropy_all", 1), ("atlas/mass_patch", 1)]
+    if tiers.raw:
+        names.append(("raw/probability", 1))
     if facts.gates_file is not None:
         names += [
             (name, branches) for name in schema.VARIABLES if name.startswith("gates/") and name not in _LATER

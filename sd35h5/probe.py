@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd35h5 import reductions
+from sd35h5 import reductions, tiers
 from sd35h5.attention import JointAttention, JointQKV, finish_joint, project_joint
 from sd35h5.errors import CaptureError
 from sd35h5.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction, Workspace
+from sd35h5.tiers import TierPlan
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -40,8 +41,7 @@ class PassPlan:
         patches: (y, x) of the image tokens.
         check: measure the row sums of A and refuse a pass in which they are not 1.
         top: number of heaviest keys of the cond row, 0 for none.
-        map_tokens: int64, text positions whose maps of the cond row are kept; None for no maps.
-        per_head: keep maps of every head, not their mean.
+        tiers: what else to measure of the cond row.
         skipped: layers that this pass leaves out (skip-layer guidance).
     """
 
@@ -50,9 +50,7 @@ class PassPlan:
     patches: tuple[int, int]
     check: bool = False
     top: int = 0
-    map_tokens: Tensor | None = None
-    per_head: bool = False
-    pool: int = 1
+    tiers: TierPlan = TierPlan()
     skipped: frozenset[int] = frozenset()
 
 
@@ -66,6 +64,8 @@ class PassResult:
     gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
     top: dict[str, Tensor] | None  # stream, index, mass, value_norm: (query stream, layer, head, rank)
     maps: Tensor | None  # (map, layer, y, x), or (map, layer, head, y, x)
+    rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
+    atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
     row_sum_error: float = float("nan")
 
 
@@ -144,7 +144,9 @@ class Probe:
             entropy=self._stack(seen, "entropy").permute(1, 3, 0, 2),
             gates=self._stack(seen, "gates").permute(1, 2, 3, 0, 4) if self.gated else None,
             top=self._stack_top(seen) if plan.top else None,
-            maps=None if plan.map_tokens is None else self._stack(seen, "maps").movedim(-3, 0),
+            maps=None if plan.tiers.maps is None else self._stack(seen, "maps").movedim(-3, 0),
+            rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
+            atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
         )
         if plan.check:
             result.row_sum_error = max(float(values["error"]) for values in seen.values())
@@ -158,10 +160,16 @@ class Probe:
 
     def _stack(self, seen: dict[int, dict[str, Tensor]], name: str) -> Tensor:
         """Join the layers' tensors along a new first axis; layers without one are NaN (−1 for integers)."""
-        like = next(values[name] for values in seen.values())
+        like = next(values[name] for values in seen.values() if name in values)
         fill = float("nan") if like.is_floating_point() else (255 if like.dtype == torch.uint8 else -1)
         gap = torch.full_like(like, fill)
-        return torch.stack([seen[layer][name] if layer in seen else gap for layer in range(self.layers)])
+        return torch.stack([seen.get(layer, {}).get(name, gap) for layer in range(self.layers)])
+
+    def _stack_rows(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: self._stack(seen, f"rows_{name}").transpose(0, 1) for name in ("image", "text")}
+
+    def _stack_atlas(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: self._stack(seen, name).transpose(0, 1) for name in ("patch_mass", "entropy_all")}
 
     def _stack_top(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
         names = ("stream", "index", "mass", "value_norm")
@@ -181,18 +189,19 @@ class Probe:
         row = plan.branches.index("cond") if "cond" in plan.branches else -1
         text = reductions.reduce_keys(
             joint.query, joint.key[:, :, image:], lse, image,
-            workspace=self._workspace, entropy=True, columns=plan.map_tokens, columns_row=row,
+            workspace=self._workspace, entropy=True, columns=plan.tiers.columns(layer), columns_row=row,
         )  # fmt: skip
         values = {
             "mass": text.mass,
             "group": reductions.group_mass(text.mass, plan.membership),
             "entropy": text.entropy,
         }
-        if plan.check or plan.top:
+        if plan.check or plan.top or plan.tiers.atlas:
             values |= self._measure_image_keys(plan, joint, lse, text, row)
         if text.columns is not None:
-            columns = text.columns if plan.per_head else text.columns.mean(0)
-            values["maps"] = reductions.pool_columns(columns, *plan.patches, plan.pool)
+            values |= tiers.measure_columns(plan.tiers, layer, text.columns, plan.patches)
+        if plan.tiers.rows is not None:
+            values |= tiers.measure_rows(plan.tiers.rows, joint, lse, row, plan.patches)
         if self.gated:
             values["gates"] = self._gate_values(gates, joint.query.shape[0], joint.query.device)
         self._seen[layer] = values
@@ -203,16 +212,19 @@ class Probe:
         """Measure the other half of the keys: all rows for the self check, else the cond row alone."""
         image, rows = joint.image_tokens, slice(None) if plan.check else slice(row, row + 1)
         keys = reductions.reduce_keys(
-            joint.query[rows], joint.key[rows, :, :image], lse[rows], image, workspace=self._workspace
-        )
+            joint.query[rows], joint.key[rows, :, :image], lse[rows], image,
+            workspace=self._workspace, entropy=plan.tiers.atlas,
+        )  # fmt: skip
         values = {}
         if plan.check:
             values["error"] = (keys.row_sum + text.row_sum - 1).abs().max()
+            keys = keys.of_row(row)
+        text = text.of_row(row)
         if plan.top:
-            top = reductions.top_keys(
-                keys.mass[row if plan.check else 0], text.mass[row], joint.value[row], plan.top
-            )
+            top = reductions.top_keys(keys.mass[0], text.mass[0], joint.value[row], plan.top)
             values |= {f"top_{name}": value for name, value in vars(top).items()}
+        if plan.tiers.atlas:
+            values |= tiers.measure_atlas(text, keys, image, plan.patches)
         return values
 
     def _gate_values(

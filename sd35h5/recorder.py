@@ -30,6 +30,9 @@ class Layout:
         patches: (y, x) of the image tokens.
         pixels: (height, width) of the stored images, or None if none are stored.
         ranks: number of heaviest keys, 0 for none. maps: number of places for maps, 0 for none.
+        rows: number of places for chosen queries, 0 for none.
+        map_layers: layers with maps.
+        raw: true indices of raw probabilities along raw_step, raw_layer, raw_head and raw_token, or None.
     """
 
     branches: tuple[str, ...]
@@ -45,6 +48,10 @@ class Layout:
     maps: int
     map_steps: tuple[int, ...]
     pool: int
+    map_layers: tuple[int, ...]
+    rows: int
+    atlas: bool
+    raw: Mapping[str, tuple[int, ...]] | None
 
     def scales(self) -> dict[str, np.ndarray]:
         """Values of the file's scales; those of an absent tier are left out."""
@@ -58,13 +65,20 @@ class Layout:
         scales["branch"] = np.array([schema.BRANCHES.index(branch) for branch in self.branches])
         scales["timestep"], scales["sigma"] = np.array(self.timesteps), np.array(self.sigmas)
         scales["token_encoder"] = np.array(self.token_encoders)
-        if self.ranks:
-            scales |= {"top_step": np.array(self.top_steps), "rank": np.arange(self.ranks)}
-        if self.maps:
-            scales |= {"map_step": np.array(self.map_steps), "map_token": np.arange(self.maps)}
+        for name, length in (("rank", self.ranks), ("map_token", self.maps), ("row", self.rows)):
+            if length:
+                scales[name] = np.arange(length)
+        if self.ranks or self.atlas:
+            scales["top_step"] = np.array(self.top_steps)
+        if self.maps or self.rows:
+            scales["map_step"] = np.array(self.map_steps)
             scales |= {
                 d: np.array(pooled_centres(n, self.pool)) for d, n in zip("yx", self.patches, strict=True)
             }
+        if self.atlas or self.raw:
+            scales |= {f"patch_{d}": np.arange(n) for d, n in zip("yx", self.patches, strict=True)}
+        if self.raw:
+            scales |= {name: np.array(indices) for name, indices in self.raw.items()}
         if self.pixels is not None:
             scales["pixel_y"], scales["pixel_x"] = np.arange(self.pixels[0]), np.arange(self.pixels[1])
         return scales
@@ -103,8 +117,10 @@ class SampleRecorder:
         text_queries: bool,
         map_tokens: Sequence[int],
         gated: bool,
+        rows: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self._layout, self._facts, self._map_tokens = layout, facts, map_tokens
+        self._layout, self._facts, self._map_tokens, self._rows = layout, facts, map_tokens, rows
+        self._cond = layout.branches.index("cond")
         self._kept = kept_branches
         self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
         self._writer = SampleWriter(parts, facts.index, header)
@@ -112,6 +128,7 @@ class SampleRecorder:
         steps = (len(layout.timesteps), layout.layers, layout.heads)
         self._group = _nan(*shape, len(schema.GROUPS), *steps)
         self._entropy = _nan(*shape, *steps)
+        self._entropy_all = _nan(len(schema.QUERIES), *steps) if layout.atlas else None
         self._gates = _nan(len(GATE_STATISTICS), *shape, *steps) if gated else None
         self._top: dict[str, list[np.ndarray]] = {}
         self._row_sum_error = float("nan")
@@ -139,6 +156,19 @@ class SampleRecorder:
                 self._top.setdefault(name, []).append(_numpy(values))
         if result.maps is not None:
             self._put_maps(step, _numpy(result.maps))
+        if result.rows is not None:
+            self._put_rows(step, {name: _numpy(values) for name, values in result.rows.items()})
+        if result.atlas is not None:
+            at = self._layout.top_steps.index(step)
+            self._entropy_all[:, step] = _numpy(result.atlas["entropy_all"])
+            for query, mass in enumerate(_numpy(result.atlas["patch_mass"])):
+                self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
+
+    def add_raw(self, step: int, layer: int, values: Tensor) -> None:
+        """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
+        raw = self._layout.raw
+        at = {"raw_step": raw["raw_step"].index(step), "raw_layer": raw["raw_layer"].index(layer)}
+        self._writer.put("raw/probability", _numpy(values), branch=self._cond, **at)
 
     def seal(self, image: np.ndarray | None) -> Path:
         """Write what was gathered and make the file appear. Returns: the sealed file."""
@@ -149,9 +179,10 @@ class SampleRecorder:
         if self._gates is not None:
             for name, values in zip(GATE_STATISTICS, self._gates, strict=True):
                 put(f"gates/{name}", values)
-        cond = self._layout.branches.index("cond")
+        if self._entropy_all is not None:
+            put("sinks/entropy_all", self._entropy_all, branch=self._cond)
         for name, steps in self._top.items():
-            put(f"topk/top_{name}", np.stack(steps, axis=1), branch=cond)
+            put(f"topk/top_{name}", np.stack(steps, axis=1), branch=self._cond)
         if image is not None and self._layout.pixels is not None:
             put("images/image", image)
         return self._writer.seal()
@@ -181,15 +212,30 @@ class SampleRecorder:
         if self._layout.maps:
             places = np.full(self._layout.maps, -1, np.int16)
             places[: len(self._map_tokens)] = self._map_tokens
-            put("maps/map_token_index", places, branch=self._layout.branches.index("cond"))
+            put("maps/map_token_index", places, branch=self._cond)
+        if self._rows:
+            streams, positions = np.array(self._rows).T
+            put("rows/query_stream", streams, branch=self._cond)
+            put("rows/query_index", positions, branch=self._cond)
 
     def _put_maps(self, step: int, maps: np.ndarray) -> None:
         """Write (map, layer, [head,] y, x), a map at a time: places without a token stay empty."""
-        per_head = maps.ndim == 5
-        name = "maps/image_to_text_per_head" if per_head else "maps/image_to_text"
-        cond, at = self._layout.branches.index("cond"), self._layout.map_steps.index(step)
+        at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
         for place, values in enumerate(maps):
-            self._writer.put(name, values, branch=cond, map_step=at, map_token=place)
+            if values.ndim == 3:
+                self._writer.put("maps/image_to_text", values, map_token=place, **at)
+                continue
+            for layer in self._layout.map_layers:
+                name = "maps/image_to_text_per_head"
+                self._writer.put(name, values[layer], map_token=place, layer=layer, **at)
+
+    def _put_rows(self, step: int, rows: dict[str, np.ndarray]) -> None:
+        """Write (query, layer, …), a query at a time: places of absent words stay empty."""
+        at = self._layout.map_steps.index(step)
+        there = [place for place, (_, position) in enumerate(self._rows) if position >= 0]
+        for name, values in rows.items():
+            for place, row in zip(there, values, strict=True):
+                self._writer.put(f"rows/to_{name}", row, branch=self._cond, map_step=at, row=place)
 
 
 class Progress:

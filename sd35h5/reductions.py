@@ -9,6 +9,7 @@ Logits are in bits, not nats, inside a tile: torch's exp2 takes half the time of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,6 +33,7 @@ class KeyReduction:
         entropy: (batch, heads, query stream), mean over queries of the entropy of A over these keys,
             renormalised, in nats; None unless asked for. A query whose whole share of these keys is below
             1e-30 counts as 0.
+        row_entropy: (batch, heads, queries), the same of each query; None unless asked for.
         columns: (heads, image queries, M), A[image query, key] of the chosen keys in one batch row; None
             unless asked for.
     """
@@ -39,7 +41,16 @@ class KeyReduction:
     mass: Tensor
     row_sum: Tensor
     entropy: Tensor | None
+    row_entropy: Tensor | None
     columns: Tensor | None
+
+    def of_row(self, row: int) -> KeyReduction:
+        """The reduction of one batch row alone, which keeps its axis; without columns."""
+        rows = slice(row % len(self.mass), row % len(self.mass) + 1)
+        entropy, row_entropy = (
+            None if each is None else each[rows] for each in (self.entropy, self.row_entropy)
+        )
+        return KeyReduction(self.mass[rows], self.row_sum[rows], entropy, row_entropy, None)
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ def reduce_keys(
     return KeyReduction(
         mass=(mass / counts[:, None]).view(batch, heads, 2, keys),
         row_sum=row_sum.view(batch, heads, queries),
-        entropy=row_entropy if row_entropy is None else _stream_means(row_entropy, batch, image_tokens),
+        entropy=None if row_entropy is None else _stream_means(row_entropy, batch, image_tokens),
+        row_entropy=None if row_entropy is None else row_entropy.view(batch, heads, queries),
         columns=picked,
     )
 
@@ -167,6 +179,31 @@ def group_mass(text_mass: Tensor, membership: Tensor) -> Tensor:
     """
     groups = text_mass @ membership.unsqueeze(1)
     return torch.cat([groups, (1 - groups.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
+
+
+def joint_entropy(parts: Sequence[KeyReduction], image_tokens: int) -> Tensor:
+    """Mean entropy in nats of whole rows of A, from parts that hold every key once: Σ Z (H − log Z).
+
+    Args:
+        parts: reductions of the same batch rows, with `row_entropy` H and `row_sum` Z.
+
+    Returns: float32 (batch, heads, query stream).
+    """
+    whole = sum(part.row_sum * part.row_entropy - torch.xlogy(part.row_sum, part.row_sum) for part in parts)
+    return _stream_means(whole.flatten(0, 1), whole.shape[0], image_tokens)
+
+
+def attention_rows(query: Tensor, key: Tensor, lse: Tensor) -> Tensor:
+    """A[q, :] of chosen queries over the whole joint key axis.
+
+    Args:
+        query, lse: (heads, R, d) and float32 (heads, R) of the chosen queries.
+        key: (heads, S, d).
+
+    Returns: float32 (heads, R, S); each row sums to 1.
+    """
+    logits = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+    return (logits - lse.unsqueeze(-1)).exp()
 
 
 def top_keys(image_mass: Tensor, text_mass: Tensor, value: Tensor, count: int) -> TopKeys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from sd35h5 import schema
 from sd35h5.call import Call
-from sd35h5.config import MAX_MAPS, choose_steps, pairing_key, validate_tiers
+from sd35h5.config import MAX_MAPS, pairing_key, validate_tiers
 from sd35h5.errors import CaptureError
 from sd35h5.probe import PassPlan, Probe, second_attentions
 from sd35h5.recorder import Layout, SampleFacts, SampleRecorder
 from sd35h5.runs import part_name
+from sd35h5.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
 from sd35h5.session import Identity, Session
+from sd35h5.tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.tokens import TokenTable, choose_map_tokens, encode, token_encoders, token_table
 
 _TEXT_GROUPS = len(schema.GROUPS) - 1  # all but the image
@@ -43,6 +46,7 @@ class PassWatcher:
         self._recorder: SampleRecorder | None = None
         self._membership: dict[str, Tensor] = {}
         self._map_tokens: Tensor | None = None
+        self._queries: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, not the batch size."""
@@ -98,11 +102,26 @@ class PassWatcher:
             patches=layout.patches,
             check=self._step == 0,
             top=layout.ranks if cond and self._step in layout.top_steps else 0,
-            map_tokens=self._map_tokens if cond and self._step in layout.map_steps else None,
-            per_head=self._session.tiers.map_heads == "all",
-            pool=layout.pool,
+            tiers=self._tier_plan() if cond else TierPlan(),
             skipped=skipped,
         )
+
+    def _tier_plan(self) -> TierPlan:
+        """What this step measures of the cond row beside the sinks."""
+        layout, step, maps, rows, raw = self._layout, self._step, None, None, None
+        if self._map_tokens is not None and step in layout.map_steps:
+            per_head = self._session.tiers.map_heads == "all"
+            maps = MapPlan(self._map_tokens, frozenset(layout.map_layers), per_head, layout.pool)
+        if self._queries is not None and step in layout.map_steps:
+            rows = RowPlan(self._queries, layout.pool)
+        if layout.raw and step in layout.raw["raw_step"]:
+            device = self._membership["cond"].device
+            heads, tokens = (
+                torch.tensor(layout.raw[f"raw_{name}"], device=device) for name in ("head", "token")
+            )
+            keep = partial(self._recorder.add_raw, step)
+            raw = RawPlan(frozenset(layout.raw["raw_layer"]), heads, tokens, keep)
+        return TierPlan(maps, rows, layout.atlas and step in layout.top_steps, raw)
 
     def _batch_rows(self, skips: bool, batch: int) -> tuple[str, ...]:
         """Branch of each batch row: diffusers orders a guided batch [uncond | cond]."""
@@ -119,6 +138,7 @@ class PassWatcher:
         tables = self._token_tables(text_states.shape[1])
         self._layout = layout = self._make_layout(latents, text_states.shape[1])
         validate_tiers(tiers, len(layout.timesteps))
+        rows = choose_rows(tiers.rows, layout.patches, len(layout.token_encoders), tables["cond"])
         key = pairing_key(self._pairing_fields(latents))
         if session.check_sealed(self._identity, call, key):
             return
@@ -130,6 +150,12 @@ class PassWatcher:
             choose_map_tokens(tables["cond"], tiers.maps, tiers.words, layout.maps) if layout.maps else []
         )
         self._map_tokens = torch.tensor(chosen, device=device) if chosen else None
+        queries = [
+            position + stream * layout.patches[0] * layout.patches[1]
+            for stream, position in rows
+            if position >= 0
+        ]
+        self._queries = torch.tensor(queries, device=device) if queries else None
         events = []
         for branch in ("cond", "uncond"):
             if branch in tables:
@@ -144,6 +170,7 @@ class PassWatcher:
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gated=session.gates is not None,
+            rows=rows,
         )  # fmt: skip
 
     def _token_tables(self, text_tokens: int) -> dict[str, TokenTable]:
@@ -189,6 +216,12 @@ class PassWatcher:
             maps=places,
             map_steps=tuple(choose_steps("map_steps", tiers.map_steps, len(timesteps))),
             pool=tiers.map_pool,
+            map_layers=tuple(choose("map_layers", tiers.map_layers, config.num_layers, "layer")),
+            rows=count_rows(tiers.rows),
+            atlas=tiers.atlas,
+            raw=raw_indices(
+                tiers.raw, len(timesteps), config.num_layers, config.num_attention_heads, text_tokens
+            ),
         )
 
     def _pairing_fields(self, latents: Tensor) -> dict[str, object]:

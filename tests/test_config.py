@@ -15,7 +15,6 @@ from sd35h5.config import (
     Prompts,
     Sampling,
     Tiers,
-    choose_steps,
     load_prompts,
     pairing_key,
     sample_seed,
@@ -24,6 +23,7 @@ from sd35h5.config import (
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.facts import ModelFacts, read_facts
 from sd35h5.plan import describe_plan, in_bytes, make_plan
+from sd35h5.selectors import choose_steps
 
 GOOD = CaptureConfig(prompts=Prompts(prompt=("a red apple", "a cat")))
 LARGE = read_facts(Model(), offline_guess=True)

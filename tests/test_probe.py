@@ -15,8 +15,10 @@ from sd35h5.attention import JointAttention
 from sd35h5.errors import CaptureError
 from sd35h5.gates import build_gates, install_gates
 from sd35h5.probe import PassPlan, Probe, attend, blocked_lse, installed
+from sd35h5.tiers import MapPlan, RawPlan, RowPlan, TierPlan
 
 TEXT, PATCHES = 20, (4, 6)
+MAPPED = torch.tensor([0, 3, 19])
 
 
 def _inputs(rows: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -38,9 +40,9 @@ def _plan(rows=("uncond", "cond"), **changes) -> PassPlan:
         "patches": PATCHES,
         "check": True,
         "top": 5,
-        "pool": 1,
+        "tiers": TierPlan(maps=MapPlan(MAPPED)),
     }
-    return PassPlan(**{**plan, "map_tokens": torch.tensor([0, 3, 19]), **changes})
+    return PassPlan(**{**plan, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +163,50 @@ def test_what_the_probe_measures_is_the_models_attention(transformer, fallback, 
 
 
 def test_maps_per_head_average_to_the_head_mean(transformer):
-    _, mean = _run(transformer, _plan(pool=2), _inputs())
-    _, each = _run(transformer, _plan(pool=2, per_head=True), _inputs())
+    _, mean = _run(transformer, _plan(tiers=TierPlan(MapPlan(MAPPED, pool=2))), _inputs())
+    plan = _plan(tiers=TierPlan(MapPlan(MAPPED, per_head=True, pool=2)))
+    _, each = _run(transformer, plan, _inputs())
     assert each.maps.shape == (3, LAYERS, HEADS, 2, 3)
     torch.testing.assert_close(each.maps.mean(2), mean.maps)
 
 
+def test_rows_atlas_and_raw_are_the_models_attention_in_float64(transformer):
+    inputs, image = _inputs(), PATCHES[0] * PATCHES[1]
+    whole, raw = _matrices(transformer, inputs)[:, 1], {}
+    chosen = {
+        "rows": RowPlan(torch.tensor([0, 13, image + 5]), pool=2),
+        "atlas": True,
+        "raw": RawPlan(frozenset({0, 2}), torch.tensor([1]), torch.tensor([3, 0]), raw.__setitem__),
+    }
+    for check in (True, False):  # with all rows measured, and with the cond row alone
+        _, result = _run(transformer, _plan(tiers=TierPlan(**chosen), check=check, top=3), inputs)
+        rows = whole[:, :, [0, 13, image + 5]].mean(1).swapaxes(0, 1)  # (query, layer, key), head mean
+        np.testing.assert_allclose(result.rows["text"], rows[..., image:], rtol=2e-5)
+        cells = rows[..., :image].reshape(3, LAYERS, 2, 2, 3, 2).mean((3, 5))
+        np.testing.assert_allclose(result.rows["image"], cells, rtol=2e-5)
+        streams = [whole[:, :, :image], whole[:, :, image:]]
+        mass = np.stack([part[..., :image].mean(2) for part in streams])
+        np.testing.assert_allclose(
+            result.atlas["patch_mass"], mass.reshape(2, LAYERS, HEADS, *PATCHES), rtol=2e-5
+        )
+        entropy = np.stack([-(part * np.log(part)).sum(-1).mean(2) for part in streams])
+        np.testing.assert_allclose(result.atlas["entropy_all"], entropy, rtol=2e-5)
+        assert sorted(raw) == [0, 2]
+        for layer, values in raw.items():
+            expected = whole[layer, 1:, :image, [image + 3, image]].transpose(1, 0, 2)
+            np.testing.assert_allclose(values.flatten(-2), expected, rtol=2e-5)
+        raw.clear()
+
+
+def test_maps_of_chosen_layers_are_those_of_all_and_the_others_are_nan(transformer):
+    _, every = _run(transformer, _plan(), _inputs())
+    some = TierPlan(MapPlan(MAPPED, layers=frozenset({2})))
+    _, result = _run(transformer, _plan(tiers=some), _inputs())
+    assert torch.equal(result.maps[:, 2], every.maps[:, 2]) and result.maps[:, :2].isnan().all()
+
+
 def test_a_skip_pass_has_nan_in_the_layers_it_skips(transformer):
-    plan = _plan(("skip",), skipped=frozenset({1}), check=False, top=0, map_tokens=None)
+    plan = _plan(("skip",), skipped=frozenset({1}), check=False, top=0, tiers=TierPlan())
     _, result = _run(transformer, plan, _inputs(1), skip_layers=[1])
     assert result.mass[:, :, 1].isnan().all() and result.entropy[:, :, 1].isnan().all()
     assert result.mass[:, :, [0, 2]].isfinite().all() and result.group[..., [0, 2], :].isfinite().all()

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from sd35h5 import reductions
 from sd35h5.probe import attend, blocked_lse
-from sd35h5.reductions import Workspace, group_mass, pool_columns, pooled_centres, reduce_keys, top_keys
+from sd35h5.reductions import (
+    Workspace,
+    attention_rows,
+    group_mass,
+    joint_entropy,
+    pool_columns,
+    pooled_centres,
+    reduce_keys,
+    top_keys,
+)
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -122,6 +131,27 @@ def test_top_keys_are_the_heaviest_of_image_and_text_together(shape):
     norms = np.linalg.norm(value[0].double().numpy(), axis=-1)
     heads = np.arange(shape["heads"])[:, None, None]
     np.testing.assert_allclose(top.value_norm, norms[heads, joint.numpy()], rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SHAPES)
+def test_entropies_and_rows_over_all_keys_equal_a_float64_softmax(shape):
+    query, key, value = _qkv(**shape)
+    image, text = shape["image"], shape["text"]
+    _, lse = attend(query, key, value)
+    parts = [
+        reduce_keys(query, part, lse, image, workspace=Workspace(), entropy=True)
+        for part in key.split([image, text], dim=2)
+    ]
+    whole, rtol = _attention(query, key), _tolerance(shape)
+    entropy = -(whole * np.log(np.maximum(whole, 1e-300))).sum(-1)
+    expected = np.stack([entropy[..., :image].mean(-1), entropy[..., image:].mean(-1)], axis=-1)
+    np.testing.assert_allclose(joint_entropy(parts, image), expected, rtol=rtol, atol=rtol)
+    alone = joint_entropy([part.of_row(-1) for part in parts], image)
+    np.testing.assert_allclose(alone, expected[-1:], rtol=rtol, atol=rtol)
+    chosen = torch.tensor([0, image + text - 1, image // 2])
+    rows = attention_rows(query[0][:, chosen], key[0], lse[0][:, chosen])
+    np.testing.assert_allclose(rows, whole[0][:, chosen], rtol=rtol, atol=1e-9)
 
 
 def test_permuting_heads_permutes_the_results():
