@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes
 from sd35h5.config import CaptureConfig, Flag, Model, Output, Prompts, Sampling, Text, Tiers, validate
 from sd35h5.errors import Sd35h5Error
 from sd35h5.facts import read_facts
+from sd35h5.gate_options import GateOptions
 
 DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The
 picture is the one that the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
@@ -50,6 +51,7 @@ class CommandLine:
     prompts: Prompts = field(default_factory=Prompts)
     sampling: Sampling = field(default_factory=Sampling)
     tiers: Tiers = field(default_factory=Tiers)
+    gating: GateOptions = field(default_factory=GateOptions)
     output: Output = field(default_factory=Output)
     action: Action = field(default_factory=Action)
 
@@ -63,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
         args=args,
         use_underscores=True,
     )
-    config = CaptureConfig(line.model, line.prompts, line.sampling, line.tiers, line.output)
+    config = CaptureConfig(line.model, line.prompts, line.sampling, line.tiers, line.gating, line.output)
     try:
         return _act(config, line.action)
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.facts import ModelFacts, check_size, read_facts
 from sd35h5.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
 from sd35h5.plan import in_bytes, make_plan
-from sd35h5.probe import Probe, gates_by_layer, installed, second_attentions
+from sd35h5.probe import Probe, check_processors, installed, second_attentions
 from sd35h5.recorder import Progress, say
 from sd35h5.runs import part_files
 from sd35h5.session import Identity, Session
@@ -116,7 +116,11 @@ def _generating(session: Session) -> Iterator[Generate]:
     """The probe installed on the pipeline's transformer, and a `Generate` that uses it."""
     transformer = session.pipe.transformer
     config = transformer.config
-    probe = Probe(config.num_layers, config.num_attention_heads, gated=bool(gates_by_layer(transformer)))
+    gates = session.gates
+    probe = Probe(
+        config.num_layers, config.num_attention_heads, gated=gates is not None and bool(gates.layers),
+        second_gated=gates is not None and bool(gates.second_layers),
+    )  # fmt: skip
     if second := second_attentions(transformer):
         log.warning(
             "%d layers have a second, image-only attention (attn2), which this version does not measure",
@@ -134,7 +138,7 @@ def _check_pipeline(pipe: object) -> None:
             f"the pipeline's transformer is a {type(pipe.transformer).__name__}, "
             "not an SD3Transformer2DModel: capture before torch.compile, or without it"
         )
-    gates_by_layer(pipe.transformer)
+    check_processors(pipe.transformer)
 
 
 def _tiers(options: Mapping[str, Any]) -> Tiers:
@@ -226,7 +230,7 @@ def run(config: CaptureConfig) -> Path:
         say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
     size = in_bytes(make_plan(config, facts).file_bytes)
     say(f"drawing {len(todo)} samples of {config.sampling.steps} steps, about {size} each, into {out}")
-    pipe, gates = load(config.model, facts)
+    pipe, gates = load(config.model, facts, config.gating)
     if gates is not None and gates.untrained:
         log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
     pipe.set_progress_bar_config(disable=True)

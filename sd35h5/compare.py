@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: what may differ between two runs that are compared, or says nothing about the attention itself
 FREE_FIELDS = frozenset({
     "model_id", "model_revision", "transformer", "gates", "gate_type", "gate_target", "gate_layers",
+    "gate_activation", "gate_zero_rows", "gate_init",
     "gate_override", "device", "out", "overwrite", "prompt", "prompts", "prompts_json", "prompt_ids", "limit",
     "seed", "num_images", "maps", "words", "map_steps", "map_heads", "map_pool", "topk", "top_steps",
     "text_queries", "branches", "precision", "no_images", "no_unconditional",

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, arg
 
 from sd35h5.errors import ConfigError
+from sd35h5.gate_options import GateOptions, validate_gate_options
 from sd35h5.selectors import check_rows, choose_steps, count_rows, parse_raw
 from sd35h5.tokens import check_phrases
 
@@ -150,11 +151,12 @@ class CaptureConfig:
     prompts: Prompts = field(default_factory=Prompts)
     sampling: Sampling = field(default_factory=Sampling)
     tiers: Tiers = field(default_factory=Tiers)
+    gating: GateOptions = field(default_factory=GateOptions)
     output: Output = field(default_factory=Output)
 
     def flat(self) -> dict[str, object]:
         """All that decides the data, by option name: what must be equal to continue a capture."""
-        parts = (self.model, self.prompts, self.sampling, self.tiers)
+        parts = (self.model, self.prompts, self.sampling, self.tiers, self.gating)
         options = {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
         return json.loads(json.dumps(options))
 
@@ -174,6 +176,7 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         ConfigError: a sentence naming the option.
     """
     model, sampling = config.model, config.sampling
+    validate_gate_options(config.gating)
     if model.dtype != "auto" and model.dtype not in DTYPES:
         raise ConfigError(f"--dtype {model.dtype!r} is unknown: use auto or one of {', '.join(DTYPES)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):

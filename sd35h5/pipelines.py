@@ -14,7 +14,9 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from sd35h5.config import DTYPES, Model
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.facts import ModelFacts, hub_sentence, is_folder, transformer_folder
-from sd35h5.gates import Gates, install_gates, load_gates
+from sd35h5.gate_files import put_gates, read_gates
+from sd35h5.gate_options import GateOptions
+from sd35h5.gates import Gates
 
 log = logging.getLogger("sd35h5")
 _NOISE = ("The following part of your input was truncated", "Token indices sequence length is longer")
@@ -43,7 +45,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return DTYPES[dtype]
 
 
-def load(model: Model, facts: ModelFacts) -> tuple[StableDiffusion3Pipeline, Gates | None]:
+def load(
+    model: Model, facts: ModelFacts, gating: GateOptions | None = None
+) -> tuple[StableDiffusion3Pipeline, Gates | None]:
     """Load the pipeline and put its gates on. Returns: the pipeline, on its device, and the gates or None.
 
     Raises:
@@ -65,14 +69,9 @@ def load(model: Model, facts: ModelFacts) -> tuple[StableDiffusion3Pipeline, Gat
             if local:
                 raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
             raise CaptureError(f"{hub_sentence(model.model_id, error)} ({_first_line(error)})") from error
-    gates = None
-    if facts.gates_file is not None:
-        gates = load_gates(facts.gates_file, pipe.transformer)
-        install_gates(pipe.transformer, gates)
-        log.info("gates: %s, on %d layers, from %s", gates.gate_type, len(gates.layers), facts.gates_file)
     pipe.to(device)
-    if gates is not None:
-        gates.modules.to(device=device, dtype=dtype)
+    source = read_gates(facts.gates_file) if facts.gates_file is not None else None
+    gates = put_gates(pipe.transformer, source, gating or GateOptions()).gates
     return pipe, gates
 
 

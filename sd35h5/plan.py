@@ -12,7 +12,6 @@ from sd35h5.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.tokens import CLIP_TOKENS
 
 _ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "uint8": 1, "str": 16}
-_LATER = ("gates/group_mean", "gates/contribution")  # in the format, not measured yet
 _ROUNDED_SHARE = 0.5  # of the raw bytes: rounded, shuffled and deflated arrays were measured at 0.42 to 0.53
 
 
@@ -93,11 +92,17 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
         names += [("sinks/entropy_all", 1), ("atlas/mass_patch", 1)]
     if tiers.raw:
         names.append(("raw/probability", 1))
-    if facts.gates_file is not None:
-        names += [
-            (name, branches) for name in schema.VARIABLES if name.startswith("gates/") and name not in _LATER
-        ]
+    if _is_gated(config, facts):
+        gates = [name for name in schema.VARIABLES if name.startswith("gates/")]
+        names += [(name, branches) for name in gates if name != "gates/contribution"]
+        names += [("gates/contribution", 1)] * bool(tiers.topk)
     return names + ([] if tiers.no_images else [("images/image", 1)])
+
+
+def _is_gated(config: CaptureConfig, facts: ModelFacts) -> bool:
+    """Whether it will draw with gates, as far as that shows before the weights are read."""
+    held = facts.gates_file is not None or config.gating.gate_init is not None
+    return held and config.gating.gate_type != "none"
 
 
 def _part(name: str, sizes: dict[str, int], present: int, rounded: bool) -> Part:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from sd35h5 import reductions, tiers
 from sd35h5.attention import JointAttention, JointQKV, finish_joint, project_joint
 from sd35h5.errors import CaptureError
+from sd35h5.gate_measures import gate_group_means, gated_contribution
 from sd35h5.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction, Workspace
 from sd35h5.tiers import TierPlan
 
@@ -62,7 +64,10 @@ class PassResult:
     group: Tensor  # (batch row, query stream, group, layer, head)
     entropy: Tensor  # (batch row, query stream, layer, head)
     gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
-    top: dict[str, Tensor] | None  # stream, index, mass, value_norm: (query stream, layer, head, rank)
+    gate_groups: Tensor | None  # (batch row, query stream, group, layer, head)
+    second_gates: Tensor | None  # of attn2: (statistic, batch row, query stream, layer, head)
+    # stream, index, mass, value_norm, of gated models also contribution: (query stream, layer, head, rank)
+    top: dict[str, Tensor] | None
     maps: Tensor | None  # (map, layer, y, x), or (map, layer, head, y, x)
     rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
     atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
@@ -107,20 +112,21 @@ def blocked_lse(query: Tensor, key: Tensor) -> Tensor:
 class Probe:
     """Measures one call of the transformer at a time: `begin`, then every layer reports, then `end`."""
 
-    def __init__(self, layers: int, heads: int, gated: bool) -> None:
-        self.layers, self.heads, self.gated = layers, heads, gated
+    def __init__(self, layers: int, heads: int, gated: bool, second_gated: bool = False) -> None:
+        self.layers, self.heads, self.gated, self.second_gated = layers, heads, gated, second_gated
         self.plan: PassPlan | None = None
         self._workspace = Workspace()
         self._seen: dict[int, dict[str, Tensor]] = {}
+        self._second: dict[int, Tensor] = {}
         self._noted = False
 
     def begin(self, plan: PassPlan) -> None:
         """Measure what the plan says until `end`."""
-        self.plan, self._seen = plan, {}
+        self.plan, self._seen, self._second = plan, {}, {}
 
     def abandon(self) -> None:
         """Forget the pass under way, after an error."""
-        self.plan, self._seen = None, {}
+        self.plan, self._seen, self._second = None, {}, {}
 
     def end(self) -> PassResult:
         """Stack what the layers reported.
@@ -128,7 +134,7 @@ class Probe:
         Raises:
             CaptureError: a layer that should have reported did not, or rows of A do not sum to 1.
         """
-        plan, seen = self.plan, self._seen
+        plan, seen, second = self.plan, self._seen, self._second
         self.abandon()
         if plan is None:
             raise CaptureError("a pass of the transformer ended that never began")
@@ -143,6 +149,8 @@ class Probe:
             group=self._stack(seen, "group").permute(1, 3, 4, 0, 2),
             entropy=self._stack(seen, "entropy").permute(1, 3, 0, 2),
             gates=self._stack(seen, "gates").permute(1, 2, 3, 0, 4) if self.gated else None,
+            gate_groups=self._stack(seen, "gate_groups").permute(1, 2, 3, 0, 4) if self.gated else None,
+            second_gates=self._stack_second(second, plan) if self.second_gated else None,
             top=self._stack_top(seen) if plan.top else None,
             maps=None if plan.tiers.maps is None else self._stack(seen, "maps").movedim(-3, 0),
             rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
@@ -172,8 +180,19 @@ class Probe:
         return {name: self._stack(seen, name).transpose(0, 1) for name in ("patch_mass", "entropy_all")}
 
     def _stack_top(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-        names = ("stream", "index", "mass", "value_norm")
+        names = ("stream", "index", "mass", "value_norm") + ("contribution",) * self.gated
         return {name: self._stack(seen, f"top_{name}").permute(2, 0, 1, 3) for name in names}
+
+    def _stack_second(self, second: dict[int, Tensor], plan: PassPlan) -> Tensor:
+        """(statistic, batch row, query stream, layer, head), NaN for layers without a gate on attn2."""
+        gap = self._gate_values(None, len(plan.branches), plan.membership.device)
+        return torch.stack([second.get(layer, gap) for layer in range(self.layers)], dim=3)
+
+    @torch.no_grad()
+    def measure_second(self, layer: int, gates: tuple[Tensor, Tensor | None]) -> None:
+        """Take the gates of one layer's second, image-only attention."""
+        if self.plan is not None:
+            self._second[layer] = self._gate_values(gates, *gates[0].shape[:1], gates[0].device)
 
     @torch.no_grad()
     def measure(
@@ -203,7 +222,11 @@ class Probe:
         if plan.tiers.rows is not None:
             values |= tiers.measure_rows(plan.tiers.rows, joint, lse, row, plan.patches)
         if self.gated:
-            values["gates"] = self._gate_values(gates, joint.query.shape[0], joint.query.device)
+            values |= self._measure_gates(plan, gates, joint)
+            if plan.top:
+                values["top_contribution"] = gated_contribution(
+                    values["top_mass"], values["top_value_norm"], values["gates"][0, row]
+                )
         self._seen[layer] = values
 
     def _measure_image_keys(
@@ -226,6 +249,14 @@ class Probe:
         if plan.tiers.atlas:
             values |= tiers.measure_atlas(text, keys, image, plan.patches)
         return values
+
+    def _measure_gates(
+        self, plan: PassPlan, gates: tuple[Tensor, Tensor | None] | None, joint: JointQKV
+    ) -> dict[str, Tensor]:
+        return {
+            "gates": self._gate_values(gates, joint.query.shape[0], joint.query.device),
+            "gate_groups": gate_group_means(gates or (None, None), plan.membership, self.heads),
+        }
 
     def _gate_values(
         self, gates: tuple[Tensor, Tensor | None] | None, batch: int, device: torch.device
@@ -268,15 +299,14 @@ class ProbeProcessor:
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
 
 
-def gates_by_layer(transformer: SD3Transformer2DModel) -> dict[int, AttentionGate]:
-    """Gates that the transformer's processors apply, by layer.
+def check_processors(transformer: SD3Transformer2DModel) -> None:
+    """Refuse what the probe cannot measure beside.
 
     Raises:
         CaptureError: a processor that the probe cannot stand in for, by name.
     """
     from diffusers.models.attention_processor import JointAttnProcessor2_0
 
-    gates = {}
     for name, processor in transformer.attn_processors.items():
         if isinstance(processor, ProbeProcessor):
             raise CaptureError(
@@ -287,20 +317,22 @@ def gates_by_layer(transformer: SD3Transformer2DModel) -> dict[int, AttentionGat
                 f"{name} is a {type(processor).__name__}, which a capture would replace by something else: "
                 "only JointAttnProcessor2_0 and sd35h5's JointAttention are known"
             )
-        if name.endswith(".attn.processor") and getattr(processor, "gate", None) is not None:
-            gates[int(name.split(".")[1])] = processor.gate
-    return gates
 
 
 @contextmanager
 def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None]:
-    """Put the probe on every joint attention; what was there comes back on exit, after an error too."""
-    before, gates = dict(transformer.attn_processors), gates_by_layer(transformer)
+    """Put the probe on every joint attention, and on the gates of second ones; what was there comes back on
+    exit, after an error too."""
+    check_processors(transformer)
+    before = dict(transformer.attn_processors)
     processors = dict(before)
-    for name in before:
+    for name, processor in before.items():
+        layer, gate = int(name.split(".")[1]), getattr(processor, "gate", None)
         if name.endswith(".attn.processor"):
-            layer = int(name.split(".")[1])
-            processors[name] = ProbeProcessor(layer, probe, gates.get(layer))
+            processors[name] = ProbeProcessor(layer, probe, gate)
+        elif gate is not None:
+            watch = partial(probe.measure_second, layer)
+            processors[name] = JointAttention(gate, processor.regrouped, watch)
     transformer.set_attn_processor(processors)
     try:
         yield

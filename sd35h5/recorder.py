@@ -19,6 +19,7 @@ from sd35h5.writer import Header, SampleWriter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sd35h5.gates import Gates
     from sd35h5.probe import PassResult
 
 
@@ -116,7 +117,7 @@ class SampleRecorder:
         kept_branches: Sequence[str],
         text_queries: bool,
         map_tokens: Sequence[int],
-        gated: bool,
+        gates: Gates | None,
         rows: Sequence[tuple[int, int]] = (),
     ) -> None:
         self._layout, self._facts, self._map_tokens, self._rows = layout, facts, map_tokens, rows
@@ -129,7 +130,10 @@ class SampleRecorder:
         self._group = _nan(*shape, len(schema.GROUPS), *steps)
         self._entropy = _nan(*shape, *steps)
         self._entropy_all = _nan(len(schema.QUERIES), *steps) if layout.atlas else None
+        gated, second = gates is not None and gates.layers, gates is not None and gates.second_layers
         self._gates = _nan(len(GATE_STATISTICS), *shape, *steps) if gated else None
+        self._gate_groups = _nan(*shape, len(schema.GROUPS), *steps) if gated else None
+        self._second_gates = _nan(len(GATE_STATISTICS), *shape, *steps) if second else None
         self._top: dict[str, list[np.ndarray]] = {}
         self._row_sum_error = float("nan")
         try:
@@ -146,6 +150,9 @@ class SampleRecorder:
             self._entropy[at, :, step] = _numpy(result.entropy[row])
             if self._gates is not None:
                 self._gates[:, at, :, step] = _numpy(result.gates[:, row])
+                self._gate_groups[at, :, :, step] = _numpy(result.gate_groups[row])
+            if self._second_gates is not None:
+                self._second_gates[:, at, :, step] = _numpy(result.second_gates[:, row])
             if branch in self._kept:
                 for query, name in enumerate(self._masses):
                     self._writer.put(f"sinks/{name}", _numpy(result.mass[row, query]), branch=at, step=step)
@@ -179,10 +186,14 @@ class SampleRecorder:
         if self._gates is not None:
             for name, values in zip(GATE_STATISTICS, self._gates, strict=True):
                 put(f"gates/{name}", values)
+            put("gates/group_mean", self._gate_groups)
+        if self._second_gates is not None:
+            for name, values in zip(GATE_STATISTICS, self._second_gates, strict=True):
+                put(f"attn2/{name}", values)
         if self._entropy_all is not None:
             put("sinks/entropy_all", self._entropy_all, branch=self._cond)
         for name, steps in self._top.items():
-            put(f"topk/top_{name}", np.stack(steps, axis=1), branch=self._cond)
+            put("gates/contribution" if name == "contribution" else f"topk/top_{name}", np.stack(steps, axis=1), branch=self._cond)
         if image is not None and self._layout.pixels is not None:
             put("images/image", image)
         return self._writer.seal()

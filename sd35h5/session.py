@@ -17,8 +17,8 @@ from torch import nn
 from sd35h5.call import Call
 from sd35h5.config import Tiers
 from sd35h5.errors import CaptureError
-from sd35h5.gates import ACTIVATIONS, Gates, describe
-from sd35h5.probe import gates_by_layer
+from sd35h5.gates import attn2_layout_of, describe, gates_of
+from sd35h5.probe import check_processors
 from sd35h5.reader import open_store
 from sd35h5.recorder import Layout
 from sd35h5.runs import sealed_indices
@@ -27,7 +27,7 @@ from sd35h5.tokens import TokenTable, truncation_note
 from sd35h5.writer import Header
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import StableDiffusion3Pipeline
 
 log = logging.getLogger("sd35h5")
 
@@ -51,7 +51,9 @@ class Session:
         revision: str,
     ) -> None:  # fmt: skip
         self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
-        self.gates = _as_gates(pipe.transformer)
+        check_processors(pipe.transformer)
+        self.gates = gates_of(pipe.transformer)
+        self.attn2_layout = attn2_layout_of(pipe.transformer)
         config = pipe.transformer.config
         self.model_shape = (
             f"{config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}"
@@ -59,7 +61,8 @@ class Session:
         self._header = Header(
             attributes={
                 "model_id": model_id, "model_revision": revision, "model_shape": self.model_shape,
-                **describe(self.gates), "gate_override": "none",
+                **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
+                **({"gate_weights": "dropped"} if _dropped(settings) else {}),
             },
             scales={},
             provenance={
@@ -134,16 +137,9 @@ def _sealed_samples(parts: Path) -> dict[int, dict]:
     return dict(zip(indices, rows, strict=True))
 
 
-def _as_gates(transformer: SD3Transformer2DModel) -> Gates | None:
-    """The gates that the transformer's processors apply, described as a whole."""
-    by_layer = gates_by_layer(transformer)
-    if not by_layer:
-        return None
-    layer, gate = next(iter(by_layer.items()))
-    heads = transformer.transformer_blocks[layer].attn.heads
-    gate_type = "headwise" if gate.to_gate.out_features == heads else "elementwise"
-    activation = next(name for name, factor in ACTIVATIONS.items() if factor == gate.factor)
-    return Gates(gate_type, activation, nn.ModuleDict({str(layer): gate for layer, gate in by_layer.items()}))
+def _dropped(settings: Mapping[str, object]) -> bool:
+    """Whether the model's gates were left out: it is then not the baseline, though it draws without gates."""
+    return settings.get("gate_type") == "none" and bool(settings.get("gates"))
 
 
 def _environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:

@@ -13,7 +13,7 @@ from sd35h5 import schema
 from sd35h5.call import Call
 from sd35h5.config import MAX_MAPS, pairing_key, validate_tiers
 from sd35h5.errors import CaptureError
-from sd35h5.probe import PassPlan, Probe, second_attentions
+from sd35h5.probe import PassPlan, Probe
 from sd35h5.recorder import Layout, SampleFacts, SampleRecorder
 from sd35h5.runs import part_name
 from sd35h5.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
@@ -169,7 +169,7 @@ class PassWatcher:
         self._recorder = SampleRecorder(
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
-            text_queries=tiers.text_queries, map_tokens=chosen, gated=session.gates is not None,
+            text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
             rows=rows,
         )  # fmt: skip
 
@@ -250,6 +250,6 @@ class PassWatcher:
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
             "batch_size": 1,
             "model_shape": self._session.model_shape,
-            "attn2_layout": "diffusers" if second_attentions(pipe.transformer) else None,
+            "attn2_layout": self._session.attn2_layout,
             "other": call.other(),
         }
