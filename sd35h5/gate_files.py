@@ -33,6 +33,7 @@ from sd35h5.gates import (
     attn2_layout_of,
     build_gates,
     gate_for,
+    install_gates,
 )
 
 if TYPE_CHECKING:
@@ -362,3 +363,19 @@ def _fill(source: GateSource, place: str, gate: nn.Module) -> None:
             )
         with torch.no_grad():
             parameter.copy_(source.tensors[key])
+
+
+def put_gates(transformer: SD3Transformer2DModel, source: GateSource | None, options: GateOptions) -> Choice:
+    """Choose the gates, put them on the transformer, which is on its device, and say so.
+
+    Raises:
+        ConfigError: as `choose_gates` does.
+    """
+    choice = choose_gates(transformer, source, options)
+    if choice.gates is not None or choice.attn2_layout != "diffusers":
+        install_gates(transformer, choice.gates, choice.attn2_layout)
+    if choice.gates is not None:
+        places = _tell([(layer, attention) for layer, attention, _ in choice.gates.all()])
+        origin = f"made anew ({options.gate_init})" if source is None else f"from {source.name}"
+        log.info("gates: %s, on %s, %s", choice.gates.gate_type, places, origin)
+    return choice
