@@ -193,7 +193,8 @@ class SampleRecorder:
         if self._entropy_all is not None:
             put("sinks/entropy_all", self._entropy_all, branch=self._cond)
         for name, steps in self._top.items():
-            put("gates/contribution" if name == "contribution" else f"topk/top_{name}", np.stack(steps, axis=1), branch=self._cond)
+            variable = "gates/contribution" if name == "contribution" else f"topk/top_{name}"
+            put(variable, np.stack(steps, axis=1), branch=self._cond)
         if image is not None and self._layout.pixels is not None:
             put("images/image", image)
         return self._writer.seal()

@@ -215,7 +215,7 @@ def test_gates_are_read_from_beside_the_transformer_or_from_a_file_and_said(tiny
     plain = [*common, "--out", str(tmp_path / "c.h5")]
     for flags, said in ((beside, True), (file, True), (plain, False)):
         assert capture_cli.main(flags) == 0
-        assert ("note: gates: elementwise, on 3 layers" in _said(capsys)) == said
+        assert ("note: gates: elementwise, on joint layers 0-2" in _said(capsys)) == said
     stores = [open_store(tmp_path / f"{name}.h5") for name in "abc"]
     images = [store.image(0) for store in stores]
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
