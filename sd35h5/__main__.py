@@ -1,4 +1,4 @@
-"""python -m sd35h5 info | verify | pack | analyze | export"""
+"""python -m sd35h5 info | verify | pack | analyze | export | gates"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import Sd35h5Error, StoreError
+from .gate_cli import add_gates
 from .runs import parts_of
 
 DESCRIPTION = """Look at, check, pack, analyse and export the attention captured from Stable Diffusion 3.5.
@@ -130,6 +131,8 @@ def parser() -> argparse.ArgumentParser:
     one = _command(commands, export, "run.h5 --out_dir out --maps")
     _option(one, "--out_dir", type=Path, required=True, help="folder for images, tokens and maps")
     _flag(one, "--maps", help="also write attention maps, overlays and a GIF over steps")
+
+    add_gates(commands, _Help)
     return top
 
 
