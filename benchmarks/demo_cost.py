@@ -69,7 +69,7 @@ def make_random_models(folder: Path) -> None:
 def measure(models: Path, variant: str, steps: int, runs: int) -> dict[str, list[float]]:
     """Time plain and captured samples in turns. Returns: seconds of each run."""
     model = Model(model_id=str(models), transformer=VARIANTS[variant], device="cpu")
-    pipe, _ = load(model, read_facts(model))
+    pipe = load(model, read_facts(model)).pipe
     pipe.set_progress_bar_config(disable=True)
     guidance = Sampling().guidance
     call = {"num_inference_steps": steps, "guidance_scale": guidance}

@@ -230,13 +230,13 @@ def run(config: CaptureConfig) -> Path:
         say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
     size = in_bytes(make_plan(config, facts).file_bytes)
     say(f"drawing {len(todo)} samples of {config.sampling.steps} steps, about {size} each, into {out}")
-    pipe, gates = load(config.model, facts, config.gating)
+    pipe, gates, sources = load(config.model, facts, config.gating)
     if gates is not None and gates.untrained:
         log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
     pipe.set_progress_bar_config(disable=True)
     if config.output.overwrite:
         parts = begin_run(out, settings, planned, overwrite=True)
-    session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision)
+    session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources)
     try:
         _draw_all(config, prompts, todo, session)
     except BaseException:

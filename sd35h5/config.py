@@ -36,10 +36,26 @@ class Model:
     """Which model draws, and where. A folder that carries gates (gates.safetensors) is drawn with them."""
 
     model_id: str = DEFAULT_MODEL
-    """A folder in diffusers' layout, or a hub id."""
+    """A folder in diffusers' layout, a hub id, or one safetensors file that holds all (--tokenizer_path then
+    gives the tokenizers)."""
     transformer: str = "transformer"
     """Subfolder of the model, or a folder anywhere, that holds the transformer to use:
     `transformer_headwise`, say."""
+    dit_path: Annotated[Text, arg(aliases=["--ckpt_path"])] = ""
+    """The transformer alone: a safetensors file, Stability's MMDiT or diffusers', or a folder."""
+    clip_l_path: Annotated[Text, arg(aliases=["--clip_l"])] = ""
+    """CLIP-L alone, a file or folder. What is not given alone comes from --model_id."""
+    clip_g_path: Annotated[Text, arg(aliases=["--clip_g"])] = ""
+    """CLIP-G alone, a file or folder."""
+    t5xxl_path: Annotated[Text, arg(aliases=["--t5xxl"])] = ""
+    """The T5 encoder alone, a file or folder; fp8 is cast, with a note."""
+    vae_path: Text = ""
+    """The VAE alone, a file or folder; Stability's layout or diffusers'."""
+    tokenizer_path: Text = ""
+    """A folder or hub id with the subfolders tokenizer, tokenizer_2 and tokenizer_3, in place of the model's
+    own."""
+    no_t5: Flag = False
+    """Draw without T5, which leaves 77 empty positions in its place."""
     gates: Text = ""
     """A gates.safetensors file to put on the transformer, in place of its own if it has one."""
     device: str = "auto"
@@ -181,6 +197,12 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--dtype {model.dtype!r} is unknown: use auto or one of {', '.join(DTYPES)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):
         raise ConfigError(f"--device {model.device!r} is unknown: use auto, cpu, cuda or cuda:N")
+    if model.no_t5 and model.t5xxl_path:
+        raise ConfigError("--no_t5 leaves T5 out, and --t5xxl_path gives one: give one of the two")
+    if model.dit_path and model.transformer != "transformer":
+        raise ConfigError(
+            f"--dit_path and --transformer {model.transformer} both name the transformer: give one of the two"
+        )
     if model.gates and not Path(model.gates).is_file():
         raise ConfigError(f"--gates {model.gates}: there is no such file")
     at_least = {

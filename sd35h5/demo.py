@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from sd35h5.config import CaptureConfig, Model, Output
@@ -11,6 +11,7 @@ from sd35h5.errors import ConfigError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 RUNS = Path("runs")
+FREE = ("device", "dtype", "no_t5")  # options of the model that go with the demo
 VARIANTS = {
     "baseline": "transformer",
     "headwise": "transformer_headwise",
@@ -31,13 +32,12 @@ def demo_configs(
         ConfigError: the bundled models are not here, or an option that the demo decides itself.
     """
     model, prompts = model or DATA / "models" / "emoji", prompts or DATA / "prompts" / "demo.json"
-    for name, value, default in (
-        ("--model_id", config.model.model_id, Model().model_id),
-        ("--transformer", config.model.transformer, Model().transformer),
-        ("--gates", config.model.gates, Model().gates),
-        ("--out", config.output.out, Output().out),
-    ):
-        if value != default:
+    decided = {"--out": config.output.out != Output().out}
+    for field in fields(Model):
+        if field.name not in FREE:
+            decided[f"--{field.name}"] = getattr(config.model, field.name) != field.default
+    for name, is_given in decided.items():
+        if is_given:
             raise ConfigError(
                 f"--demo brings its own models and writes to {RUNS}/: leave {name} away, or leave --demo away"
             )

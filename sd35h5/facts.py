@@ -7,8 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35h5.config import DEFAULT_MODEL, CaptureConfig, Model
+from sd35h5.config import CaptureConfig, Model
 from sd35h5.errors import CaptureError, ConfigError
+from sd35h5.model_configs import COMPONENT_CONFIGS, SCHEDULER, TRANSFORMERS
+from sd35h5.sources import find_parts, from_base
+from sd35h5.weight_layouts import COMPONENTS
 
 GATES_NAME = "gates.safetensors"
 _FILES = {
@@ -16,13 +19,6 @@ _FILES = {
     "transformer": "transformer/config.json",
     "vae": "vae/config.json",
     "scheduler": "scheduler/scheduler_config.json",
-}
-# for --dry_run where the hub cannot be asked: layers, heads, layers with a second attention
-_KNOWN_SHAPES = {
-    DEFAULT_MODEL: (38, 38, 0),
-    "stabilityai/stable-diffusion-3.5-large-turbo": (38, 38, 0),
-    "stabilityai/stable-diffusion-3.5-medium": (24, 24, 13),
-    "stabilityai/stable-diffusion-3-medium-diffusers": (24, 24, 0),
 }
 
 
@@ -49,44 +45,89 @@ class ModelFacts:
 
 
 def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
-    """Read a folder's or a hub repository's JSON files.
+    """Read a folder's or a hub repository's JSON files, and the headers of single files.
 
     Args:
         offline_guess: answer from a table of published shapes if the hub cannot be reached.
 
     Raises:
-        ConfigError: a missing folder, or a folder that is no SD3 model.
+        ConfigError: a missing folder, or a folder or file that is no SD3 model.
         CaptureError: the hub refuses or is not there.
     """
-    if is_folder(model.model_id):
-        root, revision, hub_gates = Path(model.model_id).expanduser(), "", None
-        read = {name: _read_json(root / path) for name, path in _FILES.items() if name != "transformer"}
-    else:
+    base = base_path(model.model_id)
+    check_tokenizers(model, base)
+    alone = find_parts(model, base, given_only=base is None or base.is_dir())
+    read, revision, hub_gates = {}, "", None
+    if base is not None:
+        read = _from_folder(model, base) if base.is_dir() else {}
+    elif from_base(model):
         try:
-            root, (revision, read, hub_gates) = None, _from_hub(model.model_id)
+            revision, read, hub_gates = _from_hub(model.model_id)
         except CaptureError:
-            if offline_guess and model.model_id in _KNOWN_SHAPES:
-                return _guess(model)
-            raise
-    if read["index"].get("_class_name") != "StableDiffusion3Pipeline":
-        raise ConfigError(
-            f"{model.model_id} holds a {read['index'].get('_class_name')}, not a StableDiffusion3Pipeline"
-        )
-    folder = transformer_folder(model, root)
-    shape = _read_json(folder / "config.json") if folder is not None else read["transformer"]
-    scheduler = read["scheduler"]
+            if offline_guess and model.model_id in TRANSFORMERS:
+                read = _published(model.model_id)
+            else:
+                raise
+    folder = None if "transformer" in alone else transformer_folder(model, base)
+    if "transformer" in alone:
+        shape = alone["transformer"].config
+    else:
+        shape = _read_json(folder / "config.json") if folder is not None else read["transformer"]
+    vae = alone["vae"].config if "vae" in alone else read["vae"]
+    scheduler = read.get("scheduler") or {"_class_name": "FlowMatchEulerDiscreteScheduler", **SCHEDULER}
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return ModelFacts(
         layers=shape["num_layers"],
         heads=shape["num_attention_heads"],
         head_dim=shape["attention_head_dim"],
-        scale=2 ** (len(read["vae"]["block_out_channels"]) - 1) * shape["patch_size"],
-        pixels=shape["sample_size"] * 2 ** (len(read["vae"]["block_out_channels"]) - 1),
+        scale=factor * shape["patch_size"],
+        pixels=shape["sample_size"] * factor,
         scheduler=f"{scheduler.get('_class_name')} shift={scheduler.get('shift')}",
-        has_t5=(read["index"].get("text_encoder_3") or [None])[0] is not None,
+        has_t5="text_encoder_3" in alone or (not model.no_t5 and _has_t5(read)),
         second_attentions=len(shape.get("dual_attention_layers") or ()),
-        gates_file=gates_file(model, folder) or hub_gates,
+        gates_file=gates_file(model, folder or _own_folder(model)) or hub_gates,
         revision=revision,
     )
+
+
+def _own_folder(model: Model) -> Path | None:
+    """The folder that --dit_path names, or None."""
+    path = Path(model.dit_path).expanduser()
+    return path if model.dit_path and path.is_dir() else None
+
+
+def _has_t5(read: dict[str, dict]) -> bool:
+    return (read.get("index", {}).get("text_encoder_3") or [None])[0] is not None
+
+
+def _from_folder(model: Model, base: Path) -> dict[str, dict]:
+    """The JSON files of a folder that are needed: only tokenizers may be asked of it."""
+    asked = set(from_base(model))
+    needs = ["index", "scheduler", *(["vae"] if "vae" in asked else [])]
+    if not asked & set(COMPONENTS):
+        needs = [name for name in needs if (base / _FILES[name]).is_file()]
+    read = {name: _read_json(base / _FILES[name]) for name in needs}
+    if "index" in read:
+        _check_class(model.model_id, read["index"])
+    return read
+
+
+def _check_class(model_id: str, index: dict) -> None:
+    if index.get("_class_name") != "StableDiffusion3Pipeline":
+        raise ConfigError(f"{model_id} holds a {index.get('_class_name')}, not a StableDiffusion3Pipeline")
+
+
+def check_tokenizers(model: Model, base: Path | None) -> None:
+    """Refuse a single file without --tokenizer_path.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if base is not None and base.is_file() and not model.tokenizer_path:
+        raise ConfigError(
+            f"--model_id {model.model_id} is a single file, which holds no tokenizers: give --tokenizer_path, "
+            "a folder with tokenizer, tokenizer_2 and tokenizer_3, such as any SD3 folder in diffusers' layout"
+        )
 
 
 def check_size(config: CaptureConfig, facts: ModelFacts) -> tuple[int, int]:
@@ -102,26 +143,24 @@ def check_size(config: CaptureConfig, facts: ModelFacts) -> tuple[int, int]:
     return size
 
 
-def is_folder(model_id: str) -> bool:
-    """Tell a folder from a hub id; a path that is neither is refused.
+def base_path(model_id: str, option: str = "--model_id") -> Path | None:
+    """The folder or all-in-one file that a model is; None for a hub id.
 
     Raises:
-        ConfigError: no such folder, and the name cannot be a hub id.
+        ConfigError: no such folder or file, and the name cannot be a hub id.
     """
     path = Path(model_id).expanduser()
-    if path.is_dir():
-        return True
     if path.exists():
-        raise ConfigError(f"--model_id {model_id} is a file: give a folder in diffusers' layout, or a hub id")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):
+        return path
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id) or path.suffix in (".safetensors", ".ckpt"):
         raise ConfigError(
-            f"--model_id {model_id}: there is no such folder, and a hub id looks like owner/name"
+            f"{option} {model_id}: there is no such folder or file, and a hub id looks like owner/name"
         )
-    return False
+    return None
 
 
 def transformer_folder(model: Model, root: Path | None) -> Path | None:
-    """Folder of the transformer, within the model's or of its own; None if it stays on the hub.
+    """Folder of the transformer, within the model's or of its own; None if it is on the hub or in a file.
 
     Raises:
         ConfigError: neither is there.
@@ -131,7 +170,7 @@ def transformer_folder(model: Model, root: Path | None) -> Path | None:
         return inside
     if Path(model.transformer).expanduser().is_dir() and model.transformer != "transformer":
         return Path(model.transformer).expanduser()
-    if root is None and model.transformer == "transformer":
+    if (root is None or root.is_file()) and model.transformer == "transformer":
         return None
     others = sorted(p.name for p in root.glob("transformer*") if p.is_dir()) if root is not None else []
     hint = f"; it has {', '.join(others)}" if others else ""
@@ -185,7 +224,9 @@ def _from_hub(model_id: str) -> tuple[str, dict[str, dict], Path | None]:
     except EntryNotFoundError:  # none there, or none cached while offline
         gates = None
     revision = paths["index"].parent.name  # snapshots/COMMIT/model_index.json
-    return revision, {name: _read_json(path) for name, path in paths.items()}, gates
+    read = {name: _read_json(path) for name, path in paths.items()}
+    _check_class(model_id, read["index"])
+    return revision, read, gates
 
 
 def _read_json(path: Path) -> dict:
@@ -199,10 +240,9 @@ def _read_json(path: Path) -> dict:
         raise ConfigError(f"{path} is no valid JSON: {error}") from error
 
 
-def _guess(model: Model) -> ModelFacts:
-    layers, heads, second = _KNOWN_SHAPES[model.model_id]
-    return ModelFacts(
-        layers=layers, heads=heads, head_dim=64, scale=16, pixels=1024,
-        scheduler="FlowMatchEulerDiscreteScheduler shift=3.0",
-        has_t5=True, second_attentions=second, gates_file=gates_file(model, None), revision="",
-    )  # fmt: skip
+def _published(model_id: str) -> dict[str, dict]:
+    """The JSON files of a published model, as far as they matter here."""
+    return {
+        "index": {"text_encoder_3": ["transformers", "T5EncoderModel"]},
+        "transformer": TRANSFORMERS[model_id], "vae": COMPONENT_CONFIGS["vae"],
+    }  # fmt: skip

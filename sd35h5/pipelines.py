@@ -1,22 +1,28 @@
-"""Make an SD3 pipeline ready to draw: from a folder or a hub id, on a device, in a dtype, gates on."""
+"""Make an SD3 pipeline ready to draw: from folders, files or the hub, on a device, in a dtype, gates on."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 
 from sd35h5.config import DTYPES, Model
-from sd35h5.errors import CaptureError, ConfigError
-from sd35h5.facts import ModelFacts, hub_sentence, is_folder, transformer_folder
+from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
+from sd35h5.facts import ModelFacts, base_path, transformer_folder
+from sd35h5.fetching import local_base
+from sd35h5.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.gate_files import put_gates, read_gates
 from sd35h5.gate_options import GateOptions
 from sd35h5.gates import Gates
+from sd35h5.loading import load_part, provenance, split_gates
+from sd35h5.sources import TOKENIZERS, find_parts, from_base
+from sd35h5.weight_layouts import COMPONENTS
 
 log = logging.getLogger("sd35h5")
 _NOISE = ("The following part of your input was truncated", "Token indices sequence length is longer")
@@ -45,49 +51,60 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return DTYPES[dtype]
 
 
-def load(
-    model: Model, facts: ModelFacts, gating: GateOptions | None = None
-) -> tuple[StableDiffusion3Pipeline, Gates | None]:
-    """Load the pipeline and put its gates on. Returns: the pipeline, on its device, and the gates or None.
+class Loaded(NamedTuple):
+    """A pipeline on its device.
+
+    Args:
+        gates: those it draws with, or None.
+        sources: component -> where its weights came from: source, layout, stored dtype, files with sha256.
+    """
+
+    pipe: StableDiffusion3Pipeline
+    gates: Gates | None
+    sources: dict[str, dict]
+
+
+def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Loaded:
+    """Load every component from wherever it comes, and put the gates on.
 
     Raises:
-        ConfigError: a component that does not fit.
+        ConfigError: a component that does not fit, in one sentence.
         CaptureError: weights that cannot be had.
     """
     device = resolve_device(model.device)
     dtype = getattr(torch, resolve_dtype(model.dtype, device))
-    local = is_folder(model.model_id)
-    with quiet():
+    needed = {*from_base(model)} - ({"transformer"} if model.transformer != "transformer" else set())
+    base = local_base(model.model_id, {*needed, "scheduler"}) if needed else base_path(model.model_id)
+    folder = transformer_folder(model, base) if "transformer" in from_base(model) else None
+    parts = find_parts(model, base, folder)
+    with quiet(), ThreadPoolExecutor(1) as hashing:  # the files are hashed while they are read
+        told = {component: hashing.submit(provenance, part) for component, part in parts.items()}
         try:
-            transformer = _load_transformer(model, dtype)
-            pipe = StableDiffusion3Pipeline.from_pretrained(
-                model.model_id, transformer=transformer, dtype=dtype, local_files_only=local
+            tokenizers = load_tokenizers(model, base)
+            parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
+            parts["transformer"], held = split_gates(parts["transformer"])
+            models = {component: load_part(part, dtype, device) for component, part in parts.items()}
+            pipe = StableDiffusion3Pipeline(
+                **{**dict.fromkeys(COMPONENTS), **models},
+                **{**dict.fromkeys(TOKENIZERS), **tokenizers},
+                scheduler=load_scheduler(base),
             )
-        except (OSError, ValueError, RuntimeError) as error:  # the hub, a missing file, a wrong shape
-            if isinstance(error, ConfigError):
+        except (OSError, ValueError, RuntimeError) as error:
+            for future in told.values():  # the sentence should not wait for hashes that nobody needs
+                future.cancel()
+            if isinstance(error, Sd35h5Error):
                 raise
-            if local:
-                raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
-            raise CaptureError(f"{hub_sentence(model.model_id, error)} ({_first_line(error)})") from error
+            raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
+        sources = {component: future.result() for component, future in told.items()}
     pipe.to(device)
-    source = read_gates(facts.gates_file) if facts.gates_file is not None else None
-    gates = put_gates(pipe.transformer, source, gating or GateOptions()).gates
-    return pipe, gates
-
-
-def _load_transformer(model: Model, dtype: torch.dtype) -> SD3Transformer2DModel:
-    """Load the transformer and refuse gaps and surplus keys, of which diffusers only warns."""
-    root = Path(model.model_id).expanduser() if is_folder(model.model_id) else None
-    folder = transformer_folder(model, root)
-    place = {"pretrained_model_name_or_path": model.model_id, "subfolder": "transformer"}
-    if folder is not None:
-        place = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-    transformer, info = SD3Transformer2DModel.from_pretrained(**place, dtype=dtype, output_loading_info=True)
-    for problem, what in (("missing_keys", "lacks"), ("unexpected_keys", "has the unknown")):
-        if keys := sorted(info[problem]):
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ConfigError(f"the transformer of {folder or model.model_id} {what} {keys[0]}{more}")
-    return transformer
+    if facts.gates_file is not None:
+        if held is not None:
+            raise ConfigError(f"{held.name} holds gates of its own, and {facts.gates_file} others")
+        held = read_gates(facts.gates_file)
+    choice = put_gates(pipe.transformer, held, gating or GateOptions())
+    if choice.record:
+        sources["gates"] = choice.record
+    return Loaded(pipe, choice.gates, sources)
 
 
 def _first_line(error: Exception) -> str:

@@ -48,7 +48,7 @@ class Session:
     def __init__(
         self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
         model_id: str,
-        revision: str,
+        revision: str, sources: Mapping[str, dict] | None = None,
     ) -> None:  # fmt: skip
         self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
         check_processors(pipe.transformer)
@@ -68,7 +68,7 @@ class Session:
             provenance={
                 "config": json.dumps(settings, ensure_ascii=False),
                 "environment": json.dumps(_environment(pipe)),
-                "components": json.dumps(_components(pipe)), "origin": json.dumps({"kind": "capture"}),
+                "components": json.dumps(_components(pipe, sources or {})), "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,
         )  # fmt: skip
@@ -163,8 +163,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _components(pipe: StableDiffusion3Pipeline) -> dict[str, dict]:
-    """Class, dtype and size of every model of the pipeline; class and settings of the scheduler."""
+def _components(pipe: StableDiffusion3Pipeline, sources: Mapping[str, dict]) -> dict[str, dict]:
+    """Class, dtype and size of every model of the pipeline, and where its weights came from if that is
+    known; class and settings of the scheduler."""
     found = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
@@ -172,7 +173,10 @@ def _components(pipe: StableDiffusion3Pipeline) -> dict[str, dict]:
                 "class": type(component).__name__,
                 "dtype": str(next(component.parameters()).dtype).removeprefix("torch."),
                 "parameters": sum(parameter.numel() for parameter in component.parameters()),
+                **sources.get(name, {}),
             }
+    if "gates" in sources:
+        found["gates"] = sources["gates"]
     scheduler = pipe.scheduler
     settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     found["scheduler"] = {"class": type(scheduler).__name__, **json.loads(json.dumps(settings, default=str))}

@@ -1,0 +1,197 @@
+"""Safetensors files by their headers: which tensors they hold, whether they are whole. Torch-free.
+
+Nothing is unpickled: a file that is no safetensors file is refused by its first bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35h5.errors import ConfigError
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+DTYPE_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_PREFERRED = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' own names
+_NOT_WEIGHTS = ("gates.safetensors",)
+_MAX_HEADER = 100 << 20
+_HASH_IS_QUICK = 64 << 20  # smaller files are hashed every time: no file is put beside them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file, as the header tells it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def weight_files(path: Path, option: str) -> tuple[Path, ...]:
+    """The safetensors files behind a path: the file itself, or those of a component's folder.
+
+    Args:
+        option: how the path was given, for the sentence: `--vae_path vae.safetensors`.
+
+    Raises:
+        ConfigError: nothing there, pickled weights only, or several files to choose from.
+    """
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
+        raise ConfigError(f"{option}: there is no such file or folder")
+    found = sorted(file for file in path.glob("*.safetensors") if file.name not in _NOT_WEIGHTS)
+    plain = [file for file in found if "." not in file.stem]  # model.fp16.safetensors is a variant
+    for name in _PREFERRED:
+        if path / f"{name}.safetensors" in plain:
+            return (path / f"{name}.safetensors",)
+        if (index := path / f"{name}.safetensors.index.json").is_file():
+            return _shards(index)
+    for files in (plain, found):
+        if len(files) == 1:
+            return tuple(files)
+    if found:
+        names = ", ".join(file.name for file in found[:4])
+        raise ConfigError(f"{option} holds several weight files ({names}): give one of them")
+    pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
+    if pickled:
+        raise ConfigError(_pickled(path / pickled[0]))
+    raise ConfigError(f"{option} holds no weights: there is no .safetensors file in it")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        strange = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index} is no index of weight files: it has no weight_map") from error
+    if strange or not names:
+        raise ConfigError(f"{index} names no files of its own folder: {strange[:1] or 'none'}")
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise ConfigError(f"{index.parent} is incomplete: {name}, named in {index.name}, is missing")
+    return tuple(index.parent / name for name in names)
+
+
+def read_entries(files: Iterable[Path]) -> dict[str, Entry]:
+    """Read the headers. Returns: the tensors of all files by key.
+
+    Raises:
+        ConfigError: pickled, truncated or otherwise no safetensors file, or a key that comes twice.
+    """
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for key, entry in _read_header(file).items():
+            if key in entries:
+                raise ConfigError(
+                    f"{key} is in both {entries[key].file.name} and {file.name} of {file.parent}"
+                )
+            entries[key] = entry
+    return entries
+
+
+def _pickled(file: Path) -> str:
+    return (
+        f"{file} is a pickled PyTorch file, which can run code when it is read: nothing is unpickled here; "
+        "get or make a .safetensors file of it"
+    )
+
+
+def _read_header(file: Path) -> dict[str, Entry]:
+    """Read and check one file's header, whole and against the file's size."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        is_header = len(start) == 8 and 2 <= length <= _MAX_HEADER
+        if file.suffix in _PICKLED or (not is_header and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start)):
+            raise ConfigError(_pickled(file))
+        if start.startswith(b"version "):
+            raise ConfigError(f"{file} is a git-lfs pointer, not the weights: fetch them with `git lfs pull`")
+        if not is_header:
+            raise ConfigError(f"{file} is no safetensors file: it does not begin with a header of tensors")
+        text = stream.read(length)
+    if len(text) < length:
+        raise ConfigError(f"{file} is truncated: it ends within its header, after {size} bytes")
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries, end = {}, 0
+        for key, item in header.items():
+            begin, stop = item["data_offsets"]
+            entry = Entry(file, item["dtype"], tuple(int(length) for length in item["shape"]))
+            if ITEM_BYTES.get(entry.dtype, 0) * math.prod(entry.shape) not in (0, stop - begin):
+                raise ConfigError(
+                    f"{file} is damaged: {key} of shape {entry.shape} does not fill {stop - begin} bytes"
+                )
+            entries[key], end = entry, max(end, stop)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{file} is no safetensors file: its header is not a table of tensors") from error
+    if size < 8 + length + end:
+        raise ConfigError(
+            f"{file} is truncated: its header tells of {8 + length + end} bytes, it has {size}; get it again"
+        )
+    if not entries:
+        raise ConfigError(f"{file} holds no tensors")
+    return entries
+
+
+def stored_dtypes(entries: Iterable[Entry]) -> str:
+    """The dtypes in which tensors are stored, the commonest first: `float16`, `float8_e4m3fn, float32`."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        name = DTYPE_NAMES.get(entry.dtype, entry.dtype)
+        counts[name] = counts.get(name, 0) + math.prod(entry.shape)
+    return ", ".join(sorted(counts, key=counts.__getitem__, reverse=True))
+
+
+def sha256_of(file: Path, quick: int = _HASH_IS_QUICK) -> str:
+    """The file's sha256, kept beside it as FILE.sha256.json, since hashing 16 GB takes a minute.
+
+    The hub's cache is not written to: there a large file is a link to one that is named by its sha256.
+    Where the folder cannot be written, the hash is made anew each time.
+
+    Args:
+        quick: files of fewer bytes are hashed every time.
+    """
+    if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", file.resolve().name):
+        return file.resolve().name
+    state = file.stat()
+    mark = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    beside = file.with_name(file.name + ".sha256.json")
+    if known := _known_hash(beside, mark):
+        return known
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if state.st_size >= quick:
+        try:
+            beside.write_text(json.dumps({"sha256": digest, **mark}) + "\n", encoding="utf-8")
+        except OSError:  # a read-only folder: only slower the next time
+            return digest
+    return digest
+
+
+def _known_hash(beside: Path, mark: Mapping[str, int]) -> str | None:
+    try:
+        known = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(known, dict) or {name: known.get(name) for name in mark} != mark:
+        return None
+    digest = str(known.get("sha256"))
+    return digest if re.fullmatch("[0-9a-f]{64}", digest) else None
