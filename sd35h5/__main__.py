@@ -1,4 +1,4 @@
-"""python -m sd35h5 info | verify | pack | analyze | export | gates"""
+"""python -m sd35h5 info | verify | pack | analyze | compare | export | gates"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import Sd35h5Error, StoreError
 from .gate_cli import add_gates
 from .runs import parts_of
 
-DESCRIPTION = """Look at, check, pack, analyse and export the attention captured from Stable Diffusion 3.5.
+DESCRIPTION = """Look at, check, pack, analyse, compare and export the attention captured from Stable Diffusion 3.5.
 
 A PATH is run.h5 (also while it is being captured), one sealed sample, or a folder of sealed samples.
 To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app.py -- PATH"""
@@ -85,6 +85,18 @@ def analyze(args: argparse.Namespace) -> int:
     )
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Compare runs with the first, sample paired with sample: CSV, figures and one report.html to read."""
+    from .comparison import Question, compare_runs
+    from .targets import parse_target
+
+    target = parse_target(args.target)
+    question = Question(
+        args.metric, target, args.branch, tuple(args.allow_mismatch), args.resamples, args.seed
+    )
+    return _made(compare_runs(args.path, args.out_dir, question))
+
+
 def export(args: argparse.Namespace) -> int:
     """Write images as PNG and tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
     from .report import export
@@ -128,6 +140,26 @@ def parser() -> argparse.ArgumentParser:
     _option(one, "--branch", default="cond", choices=branches, help="row of the guided batch")
     _flag(one, "--per_prompt", help="write the charts for every prompt too")
 
+    one = _command(commands, compare, "baseline.h5 gated.h5 --out_dir out", several=True)
+    _option(
+        one, "--out_dir", type=Path, required=True, help="folder for the report, its CSV files and figures"
+    )
+    _option(
+        one, "--metric", default="first_token_mean", metavar="NAME",
+        help="what heads, steps and pairs are compared in; the table of the report holds every other measure too",
+    )  # fmt: skip
+    _option(
+        one, "--target", default="token:0", metavar="KIND:VALUE",
+        help="the keys it is about: token:POSITION, group:clip_pad or word:cat",
+    )  # fmt: skip
+    _option(one, "--branch", default="cond", choices=("cond", "uncond"), help="row of the guided batch")
+    _option(
+        one, "--allow_mismatch", nargs="+", default=[], metavar="FIELD",
+        help="settings that may differ between paired samples; the report says so",
+    )  # fmt: skip
+    _option(one, "--resamples", type=int, default=9999, help="how often prompts are drawn, and signs flipped")
+    _option(one, "--seed", type=int, default=0, help="of the resampling: the same seed gives the same report")
+
     one = _command(commands, export, "run.h5 --out_dir out --maps")
     _option(one, "--out_dir", type=Path, required=True, help="folder for images, tokens and maps")
     _flag(one, "--maps", help="also write attention maps, overlays and a GIF over steps")
@@ -143,14 +175,17 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return super()._get_help_string(action) if action.default not in (None, False) else action.help
 
 
-def _command(commands: argparse._SubParsersAction, run: Callable, example: str) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction, run: Callable, example: str, several: bool = False
+) -> argparse.ArgumentParser:
     name, told = run.__name__, (run.__doc__ or "").strip()
     one = commands.add_parser(
         name, help=told, description=told, formatter_class=_Help,
         epilog=f"example:\n  python -m sd35h5 {name} {example}",
     )  # fmt: skip
     one.set_defaults(run=run)
-    one.add_argument("path", type=Path, metavar="PATH", help="run.h5, a sealed sample, or a folder of them")
+    told = "run.h5, a sealed sample, or a folder of them" + ("; the reference first" if several else "")
+    one.add_argument("path", type=Path, metavar="PATH", nargs="+" if several else None, help=told)
     _flag(one, "--debug", help="show the traceback of an error")
     return one
 

@@ -32,11 +32,11 @@ def layer_head_heatmap(
     Args:
         frame: columns layer, head, value.
         label: what `value` is, with its unit: the legend's title.
-        domain: the colour scale's ends, to share one scale across panels; the data's own when None.
+        domain: the colour scale's ends, to share one scale across panels; from 0 to the largest value when None.
         chosen: (layer, head) to outline.
         select: name of a click selection of one cell (fields layer, head), none when None.
     """
-    scale = alt.Scale(scheme="viridis", domain=list(domain or scales.span(frame["value"])), clamp=True)
+    scale = alt.Scale(scheme="viridis", domain=list(domain or scales.magnitude(frame["value"])), clamp=True)
     return _cells(frame, label, scale, title, chosen, select, width, height)
 
 
@@ -50,14 +50,22 @@ def difference_heatmap(
     select: str | None = None,
     width: int = 420,
     height: int = 360,
-) -> alt.Chart:
+) -> alt.Chart | alt.LayerChart:
     """Draw layer by head cells of a difference: purple below 0, orange above, white at exactly 0.
 
-    Args: limit: the scale runs from −limit to +limit; the largest |value| when None.
+    Args:
+        frame: columns layer, head, value and, to mark cells with a dot, a boolean `marked`.
+        limit: the scale runs from −limit to +limit; the largest |value| when None.
     """
     limit = limit or scales.symmetric(frame["value"])
     scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0, clamp=True)
-    return _cells(frame, label, scale, title, chosen, select, width, height)
+    cells = _cells(frame, label, scale, title, chosen, select, width, height)
+    if "marked" not in frame or not frame["marked"].any():
+        return cells
+    dots = alt.Chart(frame.loc[frame["marked"], ["layer", "head"]]).mark_circle(
+        size=26, color="#111111", opacity=1, stroke="#ffffff", strokeWidth=0.8, tooltip=None
+    )
+    return cells + dots.encode(x=alt.X("layer:O"), y=alt.Y("head:O"))
 
 
 def step_curve(
@@ -92,10 +100,14 @@ def step_curve(
         title=None,
         sort=names,
         scale=alt.Scale(domain=names, range=list(colors)[: len(names)]),
-        legend=alt.Legend(orient="top", labelLimit=280, symbolOpacity=1) if len(names) > 1 else None,
+        legend=alt.Legend(
+            orient="top", labelLimit=300, symbolOpacity=1, columns=scales.legend_columns(names, width)
+        )
+        if len(names) > 1
+        else None,
     )
     base = alt.Chart(frame).encode(x=axis, color=color)
-    y = {"title": scales.wrapped(label), "axis": alt.Axis(format=scales.FORMAT)}
+    y = {"title": scales.wrapped(label), "axis": alt.Axis(labelExpr=scales.short_numbers())}
     line = base.mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=2).encode(
         y=alt.Y("mean:Q", **y),
         tooltip=scales.tips("series", "step", "timestep", "sigma", "mean", "low", "high"),
@@ -135,7 +147,7 @@ def token_bars(
         x=alt.X(
             "mass:Q",
             title="mass: share of an image query's attention",
-            axis=alt.Axis(format=scales.FORMAT, tickCount=3 if log else 5),
+            axis=alt.Axis(labelExpr=scales.short_numbers(), tickCount=3 if log else 5),
             scale=alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True),
         ),
         y=alt.Y(
@@ -204,7 +216,7 @@ def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: i
     runs = list(dict.fromkeys(frame["run"]))
     base = alt.Chart(frame).encode(
         x=alt.X("run:N", sort=runs, title=None, axis=alt.Axis(labelAngle=0, labelLimit=160)),
-        y=alt.Y("value:Q", title=scales.wrapped(label), axis=alt.Axis(format=scales.FORMAT)),
+        y=alt.Y("value:Q", title=scales.wrapped(label), axis=alt.Axis(labelExpr=scales.short_numbers())),
     )
     lines = base.mark_line(color="#888888", opacity=0.6).encode(detail="sample:N")
     points = base.mark_circle(size=70, opacity=0.9).encode(
@@ -277,7 +289,7 @@ def _cells(
                     legend=alt.Legend(
                         title=label,
                         orient="bottom",
-                        format=scales.digits(scale),
+                        labelExpr=scales.short_numbers(scales.digits(scale)),
                         gradientLength=min(width - 20, 400),
                         titleLimit=width,
                         values=scales.ends(scale, 5 if width > 300 else 3),

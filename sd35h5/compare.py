@@ -7,8 +7,9 @@ silently.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import xarray as xr
 
 from sd35h5 import metrics
 from sd35h5.errors import StoreError
+from sd35h5.measures import MEASURES
 
 if TYPE_CHECKING:
     from sd35h5.reader import Store
@@ -32,6 +34,7 @@ FREE_FIELDS = frozenset({
 })  # fmt: skip
 SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
 PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]
+MISMATCH_COLUMNS = ["field", "reference", "other"]
 UNPAIRED_COLUMNS = ["run", "sample", "prompt", "seed", "field", "value", "nearest"]
 
 
@@ -43,25 +46,43 @@ class Pairing:
         pairs: a row a pair, columns PAIR_COLUMNS.
         unpaired: a row a sample of either run that has no partner, columns UNPAIRED_COLUMNS: `field` is what
             differs from the nearest sample of the other run, `value` and `nearest` are the two values.
+        mismatch: a row a field that differs although samples are paired, because the caller allowed it: columns
+            field, reference, other.
     """
 
     reference: str
     other: str
     pairs: pd.DataFrame
     unpaired: pd.DataFrame
+    mismatch: pd.DataFrame = dataclasses.field(default_factory=lambda: pd.DataFrame(columns=MISMATCH_COLUMNS))
 
 
-def pair(reference: Store, other: Store, names: tuple[str, str] | None = None) -> Pairing:
+def pair(
+    reference: Store,
+    other: Store,
+    names: tuple[str, str] | None = None,
+    allow_mismatch: Sequence[str] = (),
+) -> Pairing:
     """Pair two stores' samples by pairing key; a key that comes twice is paired in order of appearance.
 
-    Args: names: what to call the two runs; the stores' own names when None.
+    Args:
+        names: what to call the two runs; the stores' own names when None.
+        allow_mismatch: fields (settings, or prompt, negative_prompt, seed) that may differ: samples are then
+            paired by what is left of prompt, negative prompt and seed, if all other settings are equal. What
+            does differ is in the result's `mismatch`.
     """
     first, second = names or (reference.name, other.name)
-    left, right = (_numbered(store.samples) for store in (reference, other))
-    keys = ["pairing_key", "occurrence"]
+    fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
+    keys = ["pairing_key"]
+    if allow_mismatch:
+        _refuse_unknown(allow_mismatch, reference, other)
+        fields = fields[~fields["field"].isin(allow_mismatch)]
+        if fields.empty:
+            keys = [name for name in SAMPLE_FIELDS if name not in allow_mismatch]
+    left, right = (_numbered(store.samples, keys) for store in (reference, other))
+    keys = [*keys, "occurrence"]
     both = left.merge(right[[*keys, "sample"]], on=keys, suffixes=("", "_other"))
     pairs = both.rename(columns={"sample": "reference_sample", "sample_other": "other_sample"})[PAIR_COLUMNS]
-    fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
     alone = [
         *_alone(first, left, pairs["reference_sample"], right, fields, flip=False),
         *_alone(second, right, pairs["other_sample"], left, fields, flip=True),
@@ -71,6 +92,7 @@ def pair(reference: Store, other: Store, names: tuple[str, str] | None = None) -
         second,
         pairs.reset_index(drop=True),
         pd.DataFrame(alone, columns=UNPAIRED_COLUMNS),
+        _mismatch(reference, other, pairs, allow_mismatch),
     )
 
 
@@ -84,15 +106,19 @@ def paired_values(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Return a metric of both runs for the paired samples only, in the order of `pairing.pairs`.
 
-    Returns: two float64 (sample, step, layer, head), `sample` being the pair's number, 0-based, in both.
+    Args: metric: a name of measures.MEASURES.
+    Returns: two float64 (sample, step, layer, head), `sample` being the pair's number, 0-based, in both;
+        one step, the mean, where the runs have other numbers of steps and the pairing allowed it.
     """
     if pairing.pairs.empty:
         raise StoreError(f"no sample of {pairing.other} pairs with one of {pairing.reference}")
-    compute = metrics.METRICS[metric]
+    compute = MEASURES[metric].compute
     sides = []
     for store, column in ((reference, "reference_sample"), (other, "other_sample")):
         values = compute(store, target, branch, list(pairing.pairs[column]))
         sides.append(values.assign_coords(sample=np.arange(values.sizes["sample"])))
+    if not pairing.mismatch.empty and sides[0].sizes["step"] != sides[1].sizes["step"]:
+        sides = [side.mean("step", skipna=True).expand_dims("step", 1) for side in sides]
     if sides[0].shape != sides[1].shape:
         raise StoreError(
             f"{pairing.reference} has (step, layer, head) = {sides[0].shape[1:]}, "
@@ -131,10 +157,35 @@ def sentence(first: xr.DataArray, second: xr.DataArray, pairing: Pairing, what: 
     return f"{what}: {means} ({change}, mean of {pairs})."
 
 
-def _numbered(samples: pd.DataFrame) -> pd.DataFrame:
+def _numbered(samples: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     table = samples.copy()
-    table["occurrence"] = table.groupby("pairing_key").cumcount()
+    table["occurrence"] = table.groupby(keys).cumcount() if keys else range(len(table))
     return table
+
+
+def _refuse_unknown(allowed: Sequence[str], reference: Store, other: Store) -> None:
+    known = {*SAMPLE_FIELDS, *_settings(reference, free=False), *_settings(other, free=False)}
+    unknown = sorted(set(allowed) - known)
+    if unknown:
+        raise StoreError(
+            f"allow_mismatch names {', '.join(unknown)}, which is no field: the fields are {', '.join(sorted(known))}"
+        )
+
+
+def _mismatch(reference: Store, other: Store, pairs: pd.DataFrame, allowed: Sequence[str]) -> pd.DataFrame:
+    """Return the allowed fields that do differ: field, reference, other (for fields of samples, in how many)."""
+    if not allowed or pairs.empty:
+        return pd.DataFrame(columns=MISMATCH_COLUMNS)
+    fields = setting_differences({"reference": reference, "other": other}, free=False)
+    rows = fields[fields["field"].isin(allowed)].values.tolist()
+    left = reference.samples.loc[pairs["reference_sample"]]
+    right = other.samples.loc[pairs["other_sample"]]
+    for name in (name for name in SAMPLE_FIELDS if name in allowed):
+        differ = left[name].to_numpy() != right[name].to_numpy()
+        if differ.any():
+            values = (_short(side[name].to_numpy()[differ][0]) for side in (left, right))
+            rows.append([name, *(f"{value} (first of {differ.sum()} pairs)" for value in values)])
+    return pd.DataFrame(rows, columns=MISMATCH_COLUMNS)
 
 
 def _alone(

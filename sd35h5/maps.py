@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from sd35h5.reader import Store
 
 MAPS = "maps/image_to_text"
+#: words of prompts that name no thing: articles, places, colours, sizes, kinds of picture
+NO_THINGS = frozenset(
+    "a an the of in on at to and or with by from for is are it its this that one two three four five some many "
+    "left right above below under over beside behind between near next top bottom middle side background "
+    "foreground red green blue yellow orange purple pink brown black white grey gray golden dark light bright "
+    "big small large little tiny huge tall old young new picture photo photograph painting drawing image".split()
+)
 
 
 def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFrame:
@@ -55,6 +62,14 @@ def map_choices(store: Store, sample: int, branch: str = "cond") -> pd.DataFrame
             )
         )
     return pd.DataFrame(rows, columns=["label", "text", "word_text", "kind", "map_tokens", "tokens"])
+
+
+def first_thing(choices: pd.DataFrame) -> int:
+    """Return the row of `map_choices` to open on: the first word that names a thing, else the first word, else 0."""
+    words = choices[(choices["word_text"] != "") & (choices["kind"] != "piece")]
+    words = words.assign(token=[tokens[0] for tokens in words["tokens"]]).sort_values("token", kind="stable")
+    things = words[~words["word_text"].str.strip(".,;:!?'\"").isin(NO_THINGS)]
+    return int((things if len(things) else words).index[0]) if len(words) else 0
 
 
 def _choice(part: pd.DataFrame, text: str, kind: str) -> tuple:

@@ -68,14 +68,14 @@ def overlay(
 ) -> np.ndarray:
     """Return the image with the map over it; opacity 0 shows the image alone, 1 the map alone.
 
-    The map covers more where it is high, so that the image stays visible elsewhere, and the image turns grey
-    as far as it is covered, so that its colours cannot be mistaken for the map's.
+    The map covers the image as far as attention is high and lets it through where it is low; the image turns
+    grey as far as it is covered, so that its colours cannot be mistaken for the map's.
     Args: image uint8 (y, x, 3); values (y, x) of any size; low, high: the ends of the colour scale.
     """
     weight = resized(scaled(values, low, high), image.shape[:2], smooth)
     gray = image.astype(float).mean(axis=2, keepdims=True)
-    ground = image * (1 - opacity) + gray * opacity
-    cover = (opacity * (opacity + (1 - opacity) * weight))[..., None]
+    cover = (opacity * (opacity**6 + (1 - opacity**6) * weight**1.5))[..., None]
+    ground = image * (1 - cover) + gray * cover
     return np.clip(ground * (1 - cover) + colored(weight) * cover, 0, 255).astype(np.uint8)
 
 

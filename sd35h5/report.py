@@ -52,7 +52,7 @@ def analyze(
         raise StoreError(f"there is no metric {value_col!r}: choose one of {', '.join(metrics.METRICS)}")
     if branch not in ("cond", "uncond", "both"):
         raise StoreError(f"branch is cond, uncond or both, not {branch!r}")
-    out = _folder(out_dir)
+    out = make_folder(out_dir)
     branches = ["cond", "uncond"] if branch == "both" else [branch]
     with _open_with_samples(path) as store:
         target = metrics.Target("token", first_token_index)
@@ -61,7 +61,7 @@ def analyze(
         made += _charts(store, values, value_col, target, list(range(store.sizes["sample"])), out)
         if per_prompt:
             for prompt_id, rows in store.samples.groupby("prompt_id", sort=False):
-                folder = _folder(out / "prompts" / safe_name(str(prompt_id)))
+                folder = make_folder(out / "prompts" / safe_name(str(prompt_id)))
                 made += _charts(store, values, value_col, target, list(rows["sample"]), folder)
     return made
 
@@ -109,7 +109,7 @@ def _charts(
     if len(set(prompts)) == 1:
         about += f", “{pictures.fitted(store.samples['prompt'].iloc[samples[0]], 300, 12)}”"
     cells = {name: metrics.by_layer_head(array) for name, array in chosen.items()}
-    domain = scales.span(pd.concat(cells.values())["value"])
+    domain = scales.magnitude(pd.concat(cells.values())["value"])
     width = max(420, 15 * chosen[next(iter(chosen))].sizes["layer"])
     heat = [
         charts.layer_head_heatmap(
@@ -135,12 +135,12 @@ def _charts(
         for name, frame in groups.items()
     ]
     return [
-        _save(alt.hconcat(*heat) if len(heat) > 1 else heat[0], out / "layer_head_heatmap.png"),
-        _save(
+        save_chart(alt.hconcat(*heat) if len(heat) > 1 else heat[0], out / "layer_head_heatmap.png"),
+        save_chart(
             curve.properties(title=_title(f"{value_col} over the denoising steps", about, band)),
             out / "timestep_curve.png",
         ),
-        _save(alt.hconcat(*masses) if len(masses) > 1 else masses[0], out / "group_mass.png"),
+        save_chart(alt.hconcat(*masses) if len(masses) > 1 else masses[0], out / "group_mass.png"),
     ]
 
 
@@ -148,7 +148,8 @@ def _title(text: str, *subtitle: str) -> alt.TitleParams:
     return alt.TitleParams(text=text, subtitle=[line for line in subtitle if line])
 
 
-def _save(chart: alt.Chart | alt.LayerChart | alt.HConcatChart, path: Path) -> Path:
+def save_chart(chart: alt.TopLevelMixin, path: Path) -> Path:
+    """Write the chart as PNG."""
     path.write_bytes(charts.png(chart))
     return path
 
@@ -159,7 +160,7 @@ def _save(chart: alt.Chart | alt.LayerChart | alt.HConcatChart, path: Path) -> P
 def export(path: str | Path, out_dir: str | Path, maps: bool = False) -> list[Path]:
     """Write images/SAMPLE_ID.png and tokens.json; with maps=True also maps/SAMPLE_ID/TOKEN/… (PNG and
     GIF)."""
-    out = _folder(out_dir)
+    out = make_folder(out_dir)
     with _open_with_samples(path) as store:
         if maps and "maps/image_to_text" not in store:
             raise StoreError(f"{store.name} holds no maps: capture it with --maps words to export them")
@@ -168,9 +169,9 @@ def export(path: str | Path, out_dir: str | Path, maps: bool = False) -> list[Pa
             image = store.image(sample)
             name = safe_name(store.samples["sample_id"].iloc[sample])
             if image is not None:
-                made.append(_write(_folder(out / "images") / f"{name}.png", pictures.png(image)))
+                made.append(_write(make_folder(out / "images") / f"{name}.png", pictures.png(image)))
             if maps:
-                made += _export_maps(store, sample, image, _folder(out / "maps" / name))
+                made += _export_maps(store, sample, image, make_folder(out / "maps" / name))
     return made
 
 
@@ -199,7 +200,7 @@ def _export_maps(store: Store, sample: int, image: np.ndarray | None, out: Path)
     made = []
     for entry in maps.mapped_tokens(store, sample).to_dict("records"):
         values = maps.token_maps(store, sample, entry["map_token"])  # (map_step, layer, y, x)
-        folder = _folder(out / f"{entry['token']:03d}_{safe_name(entry['text'])}")
+        folder = make_folder(out / f"{entry['token']:03d}_{safe_name(entry['text'])}")
         shape = image.shape[:2] if image is not None else maps.picture_shape(values)
         mean = values.mean("layer", skipna=True)
         high = float(mean.max())
@@ -253,7 +254,8 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^\w-]+", "-", str(text), flags=re.ASCII).strip("-")[:60]
 
 
-def _folder(path: str | Path) -> Path:
+def make_folder(path: str | Path) -> Path:
+    """Make the folder that results are written to; a file in its place is refused."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

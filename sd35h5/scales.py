@@ -38,6 +38,12 @@ def span(values: pd.Series | np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - abs(low) * 0.01 - 1e-9, high + abs(high) * 0.01 + 1e-9)
 
 
+def magnitude(values: pd.Series | np.ndarray) -> tuple[float, float]:
+    """Return the colour scale of a quantity that cannot be negative: from 0 to the largest finite value."""
+    low, high = span(values)
+    return (0.0, high) if low >= 0 and high > 0 else (low, high)
+
+
 def ends(scale: alt.Scale, count: int) -> list[float]:
     """Return what a colour legend names: both ends of its scale and what lies evenly between."""
     low, high = scale.domain[0], scale.domain[-1]
@@ -49,6 +55,21 @@ def digits(scale: alt.Scale) -> str:
     low, high = float(scale.domain[0]), float(scale.domain[-1])
     part = (high - low) / max(abs(low), abs(high), 1e-300)
     return f".{min(9, 3 + max(0, int(np.ceil(-np.log10(part) - 0.5))))}~g"
+
+
+def short_numbers(form: str = FORMAT) -> str:
+    """Return the Vega expression of an axis or legend label: 0 as 0, small numbers as 2.3e-6, others in `form`."""
+    small = f".{max(0, int(form.partition('~')[0][1:]) - 1)}~e"
+    return (
+        f"datum.value == 0 ? '0' : abs(datum.value) < 0.001 ? format(datum.value, '{small}') "
+        f": format(datum.value, '{form}')"
+    )
+
+
+def legend_columns(names: Sequence[str], width: int | None = None) -> int:
+    """Return how many columns a legend of these names has room for; charts as wide as half a page when None."""
+    longest = 40 + 6.5 * max((len(str(name)) for name in names), default=1)
+    return max(1, min(len(names), int((width or 380) // longest)))
 
 
 def symmetric(values: pd.Series | np.ndarray) -> float:

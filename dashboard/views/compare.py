@@ -28,7 +28,7 @@ def heatmaps(view, pairs: dict[str, tuple]) -> None:
     """Draw reference, other and difference, one colour scale over all runs and one over all differences."""
     cells = {name: [metrics.by_layer_head(side) for side in sides] for name, sides in pairs.items()}
     changes = {name: metrics.by_layer_head(compare.difference(*sides)) for name, sides in pairs.items()}
-    domain = scales.span(pd.concat([frame for both in cells.values() for frame in both])["value"])
+    domain = scales.magnitude(pd.concat([frame for both in cells.values() for frame in both])["value"])
     limit = max(scales.symmetric(frame["value"]) for frame in changes.values())
     for name, (before, after) in cells.items():
         columns = st.columns(3)

@@ -50,15 +50,11 @@ def choose_word(view) -> dict:
     """Offer the words and tokens that have a map in the shown sample, the sidebar's word or token first."""
     table = data.map_choices(view.run, view.sample, view.branch)
     wanted = [row.Index for row in table.itertuples() if view.target.value in (row.word_text, *row.tokens)]
-    words = table[table["word_text"] != ""].sort_values(
-        "text", key=lambda texts: -texts.str.len(), kind="stable"
-    )
-    longest = list(words.index[:1])  # a noun more often than “a” or “of”
-    default = wanted if wanted and view.target != metrics.FIRST_TOKEN else longest
+    chosen = wanted if wanted and view.target != metrics.FIRST_TOKEN else [maps.first_thing(table)]
     place = st.selectbox(
         "Word or token",
         list(table.index),
-        index=default[0] if default else 0,
+        index=chosen[0],
         format_func=lambda row: table.loc[row, "label"],
         key=f"word-{view.run.name}-{view.sample}-{view.target}",
         help="a word is the sum of its CLIP and T5 tokens",

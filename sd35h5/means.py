@@ -1,0 +1,50 @@
+"""Means of a metric for charts: by layer and head, over steps with the spread across prompts, over layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+
+def by_layer_head(values: xr.DataArray) -> pd.DataFrame:
+    """Return layer, head, value: the mean over samples and steps (every sample and step weighs the same)."""
+    frame = values.mean([dim for dim in values.dims if dim not in ("layer", "head")], skipna=True)
+    table = frame.transpose("layer", "head").to_series().rename("value").reset_index()
+    return table.astype({"layer": int, "head": int})
+
+
+def over_steps(
+    values: xr.DataArray, prompts: Sequence[str], band: tuple[float, float] = (0.1, 0.9)
+) -> pd.DataFrame:
+    """Return step, timestep, sigma, mean, low, high, prompts: one row a step, mean over layers and heads.
+
+    Samples of one prompt are averaged first; `mean` is over prompts, `low`..`high` the quantiles `band`
+    across prompts (NaN with a single prompt: there is no spread to show).
+    Args: prompts: the prompt_id of each sample of `values`, in its order.
+    """
+    per_sample = values.mean(["layer", "head"], skipna=True).transpose("sample", "step")
+    table = prompt_means(per_sample.values, prompts)
+    several = len(table) > 1
+    steps = pd.DataFrame({"step": np.asarray(values["step"].values, int)})
+    for name in ("timestep", "sigma"):
+        steps[name] = np.asarray(values[name].values, float) if name in values.coords else np.nan
+    steps["mean"] = table.mean(axis=0).to_numpy()
+    steps["low"] = table.quantile(band[0]).to_numpy() if several else np.nan
+    steps["high"] = table.quantile(band[1]).to_numpy() if several else np.nan
+    steps["prompts"] = len(table)
+    return steps
+
+
+def groups_over_layers(values: xr.DataArray) -> pd.DataFrame:
+    """Return group, layer, value from `mean_group_mass`: the mean over steps and heads too."""
+    mean = values.mean(["step", "head"], skipna=True).transpose("layer", "group")
+    table = mean.to_series().rename("value").reset_index()
+    return table.astype({"layer": int})[["group", "layer", "value"]]
+
+
+def prompt_means(values: np.ndarray, prompts: Sequence[str]) -> pd.DataFrame:
+    """Return the mean over the samples of each prompt: a row a prompt; values (sample, anything)."""
+    return pd.DataFrame(values, index=list(prompts)).groupby(level=0, sort=False).mean()
