@@ -80,19 +80,17 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _act(config: CaptureConfig, action: Action) -> int:
+    from sd35h5.budget import describe_choice, within_budget
     from sd35h5.demo import demo_configs, run_demo
 
     configs = demo_configs(config) if action.demo else [config]
-    if action.dry_run:
-        from sd35h5.plan import describe_plan
-
-        for each in configs:
-            prompts = validate(each)
-            print(describe_plan(each, read_facts(each.model, offline_guess=True), prompts))
-        return 0
     for each in configs:  # before torch is imported: a wrong value is told at once
-        validate(each)
-        read_facts(each.model)
+        prompts, facts = validate(each), read_facts(each.model, offline_guess=action.dry_run)
+        chosen = within_budget(each, facts, len(prompts) * each.prompts.num_images)
+        if action.dry_run:
+            print(describe_choice(chosen, facts, prompts))
+    if action.dry_run:
+        return 0
     run, say = _load_capture()
     stores = run_demo(configs, run, say) if action.demo else [run(config)]
     if action.analyze:

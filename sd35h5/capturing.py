@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
+from sd35h5.budget import describe_choice, within_budget
 from sd35h5.call import Call
 from sd35h5.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
 from sd35h5.errors import CaptureError, ConfigError
@@ -217,8 +218,11 @@ def run(config: CaptureConfig) -> Path:
     """
     prompts, out = validate(config), Path(config.output.out)
     facts = read_facts(config.model)
-    settings = settings_of(config, facts, prompts)
     planned, sealed = len(prompts) * config.prompts.num_images, set()
+    if config.output.budget:
+        config = within_budget(config, facts, planned)
+        say(describe_choice(config, facts, prompts))
+    settings = settings_of(config, facts, prompts)
     if not config.output.overwrite:  # what is to be overwritten goes when the model is there, not before
         parts = begin_run(out, settings, planned)
         sealed = sealed_indices(parts)

@@ -157,6 +157,9 @@ class Output:
     """The file to make. Until it is whole, samples gather in the folder OUT.parts, which opens like it."""
     overwrite: Flag = False
     """Remove what is at --out first."""
+    budget: Text = ""
+    """Bytes that the file may take, about: `500MB`, `4GB`. The richest tiers that fit are chosen, and the
+    plan is printed."""
 
 
 @dataclass(frozen=True)

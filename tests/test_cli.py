@@ -98,7 +98,7 @@ def test_debug_shows_the_traceback():
 
 def test_an_unknown_flag_is_a_usage_error():
     with pytest.raises(SystemExit) as caught:
-        capture_cli.main(["--rows", "centre"])
+        capture_cli.main(["--columns", "centre"])
     assert caught.value.code == 2
 
 

@@ -27,7 +27,7 @@ STORE = (
 )
 CAPTURE = (
     {"sd35h5.tokens", "sd35h5.config", "sd35h5.facts", "sd35h5.plan", "sd35h5.call"}
-    | {"sd35h5.selectors"},
+    | {"sd35h5.selectors", "sd35h5.budget"},
     {"sd35h5.attention", "sd35h5.gates", "sd35h5.pipelines"},
     {"sd35h5.reductions", "sd35h5.tiers", "sd35h5.probe"},
     {"sd35h5.recorder", "sd35h5.session", "sd35h5.watcher"},
