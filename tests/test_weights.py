@@ -20,6 +20,7 @@ from weights import (
     REAL_TRANSFORMERS,
     VAE,
     all_in_one,
+    audit,
     mmdit_shapes,
     original_mmdit,
     original_state,
@@ -31,16 +32,15 @@ from weights import (
     vae_shapes,
 )
 
-from sd35h5.checkpoints import Entry
 from sd35h5.config import Model
 from sd35h5.facts import read_facts
 from sd35h5.gate_forms import fuse_gates, separate_gates
 from sd35h5.gates import build_gates, save_gates
-from sd35h5.loading import build, load_part, plan, split_gates
-from sd35h5.model_configs import COMPONENT_CONFIGS, TRANSFORMERS, derive_config, published_name
+from sd35h5.loading import build, load_part, split_gates
+from sd35h5.model_configs import COMPONENT_CONFIGS, TRANSFORMERS, published_name
 from sd35h5.pipelines import load
 from sd35h5.sources import OPTIONS, Part, find_part
-from sd35h5.weight_layouts import COMPONENTS, find_layout
+from sd35h5.weight_layouts import COMPONENTS
 
 CALL = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": T5_TOKENS}
 
@@ -296,7 +296,7 @@ def test_the_store_keeps_source_size_sha256_and_dtype_of_every_component(
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_every_key_of_the_published_transformers_finds_its_place(name):
     shapes = {f"model.diffusion_model.{key}": shape for key, shape in REAL_TRANSFORMERS[name].items()}
-    part = _audited("transformer", shapes)
+    part = audit("transformer", shapes)
     wanted = {
         key: list(value) if isinstance(value, tuple) else value for key, value in TRANSFORMERS[name].items()
     }
@@ -313,22 +313,8 @@ def test_every_key_of_the_published_transformers_finds_its_place(name):
 @pytest.mark.parametrize("component", REAL_OTHERS)
 def test_every_key_of_the_published_encoders_and_vae_finds_its_place(component):
     shapes = {PREFIXES[component] + key: shape for key, shape in REAL_OTHERS[component].items()}
-    part = _audited(component, shapes)
+    part = audit(component, shapes)
     assert part.config == {**COMPONENT_CONFIGS[component], **part.config}
-
-
-def _audited(component: str, shapes: dict[str, tuple[int, ...]]) -> Part:
-    """Plan a component on the meta device: raises for a key without a place or a parameter without a key."""
-    file = Path("published.safetensors")
-    layout = find_layout(component, shapes.keys())
-    config = derive_config(layout, shapes, None, file.name)
-    entries = {key: Entry(file, "BF16", shape) for key, shape in shapes.items()}
-    part = Part(component, file.name, file, (file,), layout, entries, config, True)
-    model = build(component, config)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    places = plan(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    assert {place.key for place in places.values()} == shapes.keys()
-    return part
 
 
 def test_the_architecture_lists_agree_with_the_weights_that_the_tests_make(small):

@@ -14,6 +14,12 @@ from conftest import make_clip_tokenizer, make_t5_tokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sd35h5.checkpoints import Entry
+from sd35h5.loading import build, plan
+from sd35h5.model_configs import derive_config
+from sd35h5.sources import Part
+from sd35h5.weight_layouts import find_layout
+
 Shapes = dict[str, tuple[int, ...]]
 DIT = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -324,6 +330,26 @@ def small_pipeline(
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def audit(component: str, shapes: Shapes) -> Part:
+    """Plan a published component on the meta device. Returns: it, with the config that its shapes tell.
+
+    Raises:
+        ConfigError: a key without a place, a parameter without a key, a wrong shape.
+    """
+    file = Path("published.safetensors")
+    layout = find_layout(component, shapes.keys())
+    config = derive_config(layout, shapes, None, file.name)
+    entries = {key: Entry(file, "BF16", shape) for key, shape in shapes.items()}
+    part = Part(component, file.name, file, (file,), layout, entries, config, True)
+    model = build(component, config)
+    if not all(parameter.is_meta for parameter in model.parameters()):
+        raise AssertionError(f"{component} was built with memory")
+    places = plan(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    if {place.key for place in places.values()} != shapes.keys():
+        raise AssertionError(f"{component}: a key has no place")
+    return part
 
 
 def output(component: str, model: nn.Module) -> Tensor:
