@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from sd35h5.checkpoints import sha256_of
 from sd35h5.config import DTYPES, Model
 from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
 from sd35h5.facts import ModelFacts, base_path, transformer_folder
@@ -103,8 +105,15 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
         held = read_gates(facts.gates_file)
     choice = put_gates(pipe.transformer, held, gating or GateOptions())
     if choice.record:
-        sources["gates"] = choice.record
+        sources["gates"] = choice.record | _told_of(facts.gates_file)
     return Loaded(pipe, choice.gates, sources)
+
+
+def _told_of(gates_file: Path | None) -> dict[str, object]:
+    """Size and sha256 of a file of gates; those within a model's own file are told with the transformer."""
+    if gates_file is None:
+        return {}
+    return {"size": gates_file.stat().st_size, "sha256": sha256_of(gates_file)}
 
 
 def _first_line(error: Exception) -> str:

@@ -62,7 +62,7 @@ class Session:
             attributes={
                 "model_id": model_id, "model_revision": revision, "model_shape": self.model_shape,
                 **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
-                **({"gate_weights": "dropped"} if _dropped(settings) else {}),
+                **({"gate_weights": "dropped"} if "dropped" in (sources or {}).get("gates", {}) else {}),
             },
             scales={},
             provenance={
@@ -135,11 +135,6 @@ def _sealed_samples(parts: Path) -> dict[int, dict]:
     with open_store(out if out.is_file() else parts) as store:
         rows = store.samples.to_dict("records")
     return dict(zip(indices, rows, strict=True))
-
-
-def _dropped(settings: Mapping[str, object]) -> bool:
-    """Whether the model's gates were left out: it is then not the baseline, though it draws without gates."""
-    return settings.get("gate_type") == "none" and bool(settings.get("gates"))
 
 
 def _environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -194,6 +195,10 @@ def test_the_flags_reach_the_pictures_and_the_store(tiny_folder, tmp_path, capsy
             assert ("gates/mean" in store) == (name not in ("plain", "dropped"))
     same = {name for name in runs if np.array_equal(images[name], images["plain"])}
     assert same == {"plain", "dropped", "open", "identity"}
+    with open_store(tmp_path / "some.h5") as store:
+        told = store.provenance["components"]["gates"]
+    digest = hashlib.sha256((tiny_folder / "transformer_elementwise" / GATES_FILE).read_bytes()).hexdigest()
+    assert told["file"] == GATES_FILE and told["form"] == "c" and told["sha256"] == digest
     capsys.readouterr()
     for name, said in (("identity", "untrained"), ("closed", "closed at joint 0-1"), ("dropped", "dropped")):
         assert main(["info", str(tmp_path / f"{name}.h5")]) == 0

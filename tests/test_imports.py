@@ -32,9 +32,9 @@ CAPTURE = (
     | {"sd35h5.checkpoints", "sd35h5.weight_layouts", "sd35h5.model_configs", "sd35h5.sources"},
     {"sd35h5.gate_forms", "sd35h5.attention", "sd35h5.gates", "sd35h5.gate_files", "sd35h5.pipelines"}
     | {"sd35h5.fetching", "sd35h5.frame", "sd35h5.loading"},
-    {"sd35h5.reductions", "sd35h5.tiers", "sd35h5.probe"},
+    {"sd35h5.reductions", "sd35h5.gate_measures", "sd35h5.tiers", "sd35h5.probe"},
     {"sd35h5.recorder", "sd35h5.session", "sd35h5.watcher"},
-    {"sd35h5.capturing", "sd35h5.demo"},
+    {"sd35h5.capturing", "sd35h5.gate_cli", "sd35h5.demo"},
 )
 ANALYSIS = (
     {"sd35h5.targets", "sd35h5.means"},
