@@ -24,7 +24,7 @@ from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.facts import ModelFacts, check_size, read_facts
 from sd35h5.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
 from sd35h5.plan import in_bytes, make_plan
-from sd35h5.probe import Probe, check_processors, installed, second_attentions
+from sd35h5.probe import Probe, check_processors, installed, regrouped_attentions
 from sd35h5.recorder import Progress, say
 from sd35h5.runs import part_files
 from sd35h5.session import Identity, Session
@@ -122,9 +122,10 @@ def _generating(session: Session) -> Iterator[Generate]:
         config.num_layers, config.num_attention_heads, gated=gates is not None and bool(gates.layers),
         second_gated=gates is not None and bool(gates.second_layers),
     )  # fmt: skip
-    if second := second_attentions(transformer):
+    if second := regrouped_attentions(transformer):
         log.warning(
-            "%d layers have a second, image-only attention (attn2), which this version does not measure",
+            "%d second attentions (attn2) are computed in sd-scripts' layout, whose heads are not those of the "
+            "joint attention: only their gates are measured",
             len(second),
         )
     with installed(transformer, probe):

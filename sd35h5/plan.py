@@ -65,13 +65,11 @@ def make_plan(config: CaptureConfig, facts: ModelFacts) -> Plan:
     raw = raw_indices(tiers.raw, sampling.steps, facts.layers, facts.heads, tokens) or {}
     sizes |= {name: len(indices) for name, indices in raw.items()}
     mapped = len(choose("map_layers", tiers.map_layers, facts.layers, "layer"))
+    own = {"maps": {"layer": mapped}, "attn2": {"layer": facts.second_attentions, "query": 1}}
     parts = [
-        _part(
-            name, {**sizes, "layer": mapped} if name.startswith("maps/") else sizes, present,
-            tiers.precision == "rounded",
-        )
+        _part(name, sizes | own.get(name.partition("/")[0], {}), present, tiers.precision == "rounded")
         for name, present in _names(config, facts, branches)
-    ]  # fmt: skip
+    ]
     return Plan(sizes, tuple(parts))
 
 
@@ -92,6 +90,11 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
         names += [("sinks/entropy_all", 1), ("atlas/mass_patch", 1)]
     if tiers.raw:
         names.append(("raw/probability", 1))
+    if facts.second_attentions and config.gating.attn2_layout != "sd-scripts":
+        names += [("attn2/entropy_all", 1)] * bool(tiers.topk or tiers.atlas)
+        tops = [name for name in schema.VARIABLES if name.startswith("attn2/top_")]
+        names += [(name, 1) for name in tops] * bool(tiers.topk)
+        names += [("attn2/mass_patch", 1)] * tiers.atlas
     if _is_gated(config, facts):
         gates = [name for name in schema.VARIABLES if name.startswith("gates/")]
         names += [(name, branches) for name in gates if name != "gates/contribution"]
@@ -117,9 +120,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
     samples = len(prompts) * config.prompts.num_images
     gates = f"gates from {facts.gates_file}" if facts.gates_file else "no gates"
     pixels = f"{plan.sizes['pixel_y']} × {plan.sizes['pixel_x']} px"
-    second = (
-        f"\n  {facts.second_attentions} layers have a second, image-only attention, which is not measured"
-    )
+    second = f"\n  {facts.second_attentions} layers have a second, image-only attention: group attn2"
     images = _count(config.prompts.num_images, "image")
     told = [
         f"{_count(samples, 'sample')}: {_count(len(prompts), 'prompt')} × {images}",

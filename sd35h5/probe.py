@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +66,8 @@ class PassResult:
     gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
     gate_groups: Tensor | None  # (batch row, query stream, group, layer, head)
     second_gates: Tensor | None  # of attn2: (statistic, batch row, query stream, layer, head)
+    # of attn2: entropy_all (layer, head), patch_mass (layer, head, y, x), top_… (layer, head, rank)
+    second: dict[str, Tensor] | None
     # stream, index, mass, value_norm, of gated models also contribution: (query stream, layer, head, rank)
     top: dict[str, Tensor] | None
     maps: Tensor | None  # (map, layer, y, x), or (map, layer, head, y, x)
@@ -118,15 +120,16 @@ class Probe:
         self._workspace = Workspace()
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._second: dict[int, Tensor] = {}
+        self._second_seen: dict[int, dict[str, Tensor]] = {}
         self._noted = False
 
     def begin(self, plan: PassPlan) -> None:
         """Measure what the plan says until `end`."""
-        self.plan, self._seen, self._second = plan, {}, {}
+        self.plan, self._seen, self._second, self._second_seen = plan, {}, {}, {}
 
     def abandon(self) -> None:
         """Forget the pass under way, after an error."""
-        self.plan, self._seen, self._second = None, {}, {}
+        self.plan, self._seen, self._second, self._second_seen = None, {}, {}, {}
 
     def end(self) -> PassResult:
         """Stack what the layers reported.
@@ -134,7 +137,7 @@ class Probe:
         Raises:
             CaptureError: a layer that should have reported did not, or rows of A do not sum to 1.
         """
-        plan, seen, second = self.plan, self._seen, self._second
+        plan, seen, second, second_seen = self.plan, self._seen, self._second, self._second_seen
         self.abandon()
         if plan is None:
             raise CaptureError("a pass of the transformer ended that never began")
@@ -151,13 +154,15 @@ class Probe:
             gates=self._stack(seen, "gates").permute(1, 2, 3, 0, 4) if self.gated else None,
             gate_groups=self._stack(seen, "gate_groups").permute(1, 2, 3, 0, 4) if self.gated else None,
             second_gates=self._stack_second(second, plan) if self.second_gated else None,
+            second=self._stack_second_keys(second_seen, plan),
             top=self._stack_top(seen) if plan.top else None,
             maps=None if plan.tiers.maps is None else self._stack(seen, "maps").movedim(-3, 0),
             rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
             atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
         )
         if plan.check:
-            result.row_sum_error = max(float(values["error"]) for values in seen.values())
+            measured = (*seen.values(), *second_seen.values())
+            result.row_sum_error = max(float(values["error"]) for values in measured)
             if not result.row_sum_error <= ROW_SUM_TOLERANCE:
                 raise CaptureError(
                     f"rows of attention sum to 1 ± {result.row_sum_error:.2g} at the first step, "
@@ -188,9 +193,38 @@ class Probe:
         gap = self._gate_values(None, len(plan.branches), plan.membership.device)
         return torch.stack([second.get(layer, gap) for layer in range(self.layers)], dim=3)
 
+    def _stack_second_keys(
+        self, seen: dict[int, dict[str, Tensor]], plan: PassPlan
+    ) -> dict[str, Tensor] | None:
+        """What the second attentions yielded, where the plan asks for more than the check."""
+        if not seen or not (plan.top or plan.tiers.atlas):
+            return None
+        names = [name for name in next(iter(seen.values())) if name != "error"]
+        return {name: self._stack(seen, name) for name in names}
+
     @torch.no_grad()
-    def measure_second(self, layer: int, gates: tuple[Tensor, Tensor | None]) -> None:
-        """Take the gates of one layer's second, image-only attention."""
+    def measure_second(
+        self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
+    ) -> None:
+        """Reduce one layer's second, image-only attention: the cond row, at the steps of the heaviest keys."""
+        plan = self.plan
+        if plan is None:
+            return
+        if gates is not None:
+            self.take_second_gates(layer, gates)
+        if "cond" not in plan.branches or not (plan.check or plan.top or plan.tiers.atlas):
+            return
+        if lse is None:
+            self._note_fallback()
+            lse = blocked_lse(joint.query, joint.key)
+        row = plan.branches.index("cond")
+        self._second_seen[layer] = tiers.measure_second(
+            joint, lse, row, plan.patches, plan.top, self._workspace
+        )
+
+    @torch.no_grad()
+    def take_second_gates(self, layer: int, gates: tuple[Tensor, Tensor | None]) -> None:
+        """Take the gates of one layer's second attention."""
         if self.plan is not None:
             self._second[layer] = self._gate_values(gates, *gates[0].shape[:1], gates[0].device)
 
@@ -278,10 +312,14 @@ class Probe:
 
 
 class ProbeProcessor:
-    """Attention processor of one layer: computes what `JointAttention` does, and lets the probe look on."""
+    """Attention processor of one layer: computes what `JointAttention` does, and lets the probe look on.
 
-    def __init__(self, layer: int, probe: Probe, gate: AttentionGate | None):
-        self.layer, self.probe, self.gate = layer, probe, gate
+    Args:
+        measure: takes (layer, joint, lse, gates): `Probe.measure`, or `Probe.measure_second` for an attn2.
+    """
+
+    def __init__(self, layer: int, measure: Callable[..., None], gate: AttentionGate | None):
+        self.layer, self.measure, self.gate = layer, measure, gate
 
     def __call__(
         self,
@@ -295,7 +333,7 @@ class ProbeProcessor:
         joint = project_joint(attn, hidden_states, encoder_hidden_states)
         attended, lse = attend(joint.query, joint.key, joint.value)
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
-        self.probe.measure(self.layer, joint, lse, gates)
+        self.measure(self.layer, joint, lse, gates)
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
 
 
@@ -321,17 +359,19 @@ def check_processors(transformer: SD3Transformer2DModel) -> None:
 
 @contextmanager
 def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None]:
-    """Put the probe on every joint attention, and on the gates of second ones; what was there comes back on
-    exit, after an error too."""
+    """Put the probe on every attention, of regrouped second ones on their gates alone; what was there comes
+    back on exit, after an error too."""
     check_processors(transformer)
     before = dict(transformer.attn_processors)
     processors = dict(before)
     for name, processor in before.items():
         layer, gate = int(name.split(".")[1]), getattr(processor, "gate", None)
         if name.endswith(".attn.processor"):
-            processors[name] = ProbeProcessor(layer, probe, gate)
+            processors[name] = ProbeProcessor(layer, probe.measure, gate)
+        elif not getattr(processor, "regrouped", False):
+            processors[name] = ProbeProcessor(layer, probe.measure_second, gate)
         elif gate is not None:
-            watch = partial(probe.measure_second, layer)
+            watch = partial(probe.take_second_gates, layer)
             processors[name] = JointAttention(gate, processor.regrouped, watch)
     transformer.set_attn_processor(processors)
     try:
@@ -340,6 +380,7 @@ def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None
         transformer.set_attn_processor(dict(before))
 
 
-def second_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
-    """Names of MMDiT-X's second, image-only attentions, which this version does not measure."""
-    return [name for name in transformer.attn_processors if name.endswith(".attn2.processor")]
+def regrouped_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
+    """Names of second attentions in sd-scripts' layout: their heads are others than those of the file."""
+    processors = transformer.attn_processors.items()
+    return [name for name, processor in processors if getattr(processor, "regrouped", False)]

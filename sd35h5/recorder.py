@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sd35h5.gates import Gates
     from sd35h5.probe import PassResult
 
+_IMAGE = schema.QUERIES.index("image")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -135,6 +137,8 @@ class SampleRecorder:
         self._gate_groups = _nan(*shape, len(schema.GROUPS), *steps) if gated else None
         self._second_gates = _nan(len(GATE_STATISTICS), *shape, *steps) if second else None
         self._top: dict[str, list[np.ndarray]] = {}
+        self._second_top: dict[str, list[np.ndarray]] = {}
+        self._second_entropy = _nan(*steps)
         self._row_sum_error = float("nan")
         try:
             self._put_tables(tables)
@@ -163,6 +167,8 @@ class SampleRecorder:
                 self._top.setdefault(name, []).append(_numpy(values))
         if result.maps is not None:
             self._put_maps(step, _numpy(result.maps))
+        if result.second is not None:
+            self._add_second(step, {name: _numpy(values) for name, values in result.second.items()})
         if result.rows is not None:
             self._put_rows(step, {name: _numpy(values) for name, values in result.rows.items()})
         if result.atlas is not None:
@@ -170,6 +176,16 @@ class SampleRecorder:
             self._entropy_all[:, step] = _numpy(result.atlas["entropy_all"])
             for query, mass in enumerate(_numpy(result.atlas["patch_mass"])):
                 self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
+
+    def _add_second(self, step: int, second: dict[str, np.ndarray]) -> None:
+        """Take what the image's queries see in the second attentions, (layer, head, …)."""
+        self._second_entropy[step] = second.pop("entropy_all")
+        mass = second.pop("patch_mass")
+        if self._layout.atlas:
+            at = {"branch": self._cond, "query": _IMAGE, "top_step": self._layout.top_steps.index(step)}
+            self._writer.put("attn2/mass_patch", mass, **at)
+        for name, values in second.items():
+            self._second_top.setdefault(name, []).append(values)
 
     def add_raw(self, step: int, layer: int, values: Tensor) -> None:
         """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
@@ -190,6 +206,10 @@ class SampleRecorder:
         if self._second_gates is not None:
             for name, values in zip(GATE_STATISTICS, self._second_gates, strict=True):
                 put(f"attn2/{name}", values)
+        if np.isfinite(self._second_entropy).any():
+            put("attn2/entropy_all", self._second_entropy, branch=self._cond, query=_IMAGE)
+        for name, steps in self._second_top.items():
+            put(f"attn2/{name}", np.stack(steps), branch=self._cond, query=_IMAGE)
         if self._entropy_all is not None:
             put("sinks/entropy_all", self._entropy_all, branch=self._cond)
         for name, steps in self._top.items():

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sd35h5 import reductions
 from sd35h5.attention import JointQKV
-from sd35h5.reductions import KeyReduction
+from sd35h5.reductions import IMAGE, KeyReduction, Workspace
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,32 @@ def measure_atlas(
     """
     mass = image.mass[0].transpose(0, 1).unflatten(-1, patches)
     return {"patch_mass": mass, "entropy_all": reductions.joint_entropy((text, image), image_tokens)[0].T}
+
+
+def measure_second(
+    joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int], ranks: int, workspace: Workspace
+) -> dict[str, Tensor]:
+    """What is kept of MMDiT-X's second, image-only attention, of batch row `row`.
+
+    Args:
+        ranks: number of heaviest keys; where the image has fewer patches the rest is NaN (−1).
+
+    Returns: `entropy_all` (head), `patch_mass` (head, y, x), the largest `error` of a row sum, and with ranks
+        `top_index`, `top_mass`, `top_value_norm` (head, rank).
+    """
+    one = slice(row, row + 1)
+    keys = reductions.reduce_keys(
+        joint.query[one], joint.key[one], lse[one], joint.image_tokens, workspace=workspace, entropy=True
+    )
+    mass = keys.mass[0, :, IMAGE]
+    values = {
+        "error": (keys.row_sum - 1).abs().max(),
+        "entropy_all": keys.entropy[0, :, IMAGE],
+        "patch_mass": mass.unflatten(-1, patches),
+    }
+    if ranks:
+        count = min(ranks, mass.shape[-1])
+        top = reductions.top_keys(mass[:, None], mass.new_empty(len(mass), 1, 0), joint.value[row], count)
+        for name, fill in (("index", -1), ("mass", float("nan")), ("value_norm", float("nan"))):
+            values[f"top_{name}"] = F.pad(getattr(top, name)[:, 0], (0, ranks - count), value=fill)
+    return values

@@ -56,6 +56,9 @@ def _with(**changes: object) -> CaptureConfig:
         (_with(tiers=Tiers(map_steps="0,28")), ["--map_steps", "28", "0..27"]),
         (_with(tiers=Tiers(top_steps="every:0")), ["--top_steps", "every:0"]),
         (_with(tiers=Tiers(topk=-1)), ["--topk -1"]),
+        (_with(tiers=Tiers(rows=("center",))), ["--rows 'center'", "centre"]),
+        (_with(tiers=Tiers(rows=("word:zebra",))), ["--rows 'word:zebra'", "in no prompt"]),
+        (_with(tiers=Tiers(raw=("steps=28",))), ["--raw steps", "28", "0..27"]),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(config, names):
@@ -164,6 +167,24 @@ def test_the_plan_names_what_is_kept_and_what_it_costs():
     assert make_plan(small, LARGE).sizes["branch"] == 1
     gated = ModelFacts(**{**vars(LARGE), "gates_file": "gates.safetensors"})
     assert "gates/mean" in [part.name for part in make_plan(GOOD, gated).parts]
+
+
+def test_the_plan_has_every_tier_that_is_asked_for_and_only_the_layers_with_maps():
+    tiers = Tiers(
+        rows=("centre", "word:cat"), atlas=True, raw=("steps=0", "heads=0-3", "tokens=0"), map_layers="0,3-4"
+    )
+    medium = read_facts(Model(model_id="stabilityai/stable-diffusion-3.5-medium"), offline_guess=True)
+    plan = make_plan(_with(tiers=tiers), medium)
+    shapes = {part.name: part.shape for part in plan.parts}
+    assert shapes["maps/image_to_text"]["layer"] == 3 and shapes["rows/to_text"]["row"] == 3
+    assert shapes["raw/probability"] == {
+        "branch": 1, "raw_step": 1, "raw_layer": 24, "raw_head": 4, "raw_token": 1, "patch_y": 64,
+        "patch_x": 64,
+    }  # fmt: skip
+    assert shapes["attn2/mass_patch"] == {**shapes["atlas/mass_patch"], "layer": 13, "query": 1}
+    assert {"sinks/entropy_all", "attn2/entropy_all", "attn2/top_index", "rows/query_index"} <= set(shapes)
+    default = [part.name for part in make_plan(GOOD, medium).parts]
+    assert not any(name.startswith(("rows/", "raw/", "atlas/", "attn2/mass")) for name in default)
 
 
 def test_bytes_are_told_for_people():

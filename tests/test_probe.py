@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sd35h5.attention import JointAttention
 from sd35h5.errors import CaptureError
 from sd35h5.gates import build_gates, install_gates
-from sd35h5.probe import PassPlan, Probe, attend, blocked_lse, installed
+from sd35h5.probe import PassPlan, Probe, attend, blocked_lse, installed, regrouped_attentions
 from sd35h5.tiers import MapPlan, RawPlan, RowPlan, TierPlan
 
 TEXT, PATCHES = 20, (4, 6)
@@ -250,14 +252,56 @@ def test_processors_come_back_after_an_error_and_shared_ones_stay_shared(transfo
     assert all(transformer.attn_processors[name] is processor for name, processor in before.items())
 
 
-def test_a_second_attention_is_left_alone():
-    transformer = make_pipeline(dual_attention_layers=(0, 1)).transformer.eval()
-    before, inputs = dict(transformer.attn_processors), _inputs()
+def _second_matrices(transformer, inputs) -> list[np.ndarray]:
+    """A of every second attention in float64, (batch, head, query, key), by hooks on diffusers' projections."""
+    kept, hooks = [], []
+    for block in transformer.transformer_blocks:
+        if block.attn2 is not None:
+            kept.append({})
+            for name in ("norm_q", "norm_k"):
+                keep = lambda m, a, out, name=name, into=kept[-1]: into.__setitem__(name, out)  # noqa: E731
+                hooks.append(getattr(block.attn2, name).register_forward_hook(keep))
+    with torch.no_grad():
+        transformer(**inputs)
+    for hook in hooks:
+        hook.remove()
+    pairs = [(each["norm_q"].double(), each["norm_k"].double()) for each in kept]
+    return [(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).numpy() for q, k in pairs]
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_second_attentions_are_measured_and_the_output_stays(fallback):
+    transformer, inputs = make_pipeline(dual_attention_layers=(0, 1)).transformer.eval(), _inputs()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH) if fallback else nullcontext():
+        plain = transformer(**inputs).sample
+        output, result = _run(transformer, _plan(tiers=TierPlan(atlas=True), top=30), inputs)
+    assert torch.equal(output, plain) and result.row_sum_error < 1e-5
+    second = result.second
+    assert all(values[2].isnan().all() for name, values in second.items() if name != "top_index")
+    assert (second["top_index"][2] == -1).all()
+    for layer, whole in enumerate(_second_matrices(transformer, inputs)):
+        mass, cond = whole[1].mean(1), whole[1]
+        np.testing.assert_allclose(second["patch_mass"][layer].flatten(1), mass, rtol=2e-5)
+        entropy = -(cond * np.log(cond)).sum(-1).mean(-1)
+        np.testing.assert_allclose(second["entropy_all"][layer], entropy, rtol=2e-5)
+        index = second["top_index"][layer]
+        assert (index[:, 24:] == -1).all()  # 24 patches, 30 ranks
+        np.testing.assert_allclose(second["top_mass"][layer, :, :24], -np.sort(-mass, -1), rtol=2e-5)
+        np.testing.assert_allclose(
+            np.take_along_axis(mass, index[:, :24].numpy().astype(int), -1),
+            second["top_mass"][layer, :, :24], rtol=2e-5,
+        )  # fmt: skip
+
+
+def test_second_attentions_in_another_layout_are_left_alone():
+    transformer, inputs = make_pipeline(dual_attention_layers=(0, 1)).transformer.eval(), _inputs()
+    processors = {
+        name: JointAttention(regrouped=True) if ".attn2." in name else processor
+        for name, processor in transformer.attn_processors.items()
+    }
+    transformer.set_attn_processor(dict(processors))
     with torch.no_grad():
         plain = transformer(**inputs).sample
-    probe = Probe(LAYERS, HEADS, False)
-    with installed(transformer, probe):
-        for name, processor in transformer.attn_processors.items():
-            assert (processor is before[name]) == (".attn2." in name)
-    output, _ = _run(transformer, _plan(), inputs)
-    assert torch.equal(output, plain)
+    output, result = _run(transformer, _plan(), inputs)
+    assert torch.equal(output, plain) and result.second is None
+    assert len(regrouped_attentions(transformer)) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import HEADS, LAYERS, T5_TOKENS, pixels, plain_image
+from conftest import HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_image
 
 import sd35h5
 from sd35h5 import open_store, verify
@@ -147,8 +147,6 @@ def test_a_selector_beyond_the_model_is_refused_before_a_file_is_begun(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_measured_too(dtype, call, tmp_path):
-    from conftest import make_pipeline
-
     pipe = make_pipeline().to(dtype=dtype)
     plain = pixels(plain_image(pipe, "a cat", 0, **call))
     with sd35h5.capture(pipe, tmp_path / "a.h5", atlas=True, rows=("centre",), raw=("tokens=0",)) as generate:
@@ -157,3 +155,24 @@ def test_half_precision_is_measured_too(dtype, call, tmp_path):
         rows = [store.read(f"rows/{name}", sample=0, branch="cond") for name in ("to_image", "to_text")]
         image = rows[0].sum(("y", "x")) * 4  # 2 x 2 patches are averaged
         np.testing.assert_allclose(image + rows[1].sum("token"), 1, atol=4e-3)
+
+
+def test_second_attentions_are_kept_in_a_group_of_their_own(call, tmp_path):
+    pipe = make_pipeline(dual_attention_layers=(0, 1))
+    plain = pixels(plain_image(pipe, "a cat", 0, **call))
+    with sd35h5.capture(pipe, tmp_path / "a.h5", atlas=True, topk=4, precision="exact") as generate:
+        assert np.array_equal(pixels(generate("a cat", seed=0, **call).images[0]), plain)
+    with open_store(tmp_path / "a.h5") as store:
+        patches = store.read("attn2/mass_patch", sample=0, branch="cond", query="image")
+        np.testing.assert_allclose(patches[:, :2].sum(("patch_y", "patch_x")), 1, atol=1e-5)
+        assert np.isnan(patches[:, 2]).all()
+        top = {name: store.read(f"attn2/top_{name}", sample=0, branch="cond") for name in ("index", "mass")}
+        index = top["index"].sel(query="image").values[:, :2]
+        flat = patches.values.reshape(*patches.shape[:3], -1)[:, :2]
+        found = np.take_along_axis(flat, index, -1)
+        np.testing.assert_allclose(found, top["mass"].sel(query="image").values[:, :2], rtol=1e-6)
+        np.testing.assert_allclose(found[..., 0], flat.max(-1), rtol=1e-6)
+        assert (top["index"].sel(query="text") == -1).all()
+        entropy = store.read("attn2/entropy_all", sample=0, branch="cond", query="image")
+        assert np.isfinite(entropy[[0, 4], :2]).all() and np.isnan(entropy[[1, 2, 3]]).all()
+    assert verify(tmp_path / "a.h5", deep=True).problems == ()
