@@ -107,6 +107,9 @@ def _transformer(layout: Layout, keys: Collection[str], shape_of: ShapeOf, base:
     same = base.get("caption_projection_dim") == channels  # as wide as the base: its heads, then
     without = base["attention_head_dim"] if same else _HEAD_DIM
     head_dim = shape_of(norm, 1)[0] if has_norm else without
+    size = min(128, positions * patch)  # 1024 pixels, as published, or what the positions allow
+    if same and base.get("pos_embed_max_size") == positions:
+        size = base["sample_size"]
     if channels % head_dim:
         raise ConfigError(
             f"{file} has {channels} channels, which are no whole number of heads of {head_dim}: "
@@ -117,7 +120,7 @@ def _transformer(layout: Layout, keys: Collection[str], shape_of: ShapeOf, base:
     )
     dual = sorted({int(match[1]) for key in keys if (match := second.match(key))})
     return {
-        "sample_size": min(128, positions * patch), "patch_size": patch, "in_channels": in_channels,
+        "sample_size": size, "patch_size": patch, "in_channels": in_channels,
         "num_layers": layout.depth, "num_attention_heads": channels // head_dim,
         "attention_head_dim": head_dim,
         "joint_attention_dim": shape_of("context_embedder.weight", 2)[1],
@@ -169,6 +172,7 @@ def _vae(layout: Layout, keys: Collection[str], shape_of: ShapeOf, base: Config,
         "down_block_types": ("DownEncoderBlock2D",) * layout.depth,
         "up_block_types": ("UpDecoderBlock2D",) * layout.depth,
         "latent_channels": shape_of("decoder.conv_in.weight", 4)[1], "layers_per_block": blocks,
+        "mid_block_add_attention": layout.place("decoder.mid_block.attentions.0.to_q.weight").key in keys,
         "use_quant_conv": layout.prefix + "quant_conv.weight" in keys,
         "use_post_quant_conv": layout.prefix + "post_quant_conv.weight" in keys,
     }  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import T5_TOKENS, make_pipeline, plain_image
+from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
@@ -114,7 +115,7 @@ def test_a_transformer_without_norms_of_q_and_k_has_heads_of_64_or_its_bases(tmp
     part = _part(
         "transformer", save(tmp_path / "b.safetensors", original_mmdit(tiny.transformer)), tmp_path / "tiny"
     )
-    assert part.config["attention_head_dim"] == 8
+    assert part.config["attention_head_dim"] == 8 and part.config["sample_size"] == 8  # those of the base
     assert _same_output("transformer", tiny.transformer, part)
 
 
@@ -135,6 +136,21 @@ def test_diffusers_own_converters_agree(tmp_path, small):
     theirs = convert_ldm_vae_checkpoint(dict(state), small.vae.config)
     ours = load_part(_part("vae", save(tmp_path / "b.safetensors", state)), torch.float32, "cpu").state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mid_block_add_attention": False}, {"use_quant_conv": True, "layers_per_block": 2}]
+)
+def test_other_vaes_are_told_by_their_keys(changes, tmp_path):
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        **{
+            "latent_channels": 16, "block_out_channels": (32, 32, 64), "layers_per_block": 1,
+            "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+            "use_quant_conv": False, "use_post_quant_conv": False, **changes,
+        }
+    ).eval()  # fmt: skip
+    assert _same_output("vae", model, _part("vae", save(tmp_path / "a.safetensors", original_vae(model))))
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,10 @@ def original_vae(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _vae_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for key in ("quant_conv", "post_quant_conv"):
+        if getattr(model, key) is not None:
+            yield key, getattr(model, key)
+
     def resnet(key: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name in ("norm1", "conv1", "norm2", "conv2"):
             yield f"{key}.{name}", getattr(block, name)
@@ -235,10 +239,10 @@ def _vae_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"{side}.conv_in", half.conv_in
         for number, block in enumerate(half.mid_block.resnets, 1):
             yield from resnet(f"{side}.mid.block_{number}", block)
-        attention = half.mid_block.attentions[0]
-        parts = {"norm": attention.group_norm, "q": attention.to_q, "k": attention.to_k, "v": attention.to_v}
-        for name, module in (parts | {"proj_out": attention.to_out[0]}).items():
-            yield f"{side}.mid.attn_1.{name}", module
+        if (attention := half.mid_block.attentions[0]) is not None:
+            parts = {"norm": attention.group_norm, "q": attention.to_q, "k": attention.to_k}
+            for name, module in (parts | {"v": attention.to_v, "proj_out": attention.to_out[0]}).items():
+                yield f"{side}.mid.attn_1.{name}", module
         levels = list(half.down_blocks) if side == "encoder" else list(reversed(half.up_blocks))
         way, sampler = ("down", "downsample") if side == "encoder" else ("up", "upsample")
         for level, block in enumerate(levels):
