@@ -56,6 +56,9 @@ class Model:
     own."""
     no_t5: Flag = False
     """Draw without T5, which leaves 77 empty positions in its place."""
+    offload: Flag = False
+    """Keep the models in the host's memory, and each on the CUDA device only while it computes: slower, for
+    GPUs that do not hold them all."""
     gates: Text = ""
     """A gates.safetensors file to put on the transformer, in place of its own if it has one."""
     device: str = "auto"

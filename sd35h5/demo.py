@@ -11,7 +11,7 @@ from sd35h5.errors import ConfigError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 RUNS = Path("runs")
-FREE = ("device", "dtype", "no_t5")  # options of the model that go with the demo
+FREE = ("device", "dtype", "no_t5", "offload")  # options of the model that go with the demo
 VARIANTS = {
     "baseline": "transformer",
     "headwise": "transformer_headwise",

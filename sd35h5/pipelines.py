@@ -74,6 +74,9 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
         CaptureError: weights that cannot be had.
     """
     device = resolve_device(model.device)
+    if model.offload and not device.startswith("cuda"):
+        raise ConfigError(f"--offload brings models to a CUDA device in turn, and the device is {device}")
+    place = "cpu" if model.offload else device
     dtype = getattr(torch, resolve_dtype(model.dtype, device))
     needed = {*from_base(model)} - ({"transformer"} if model.transformer != "transformer" else set())
     base = local_base(model.model_id, {*needed, "scheduler"}) if needed else base_path(model.model_id)
@@ -85,7 +88,7 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
             tokenizers = load_tokenizers(model, base)
             parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
             parts["transformer"], held = split_gates(parts["transformer"])
-            models = {component: load_part(part, dtype, device) for component, part in parts.items()}
+            models = {component: load_part(part, dtype, place) for component, part in parts.items()}
             pipe = StableDiffusion3Pipeline(
                 **{**dict.fromkeys(COMPONENTS), **models},
                 **{**dict.fromkeys(TOKENIZERS), **tokenizers},
@@ -98,15 +101,25 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
                 raise
             raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
         sources = {component: future.result() for component, future in told.items()}
-    pipe.to(device)
+    pipe.to(place)
     if facts.gates_file is not None:
         if held is not None:
             raise ConfigError(f"{held.name} holds gates of its own, and {facts.gates_file} others")
         held = read_gates(facts.gates_file)
     choice = put_gates(pipe.transformer, held, gating or GateOptions())
+    if model.offload:
+        offload(pipe, choice.gates, device)
     if choice.record:
         sources["gates"] = choice.record | _told_of(facts.gates_file)
     return Loaded(pipe, choice.gates, sources)
+
+
+def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str) -> None:
+    """Let each model wait on the host and go to the device only while it computes; gates are small and stay
+    there."""
+    pipe.enable_model_cpu_offload(device=device)
+    if gates is not None:
+        gates.to(device, pipe.transformer.dtype)
 
 
 def _told_of(gates_file: Path | None) -> dict[str, object]:

@@ -141,7 +141,7 @@ def _environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
     """Versions and machine that the numbers come from; no host or user name."""
     packages = ("sd35h5", "torch", "diffusers", "transformers", "tokenizers", "numpy", "h5py")
     found = {name: _version(name) for name in packages}
-    device = torch.device(pipe.device)
+    device = torch.device(pipe._execution_device)  # its models may wait on the host
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         **found,

@@ -26,3 +26,19 @@ def test_cuda_images_are_those_of_the_plain_pipeline_to_the_bit(head_dim, dtype,
     store = sd35h5.open_store(tmp_path / "run.h5")
     assert store.samples["row_sum_error"].max() < 1e-5
     assert abs(store.read("sinks/mass_group").sum("group") - 1).max() < 1e-5
+
+
+def test_offloaded_models_draw_what_models_on_the_device_draw(tiny_folder, call):
+    from dataclasses import replace
+
+    from sd35h5.config import Model
+    from sd35h5.facts import read_facts
+    from sd35h5.pipelines import load
+
+    model = Model(model_id=str(tiny_folder), transformer="transformer_headwise", device="cuda")
+    pipes = [load(each, read_facts(each)).pipe for each in (model, replace(model, offload=True))]
+    plain, offloaded = (
+        pipe("a red apple", generator=torch_generator(0), output_type="pt", **call).images for pipe in pipes
+    )
+    assert torch.equal(plain, offloaded)
+    assert pipes[1].text_encoder_3.device.type == "cpu"

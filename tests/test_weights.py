@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,14 @@ from weights import (
 )
 
 from sd35h5.config import Model
+from sd35h5.errors import ConfigError
 from sd35h5.facts import read_facts
 from sd35h5.gate_forms import fuse_gates, separate_gates
+from sd35h5.gate_options import GateOptions
 from sd35h5.gates import build_gates, save_gates
 from sd35h5.loading import build, load_part, split_gates
 from sd35h5.model_configs import COMPONENT_CONFIGS, TRANSFORMERS, published_name
-from sd35h5.pipelines import load
+from sd35h5.pipelines import load, offload
 from sd35h5.sources import OPTIONS, Part, find_part
 from sd35h5.weight_layouts import COMPONENTS
 
@@ -261,6 +264,19 @@ def test_without_t5_there_are_77_empty_positions_and_no_weights_of_it(
         assert not facts.has_t5 and loaded.pipe.text_encoder_3 is None and loaded.pipe.tokenizer_3 is None
         assert "text_encoder_3" not in loaded.sources
         assert loaded.pipe("a cat", **CALL).images[0].size == (96, 64)
+
+
+def test_offloaded_models_draw_the_same_picture_with_their_gates(small_folder):
+    model = Model(model_id=str(small_folder), device="cpu")
+    options = GateOptions(gate_type="headwise", gate_init="neutral", gate_target="joint")
+    plain, moved = (load(model, read_facts(model), options) for _ in range(2))
+    offload(moved.pipe, moved.gates, "cpu")  # the hooks are those of a CUDA device
+    assert moved.pipe.transformer._hf_hook is not None
+    assert np.array_equal(*(plain_image(each.pipe, "a cat", 2, **CALL) for each in (plain, moved)))
+    with pytest.raises(
+        ConfigError, match="--offload brings models to a CUDA device in turn, and the device is cpu"
+    ):
+        load(replace(model, offload=True), read_facts(model))
 
 
 def test_a_hub_repository_is_read_from_its_cache_without_a_network(
