@@ -118,7 +118,7 @@ class Tiers:
     map_layers: str = "all"
     """Layers with maps: `all`, `every:2`, or a list such as `0,12-18`."""
     map_heads: Literal["mean", "all"] = "mean"
-    """Average the maps over heads, or keep one a head (as many times larger as there are heads)."""
+    """Average the maps over heads, or keep one a head, too (as many times larger as there are heads)."""
     map_pool: Literal[1, 2, 4] = 2
     """Average maps over so many patches each way; 1 keeps every patch."""
     topk: int = 16

@@ -83,7 +83,8 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
     if tiers.topk:
         names += [(name, 1) for name in schema.VARIABLES if name.startswith("topk/")]
     if tiers.maps != "off":
-        names.append(("maps/image_to_text_per_head" if tiers.map_heads == "all" else "maps/image_to_text", 1))
+        names += [("maps/map_token_index", 1), ("maps/image_to_text", 1)]
+        names += [("maps/image_to_text_per_head", 1)] * (tiers.map_heads == "all")
     if tiers.rows:
         names += [(name, 1) for name in schema.VARIABLES if name.startswith("rows/")]
     if tiers.atlas:

@@ -70,7 +70,8 @@ class PassResult:
     second: dict[str, Tensor] | None
     # stream, index, mass, value_norm, of gated models also contribution: (query stream, layer, head, rank)
     top: dict[str, Tensor] | None
-    maps: Tensor | None  # (map, layer, y, x), or (map, layer, head, y, x)
+    maps: Tensor | None  # (map, layer, y, x), mean over heads
+    head_maps: Tensor | None  # (map, layer, head, y, x)
     rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
     atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
     row_sum_error: float = float("nan")
@@ -141,6 +142,7 @@ class Probe:
         self.abandon()
         if plan is None:
             raise CaptureError("a pass of the transformer ended that never began")
+        maps = plan.tiers.maps
         expected = set(range(self.layers)) - plan.skipped
         if missing := sorted(expected - seen.keys()):
             raise CaptureError(
@@ -156,7 +158,8 @@ class Probe:
             second_gates=self._stack_second(second, plan) if self.second_gated else None,
             second=self._stack_second_keys(second_seen, plan),
             top=self._stack_top(seen) if plan.top else None,
-            maps=None if plan.tiers.maps is None else self._stack(seen, "maps").movedim(-3, 0),
+            maps=self._stack(seen, "maps").transpose(0, 1) if maps is not None else None,
+            head_maps=self._stack(seen, "head_maps").transpose(0, 1) if maps and maps.per_head else None,
             rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
             atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
         )

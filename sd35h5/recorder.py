@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,6 +168,8 @@ class SampleRecorder:
                 self._top.setdefault(name, []).append(_numpy(values))
         if result.maps is not None:
             self._put_maps(step, _numpy(result.maps))
+        if result.head_maps is not None:
+            self._put_head_maps(step, _numpy(result.head_maps))
         if result.second is not None:
             self._add_second(step, {name: _numpy(values) for name, values in result.second.items()})
         if result.rows is not None:
@@ -251,15 +254,17 @@ class SampleRecorder:
             put("rows/query_index", positions, branch=self._cond)
 
     def _put_maps(self, step: int, maps: np.ndarray) -> None:
-        """Write (map, layer, [head,] y, x), a map at a time: places without a token stay empty."""
+        """Write (map, layer, y, x), a map at a time: places without a token stay empty."""
         at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
         for place, values in enumerate(maps):
-            if values.ndim == 3:
-                self._writer.put("maps/image_to_text", values, map_token=place, **at)
-                continue
-            for layer in self._layout.map_layers:
-                name = "maps/image_to_text_per_head"
-                self._writer.put(name, values[layer], map_token=place, layer=layer, **at)
+            self._writer.put("maps/image_to_text", values, map_token=place, **at)
+
+    def _put_head_maps(self, step: int, maps: np.ndarray) -> None:
+        """Write (map, layer, head, y, x), of the layers that have maps."""
+        at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
+        name = "maps/image_to_text_per_head"
+        for place, layer in product(range(len(maps)), self._layout.map_layers):
+            self._writer.put(name, maps[place, layer], map_token=place, layer=layer, **at)
 
     def _put_rows(self, step: int, rows: dict[str, np.ndarray]) -> None:
         """Write (query, layer, …), a query at a time: places of absent words stay empty."""

@@ -21,7 +21,7 @@ class MapPlan:
     Args:
         tokens: int64, text positions.
         layers: those with maps; None for all.
-        per_head: keep maps of every head, not their mean.
+        per_head: keep maps of every head, beside their mean.
         pool: patches averaged each way.
     """
 
@@ -85,7 +85,7 @@ def measure_columns(
     Args:
         columns: (heads, image patches, columns).
 
-    Returns: `maps`, (map, y, x) or (head, map, y, x), or nothing.
+    Returns: `maps` (map, y, x), mean over heads, with `per_head` also `head_maps` (map, head, y, x); or nothing.
     """
     maps, raw = plan.of_layer(layer)
     count = len(maps.tokens) if maps is not None else 0
@@ -94,8 +94,11 @@ def measure_columns(
         raw.keep(layer, chosen.unflatten(-1, patches))
     if maps is None:
         return {}
-    mapped = columns[..., :count] if maps.per_head else columns[..., :count].mean(0)
-    return {"maps": reductions.pool_columns(mapped, *patches, maps.pool)}
+    mapped = columns[..., :count]
+    if not maps.per_head:
+        return {"maps": reductions.pool_columns(mapped.mean(0), *patches, maps.pool)}
+    each = reductions.pool_columns(mapped, *patches, maps.pool).transpose(0, 1)
+    return {"maps": each.mean(1), "head_maps": each}
 
 
 def measure_rows(

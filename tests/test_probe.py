@@ -168,8 +168,9 @@ def test_maps_per_head_average_to_the_head_mean(transformer):
     _, mean = _run(transformer, _plan(tiers=TierPlan(MapPlan(MAPPED, pool=2))), _inputs())
     plan = _plan(tiers=TierPlan(MapPlan(MAPPED, per_head=True, pool=2)))
     _, each = _run(transformer, plan, _inputs())
-    assert each.maps.shape == (3, LAYERS, HEADS, 2, 3)
-    torch.testing.assert_close(each.maps.mean(2), mean.maps)
+    assert each.head_maps.shape == (3, LAYERS, HEADS, 2, 3) and mean.head_maps is None
+    torch.testing.assert_close(each.head_maps.mean(2), mean.maps)
+    torch.testing.assert_close(each.maps, mean.maps)
 
 
 def test_rows_atlas_and_raw_are_the_models_attention_in_float64(transformer):

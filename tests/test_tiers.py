@@ -42,7 +42,9 @@ def test_maps_of_chosen_layers_average_to_the_mass_of_every_token_and_head(captu
     with open_store(captured[0]) as store:
         maps = store.read("maps/image_to_text_per_head", sample=0, branch="cond")
         mass = store.read("sinks/mass_image", sample=0, branch="cond", step=[0, 4])
+        mean = store.read("maps/image_to_text", sample=0, branch="cond")
     assert maps.sizes["map_token"] == TOKENS and np.isnan(maps.isel(layer=1)).all()
+    np.testing.assert_allclose(mean, maps.mean("head"), rtol=1e-6)
     chosen = maps.isel(layer=[0, 2]).mean(("y", "x")).transpose("map_step", "layer", "head", "map_token")
     np.testing.assert_allclose(chosen, mass.isel(layer=[0, 2]).values, rtol=1e-5)
 
