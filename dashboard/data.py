@@ -17,7 +17,7 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
-from sd35h5 import compare, maps, metrics, pictures
+from sd35h5 import compare, effects, maps, metrics, pictures, sinks, topkeys
 from sd35h5.errors import Sd35h5Error
 from sd35h5.reader import Store, open_store
 from sd35h5.verifying import verify
@@ -185,6 +185,67 @@ def samples(run: Run) -> pd.DataFrame:
 def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
     """Return a metric of the chosen samples: (sample, step, layer, head)."""
     return metrics.METRICS[name](store(run), target, branch, list(chosen))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def uniform_mass(run: Run, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> float | None:
+    """Return the target's mean mass under uniform attention; None where the file does not tell the image's size."""
+    try:
+        return float(sinks.uniform_mass(store(run), target, branch, list(chosen)).mean())
+    except Sd35h5Error:
+        return None
+
+
+@st.cache_data(max_entries=8, show_spinner="Reading …")
+def heaviest_keys(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.Dataset:
+    """Return the heaviest key of every (sample, top_step, layer, head): which, of what kind, how heavy."""
+    return topkeys.top_keys(store(run), branch, "image", list(chosen), count=1)
+
+
+@dataclass(frozen=True)
+class HeaviestKeys:
+    """What is drawn of the heaviest keys: shares of kinds in all, over layers and over steps, places, stability."""
+
+    kinds: pd.DataFrame
+    by_layer: pd.DataFrame
+    by_step: pd.DataFrame
+    patches: pd.DataFrame
+    same: dict[str, float]
+
+
+@st.cache_data(max_entries=32, show_spinner="Computing …")
+def key_kinds(
+    run: Run,
+    branch: str,
+    chosen: tuple[int, ...],
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
+    steps: tuple[int, ...],
+) -> HeaviestKeys | None:
+    """Return the numbers of the heaviest keys within these layers, heads and steps; None without a captured step."""
+    keys = heaviest_keys(run, branch, chosen)
+    captured = [place for place, step in enumerate(keys["top_step"].values) if step in steps]
+    if not captured:
+        return None
+    keys = keys.isel(layer=list(layers), head=list(heads), top_step=captured).assign_coords(
+        layer=list(layers)
+    )
+    varied = [dim for dim in ("top_step", "head", "sample") if keys.sizes[dim] > 1]
+    return HeaviestKeys(
+        topkeys.kind_shares(keys),
+        topkeys.kind_shares(keys, by="layer"),
+        topkeys.kind_shares(keys, by="top_step"),
+        topkeys.patch_shares(keys),
+        {dim: float(topkeys.stability(keys, dim).mean()) for dim in varied},
+    )
+
+
+@st.cache_data(max_entries=32, show_spinner="Computing …")
+def surviving_cells(
+    _difference: xr.DataArray, prompts: tuple[str, ...], key: tuple[object, ...]
+) -> pd.DataFrame:
+    """Return p and q of every cell of a difference; `key` says what it is the difference of."""
+    return effects.surviving_cells(_difference, prompts)
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading …")

@@ -39,14 +39,23 @@ def paired_effects(
     Args: difference: (sample, [step,] layer, head); prompts: the prompt_id of each sample.
     Returns: layer, head, prompts, mean_difference, effect, low, high, p, q.
     """
-    reduced = difference.mean(
-        [dim for dim in difference.dims if dim not in ("sample", "layer", "head")], skipna=True
-    )
-    values = reduced.transpose("sample", "layer", "head").values
-    units = prompt_means(values.reshape(len(values), -1), prompts).to_numpy()
-    layer, head = np.meshgrid(reduced["layer"].values, reduced["head"].values, indexing="ij")
-    table = pd.DataFrame({"layer": layer.ravel().astype(int), "head": head.ravel().astype(int)})
+    table, units = _cells(difference, prompts)
     return pd.concat([table, effects(units, resamples, level, seed)], axis=1)
+
+
+def surviving_cells(
+    difference: xr.DataArray, prompts: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Return p and q of every (layer, head) as `paired_effects` does, without intervals: what marks on a map need.
+
+    Returns: layer, head, prompts, p, q; NaN for p and q with fewer than 6 prompts.
+    """
+    table, units = _cells(difference, prompts)
+    p = np.full(units.shape[1], np.nan)
+    whole = np.isfinite(units).all(axis=0)
+    if len(units) >= MIN_PROMPTS and whole.any():
+        p[whole] = sign_flip_p(units[:, whole], resamples, seed)
+    return table.assign(prompts=len(units), p=p, q=false_discovery(p))
 
 
 def overall_effect(
@@ -148,6 +157,16 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
     if there.any():
         q[there] = stats.false_discovery_control(p[there])
     return q
+
+
+def _cells(difference: xr.DataArray, prompts: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return layer and head of every cell, and the prompts' mean differences: (prompt, cell)."""
+    outer = [dim for dim in difference.dims if dim not in ("sample", "layer", "head")]
+    reduced = difference.mean(outer, skipna=True).transpose("sample", "layer", "head")
+    values = reduced.values
+    units = prompt_means(values.reshape(len(values), -1), prompts).to_numpy()
+    layer, head = np.meshgrid(reduced["layer"].values, reduced["head"].values, indexing="ij")
+    return pd.DataFrame({"layer": layer.ravel().astype(int), "head": head.ravel().astype(int)}), units
 
 
 def _blocks(cells: int, resamples: int) -> list[slice]:

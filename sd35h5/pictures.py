@@ -74,7 +74,8 @@ def overlay(
     """
     weight = resized(scaled(values, low, high), image.shape[:2], smooth)
     gray = image.astype(float).mean(axis=2, keepdims=True)
-    cover = (opacity * (opacity**6 + (1 - opacity**6) * weight**1.5))[..., None]
+    seen = np.clip(1.5 * weight - 0.05, 0, 1)  # the lowest values are no colour at all
+    cover = (opacity * (opacity**6 + (1 - opacity**6) * seen))[..., None]
     ground = image * (1 - cover) + gray * cover
     return np.clip(ground * (1 - cover) + colored(weight) * cover, 0, 255).astype(np.uint8)
 

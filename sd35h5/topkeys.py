@@ -25,7 +25,11 @@ TOP = ("sample", "top_step", "layer", "head", "rank")
 
 
 def top_keys(
-    store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
+    store: Store,
+    branch: str = "cond",
+    query: str = "image",
+    samples: Sequence[int] | None = None,
+    count: int | None = None,
 ) -> xr.Dataset:
     """Return the heaviest keys of every (layer, head), image patches included: which, of what kind, how heavy.
 
@@ -35,13 +39,14 @@ def top_keys(
     Source: topk/* (exact float32), and the token table for the kind.
     Caveat: a corner is one patch, a border the outermost ring without corners; on a 1 × n image all are corners
     or borders.
+    Args: count: only so many of the heaviest; all that were captured when None.
     Returns: stream (0 image, 1 text), index, mass, value_norm, kind (position in KINDS, 255 unmeasured), each
         (sample, top_step, layer, head, rank); kind_size, keys of each kind (sample, kind).
     """
     if "topk/top_index" not in store:
         raise StoreError(f"{store.name} holds no heaviest keys: capture it with --topk 16")
     chosen = chosen_samples(store, samples)
-    where = {"sample": chosen, "branch": branch, "query": query}
+    where = {"sample": chosen, "branch": branch, "query": query, "rank": slice(0, count)}
     read = {
         name: store.read(f"topk/top_{name}", **where) for name in ("stream", "index", "mass", "value_norm")
     }
@@ -80,21 +85,17 @@ def kind_shares(keys: xr.Dataset, count: int = 1, by: str | None = None) -> pd.D
     Args: by: "layer", "top_step", "head" or "sample" gives a row a kind and position; None one a kind.
     Returns: kind, [by,] share, chance; only kinds that have keys.
     """
-    kinds = keys["kind"].isel(rank=slice(0, count))
-    measured = kinds.isel(rank=0, drop=True) != UNKNOWN
-    chance = _chance(keys["kind_size"].values, count)
+    kinds = keys["kind"].transpose(*TOP).values[..., :count]
+    measured = kinds[..., 0] != UNKNOWN
+    outer = tuple(axis for axis, dim in enumerate(TOP[:-1]) if dim != by)
+    places = keys[by].values if by in keys.coords else range(keys.sizes[by]) if by else [0]
+    chance, cells = _chance(keys["kind_size"].values, count), measured.sum(axis=outer)
     rows = []
     for number, name in enumerate(KINDS):
-        if not keys["kind_size"].sel(kind_name=name).values.any():
-            continue
-        found = (kinds == number).any("rank").where(measured)
-        share = found.mean([dim for dim in found.dims if dim != by], skipna=True)
-        for place, value in zip(
-            keys[by].values if by in keys.coords else range(share.size),
-            np.atleast_1d(share.values),
-            strict=True,
-        ):
-            rows.append([name, place, float(value), chance[number]])
+        if keys["kind_size"].values[:, number].any():
+            found = (kinds == number).any(axis=-1) & measured
+            share = np.atleast_1d(found.sum(axis=outer) / np.where(cells > 0, cells, np.nan))
+            rows += [[name, at, value, chance[number]] for at, value in zip(places, share, strict=True)]
     table = pd.DataFrame(rows, columns=["kind", by or "all", "share", "chance"])
     return table if by else table.drop(columns="all")
 
@@ -133,10 +134,10 @@ def stability(keys: xr.Dataset, over: str = "top_step", count: int = 1) -> xr.Da
     values = names.transpose(*left, over, "rank").values
     shape, positions = values.shape[: len(left)], values.shape[-2]
     flat = values.reshape(-1, positions * values.shape[-1]).astype(np.int64)
-    cell = np.broadcast_to(np.arange(len(flat))[:, None], flat.shape)
-    pairs, times = np.unique(np.stack([cell.ravel(), flat.ravel()]), axis=1, return_counts=True)
-    times = np.where(pairs[1] >= 0, times, 0)
-    agreeing = np.bincount(pairs[0], times * (times - 1.0), minlength=len(flat))
+    span = int(flat.max()) + 2
+    pairs, times = np.unique(np.arange(len(flat))[:, None] * span + flat + 1, return_counts=True)
+    times = np.where(pairs % span > 0, times, 0)
+    agreeing = np.bincount(pairs // span, times * (times - 1.0), minlength=len(flat))
     there = (flat.reshape(len(flat), positions, -1)[:, :, 0] >= 0).sum(axis=1)
     total = np.where(there > 1, count * there * (there - 1.0), np.nan)
     coords = {dim: keys[dim].values for dim in left if dim in keys.coords}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sd35h5 import charts, pictures, scales
+from sd35h5 import charts, figures, pictures, scales
 from sd35h5.schema import GROUPS
 
 
@@ -57,6 +57,48 @@ def test_difference_scale_is_symmetric_about_zero(values):
     scale = charts.difference_heatmap(frame, "difference").to_dict()["encoding"]["color"]["scale"]
     assert scale["domain"][0] == -scale["domain"][1] < 0
     assert scale["domainMid"] == 0
+
+
+def test_a_magnitude_begins_at_zero_and_small_numbers_are_short():
+    color = charts.layer_head_heatmap(cells().assign(value=[2.3e-6, 1.16e-8, 1e-6, 2e-6, 1e-7, 5e-7]), "mass")
+    color = color.to_dict()["encoding"]["color"]
+    assert color["scale"]["domain"] == [0.0, 2.3e-6]
+    assert "'.2~e'" in color["legend"]["labelExpr"]
+
+
+def test_marked_cells_have_a_dot_and_the_cells_stay_clickable():
+    chart = charts.difference_heatmap(
+        cells().assign(marked=[True] + [False] * 5), "difference", select="cell"
+    )
+    chart = chart.to_dict()
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["rect", "circle"]
+    assert [param["name"] for param in chart["params"]] == ["cell"]
+    dots = chart["datasets"][chart["layer"][1]["data"]["name"]]
+    assert dots == [{"layer": 0, "head": 0}]
+    assert "layer" not in charts.difference_heatmap(cells().assign(marked=False), "difference").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [(["demo-baseline", "demo-headwise", "demo-elementwise"], 2), (["a", "b"], 2), (["x" * 80], 1)],
+)
+def test_a_legend_has_as_many_columns_as_fit(names, columns):
+    assert scales.legend_columns(names) == columns
+
+
+def test_the_figures_of_sinks_hold_their_frames(tmp_path):
+    kinds = pd.DataFrame(
+        {"kind": ["clip_bos", "inner", "corner"], "layer": 0, "share": [0.5, 0.5, 0.0], "chance": 0.1}
+    )
+    assert [row["kind"] for row in rows_of(figures.key_kinds(kinds, "layer"))] == ["clip_bos", "inner patch"]
+    patches = pd.DataFrame({"y": [0, 0, 1, 1], "x": [0, 1, 0, 1], "share": [0.1, 0, 0, 0.2]})
+    assert [row["share"] for row in rows_of(figures.patch_heatmap(patches))] == [0.1, 0, 0, 0.2]
+    rates = pd.DataFrame({"series": "a", "epsilon": [0.01, 0.1], "times_uniform": np.nan, "mean": [1, 0.5],
+                          "low": np.nan, "high": np.nan})  # fmt: skip
+    notes = [
+        row["note"] for row in rows_of(figures.sink_curve(rates, epsilon=0.3, uniform=0.002)) if "note" in row
+    ]
+    assert set(notes) == {"uniform: 0.002", "ε of causal models: 0.3"}
 
 
 def curve(low=0.1) -> pd.DataFrame:
@@ -129,6 +171,14 @@ def test_overlay_is_the_image_at_opacity_0_and_the_map_at_1():
     np.testing.assert_array_equal(pictures.overlay(image, values, opacity=0), image)
     alone = pictures.map_picture(values, (32, 48), smooth=True)
     assert np.abs(pictures.overlay(image, values, opacity=1).astype(int) - alone).max() <= 1
+
+
+def test_overlay_leaves_the_picture_as_it_is_where_attention_is_low():
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    values = np.full((4, 6), 0.01)
+    values[3, 0] = 1
+    change = np.abs(pictures.overlay(image, values, opacity=0.6, smooth=False).astype(int) - image)
+    assert change[:24].max() <= 12 and change[24:, :8].mean() > 30
 
 
 def test_overlay_keeps_places_of_a_rectangular_map():

@@ -17,7 +17,7 @@ import pytest
 from stores import make_store
 from streamlit.testing.v1 import AppTest
 
-from sd35h5 import compare, metrics, open_store
+from sd35h5 import compare, metrics, open_store, sinks, topkeys
 from sd35h5.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,55 @@ def test_heatmap_equals_the_metrics(app, folder):
     pd.testing.assert_series_equal(
         found, expected_heatmap(folder / "demo-baseline.h5"), check_index_type=False
     )
-    assert len(test.get("vega_lite_chart")) == 4
+    assert (
+        len(test.get("vega_lite_chart")) == 6
+    )  # no map of patches: the start token is every head's heaviest
+
+
+def test_the_sink_curve_and_the_kinds_of_keys_equal_the_library(app, folder):
+    test = app(folder, page="sinks", cell=(2, 1))
+    frames = frames_of(test)
+    with open_store(folder / "demo-baseline.h5") as store:
+        mass = metrics.first_token_mean(store).isel(layer=[2], head=[1])
+        expected = sinks.sink_curve(mass, ["p0", "p1"])
+        keys = topkeys.top_keys(store).isel(layer=[2], head=[1])
+        shares = topkeys.kind_shares(keys)
+    curve = next(frame for frame in frames if "epsilon" in frame.columns and "series" in frame.columns)
+    cell = curve[curve["series"] == "layer 2, head 1"]
+    np.testing.assert_allclose(cell["mean"], expected["mean"])
+    kinds = next(frame for frame in frames if "kind" in frame.columns)
+    assert set(kinds["layer"]) == {2}
+    assert kinds["share"].sum() == pytest.approx(1)
+    row = shares[shares["kind"] == "clip_bos"].iloc[0]
+    assert f"clip\\_bos {row['share']:.0%}" in text_of(test)
+
+
+def test_steps_without_top_keys_are_told(app, folder):
+    test = app(folder, page="sinks")
+    test.sidebar.slider(key=f"steps-{STEPS}").set_value((1, 1)).run()
+    assert "No step with captured top keys" in text_of(test)
+
+
+def test_cells_that_survive_correction_are_marked_on_compare(app, tmp_path):
+    prompts = tuple(f"a {thing}" for thing in ("car", "cat", "dog", "sun", "hat", "pen", "cup"))
+    for name, sink in (("base", 5.0), ("gated", 1.0)):
+        make_store(
+            tmp_path / f"{name}.h5",
+            samples=7,
+            prompts=prompts,
+            layers=LAYERS,
+            heads=HEADS,
+            steps=2,
+            sink=sink,
+        )
+    test = app(tmp_path, page="compare")
+    assert "survives correction for all 6 cells" in text_of(test)
+    dots = [frame for frame in frames_of(test) if list(frame.columns) == ["layer", "head"]]
+    assert [len(frame) for frame in dots] == [LAYERS * HEADS]
+
+
+def test_too_few_prompts_mark_nothing_and_say_why(app, folder):
+    assert "No cells are marked: 2 prompts" in text_of(app(folder, page="compare"))
 
 
 def test_sidebar_filters_the_heatmap(app, folder):

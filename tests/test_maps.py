@@ -56,3 +56,13 @@ def test_a_branch_without_maps_is_told(store):
 @pytest.mark.parametrize(("shape", "longest", "fits"), [((256, 128), 100, (100, 50)), ((6, 4), 1, (1, 1))])
 def test_fit_keeps_the_proportion(shape, longest, fits):
     assert maps.fit(shape, longest) == fits
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word"),
+    [("a red apple left of a cat", "apple"), ("a blue car", "car"), ("the old photo of a", "the")],
+)
+def test_maps_open_on_the_first_thing_else_on_the_first_word(tmp_path, prompt, word):
+    with open_store(make_store(tmp_path / "run.h5", samples=1, prompts=(prompt,))) as store:
+        choices = maps.map_choices(store, 0)
+    assert choices.loc[maps.first_thing(choices), "word_text"] == word

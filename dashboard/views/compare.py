@@ -5,7 +5,9 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import data, panels
-from sd35h5 import charts, compare, metrics, scales
+from sd35h5 import charts, compare, effects, metrics, scales
+
+SIGNIFICANT = 0.05
 
 
 def pairing_of(view, other: data.Run) -> compare.Pairing:
@@ -24,10 +26,22 @@ def values_of(view, other: data.Run, pairing: compare.Pairing):
     return sides
 
 
-def heatmaps(view, pairs: dict[str, tuple]) -> None:
+def marked(view, name: str, sides: tuple, pairing: compare.Pairing) -> tuple[pd.DataFrame, int]:
+    """Return the difference of every cell with a mark where it survives correction, and the number of prompts."""
+    change = compare.difference(*sides)
+    other = next(run for run in view.others if run.name == name)
+    pairs = tuple(map(tuple, pairing.pairs[["reference_sample", "other_sample"]].to_numpy().tolist()))
+    key = (view.run, other, pairs, view.metric, view.target, view.branch, view.layers, view.heads, view.steps)
+    found = data.surviving_cells(change, tuple(pairing.pairs["prompt_id"]), key)
+    frame = metrics.by_layer_head(change).merge(found[["layer", "head", "q"]], on=["layer", "head"])
+    return frame.assign(marked=frame["q"] <= SIGNIFICANT), int(found["prompts"].iloc[0])
+
+
+def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
     """Draw reference, other and difference, one colour scale over all runs and one over all differences."""
     cells = {name: [metrics.by_layer_head(side) for side in sides] for name, sides in pairs.items()}
-    changes = {name: metrics.by_layer_head(compare.difference(*sides)) for name, sides in pairs.items()}
+    found = {name: marked(view, name, sides, pairings[name]) for name, sides in pairs.items()}
+    changes = {name: frame for name, (frame, _) in found.items()}
     domain = scales.magnitude(pd.concat([frame for both in cells.values() for frame in both])["value"])
     limit = max(scales.symmetric(frame["value"]) for frame in changes.values())
     for name, (before, after) in cells.items():
@@ -57,6 +71,20 @@ def heatmaps(view, pairs: dict[str, tuple]) -> None:
                         height=panels.tall(view, 320),
                     )
                 panels.clickable(figure, f"compare-{name}-{title}")
+    st.caption(" ".join(dict.fromkeys(marks_mean(len(frame), prompts) for frame, prompts in found.values())))
+
+
+def marks_mean(cells: int, prompts: int) -> str:
+    """Say what the dots mean, or why there are none."""
+    if prompts < effects.MIN_PROMPTS:
+        return (
+            f"No cells are marked: {prompts} prompt{'s' if prompts > 1 else ''} cannot tell a change from chance, "
+            f"{effects.MIN_PROMPTS} can."
+        )
+    return (
+        f"A dot marks a difference that survives correction for all {cells} cells: sign flips over {prompts} prompts, "
+        f"Benjamini–Hochberg, q ≤ {SIGNIFICANT}."
+    )
 
 
 def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
@@ -146,7 +174,7 @@ for other, pairing in zip(view.others, all_pairings, strict=True):
         pairings[other.name], pairs[other.name] = pairing, (before, after)
         st.markdown(panels.plain(compare.sentence(before, after, pairing, panels.METRIC_TITLES[view.metric])))
 if pairs:
-    heatmaps(view, pairs)
+    heatmaps(view, pairs, pairings)
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     left, right = st.columns(2)
     with left:

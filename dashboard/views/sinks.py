@@ -1,17 +1,18 @@
-"""Sinks: layer × head heatmap, step curve, token bars and group mass, all following the sidebar and the
-clicked cell."""
+"""Sinks: heatmap, step curve, tokens, group mass, sink rate over ε and which key is the sink, for the sidebar's
+choice and the clicked cell."""
 
 import pandas as pd
 import streamlit as st
 
 from dashboard import data, panels
-from sd35h5 import charts, metrics
+from sd35h5 import charts, figures, metrics, sinks
 
 KINDS = {
     "padding averaged": metrics.with_pads_averaged,
     "every token": lambda frame: frame,
     "words only": lambda frame: frame[frame["group"].isin(["clip_word", "t5_word"])],
 }
+PATCHES = 300  # pixels of width of the map of patches
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
 
@@ -75,6 +76,56 @@ def groups(view) -> None:
     panels.chart(charts.group_mass(metrics.groups_over_layers(mass), layer=layer, height=560))
 
 
+def rates(view) -> None:
+    """Draw the sink rate over ε: all chosen layers and heads, and the clicked cell beside them."""
+    mass = data.metric(view.run, "first_token_mean", view.target, view.branch, view.samples)
+    prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
+    uniform = data.uniform_mass(view.run, view.target, view.branch, view.samples)
+    frames = [sinks.sink_curve(view.within(mass), prompts, uniform).assign(series="all layers and heads")]
+    if view.cell is not None:
+        cell = sinks.sink_curve(view.at_cell(mass), prompts, uniform)
+        frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
+    panels.chart(figures.sink_curve(pd.concat(frames), epsilon=sinks.EPSILON, uniform=uniform, height=430))
+    st.caption(
+        "share of heads, steps and samples whose mass exceeds ε; "
+        "line: mean over prompts; band: 10th to 90th percentile across them"
+    )
+
+
+def which_key(view) -> None:
+    """Draw of what kind the heaviest key is, over layers or steps, and where on the image its patches lie."""
+    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    found = data.key_kinds(view.run, view.branch, view.samples, layers, heads, view.steps)
+    if found is None:
+        st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
+        return
+    over = st.segmented_control(
+        "Heaviest key", ["over layers", "over steps"], default="over layers", key="kinds-over",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    frame, by = (found.by_step, "top_step") if over == "over steps" else (found.by_layer, "layer")
+    panels.chart(figures.key_kinds(frame, by, height=470))
+    st.caption(panels.plain(told(found)))
+    if found.patches["share"].sum() > 0:
+        st.markdown("**Where on the image those patches lie**")
+        rows, columns = found.patches[["y", "x"]].max() + 1
+        tall = min(560, round(PATCHES * rows / columns) + 120)  # 120 pixels for axis and legend
+        st.altair_chart(
+            figures.patch_heatmap(found.patches, width=PATCHES + 50, height=tall), width="content"
+        )
+
+
+def told(found: data.HeaviestKeys) -> str:
+    """Say which kinds are the heaviest most often, beside chance, and how stable the heaviest key is."""
+    most = " · ".join(
+        f"{row.kind} {row.share:.0%} (by chance {row.chance:.1%})"
+        for row in found.kinds.sort_values("share", ascending=False).head(3).itertuples()
+    )
+    names = {"top_step": "steps", "head": "heads of a layer", "sample": "samples"}
+    same = ", ".join(f"{value:.0%} of pairs of {names[dim]}" for dim, value in found.same.items())
+    return f"most often: {most}." + (f" The same key in {same}." if same else "")
+
+
 view = panels.current()
 where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
 st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
@@ -98,3 +149,12 @@ with right:
     st.markdown(f"**Where the mass goes**{'' if view.cell is None else f' · head {view.cell[1]}'}")
     with data.sentence(view.run):
         groups(view)
+left, right = st.columns(2)
+with left:
+    st.markdown(f"**Sink rate over ε**{where}")
+    with data.sentence(view.run):
+        rates(view)
+with right:
+    st.markdown(f"**Which key is the sink?**{where}")
+    with data.sentence(view.run):
+        which_key(view)
