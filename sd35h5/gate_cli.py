@@ -62,7 +62,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         ConfigError: no readable file, or no gates in it.
     """
     from .gate_files import read_gates
-    from .gate_forms import zero_attentions
+    from .gate_forms import is_zero, zero_attentions
     from .gate_texts import tell_layers
 
     source = read_gates(path)
@@ -86,9 +86,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "activation": source.metadata.get("activation"),
         "attn2_layout": source.metadata.get("attn2_layout") if source.second else "no second attention",
         "zero_rows": by_target(set(zeros)) or "none",
-        "weights": "trained"
-        if any(bool((tensor != 0).any()) for tensor in weights)
-        else "untrained: all zero",
+        "weights": "trained" if any(not is_zero(tensor) for tensor in weights) else "untrained: all zero",
     }
 
 

@@ -188,6 +188,11 @@ def _refuse_unplaced(gates: Mapping[str, Tensor], used: set[str]) -> None:
         raise ConfigError(f"{left[0]} has no attention in this checkpoint to go to")
 
 
+def is_zero(tensor: Tensor) -> bool:
+    """Whether all values are zero; fp8, which knows few operations, too."""
+    return not bool(tensor.float().any())
+
+
 def zero_attentions(gates: Mapping[str, Tensor], layers: int | None = None) -> list[tuple[int, str]]:
     """Attentions whose gate rows are zero, all weights and biases of both streams.
 
@@ -202,5 +207,5 @@ def zero_attentions(gates: Mapping[str, Tensor], layers: int | None = None) -> l
         if name == "add_gate" and layers is not None and int(layer) == layers - 1:
             continue
         place = int(layer), attention
-        seen[place] = seen.get(place, True) and not bool((tensor != 0).any())
+        seen[place] = seen.get(place, True) and is_zero(tensor)
     return sorted(place for place, zero in seen.items() if zero)

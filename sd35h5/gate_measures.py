@@ -8,9 +8,7 @@ from torch import Tensor
 from sd35h5.reductions import IMAGE, TEXT
 
 
-def gate_group_means(
-    gates: tuple[Tensor | None, Tensor | None], membership: Tensor, heads: int
-) -> Tensor:
+def gate_group_means(gates: tuple[Tensor | None, Tensor | None], membership: Tensor, heads: int) -> Tensor:
     """Mean of each stream's gate over the queries of a group (and over channels).
 
     Args:

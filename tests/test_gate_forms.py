@@ -438,3 +438,18 @@ def test_taking_gates_off_a_transformer_gives_them_back(bare):
     again = gates_of(bare)
     assert (again.gate_type, again.activation, again.target) == ("elementwise", "2sigmoid", "all")
     assert gate_tensors(again).keys() == gate_tensors(gates).keys()
+
+
+def test_gates_stored_in_fp8_are_read_and_cast(mmdit, tmp_path):
+    tensors = _random_gates("headwise", [(1, "attn")])
+    gated = _checkpoint(mmdit, tensors, "a", zero_rows=True)
+    save_file(
+        {key: value.to(torch.float8_e4m3fn) for key, value in gated.items()}, tmp_path / "fp8.safetensors"
+    )
+    source = read_gates(tmp_path / "fp8.safetensors")
+    gates = choose_gates(mmdit, source, GateOptions(gate_zero_rows="off")).gates
+    assert gates.layers == (1,)
+    for key, value in gate_tensors(gates).items():
+        assert value.dtype == torch.float32 and torch.equal(
+            value, tensors[key].to(torch.float8_e4m3fn).float()
+        )
