@@ -19,7 +19,8 @@ from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
 from sd35h5.facts import ModelFacts, base_path, transformer_folder
 from sd35h5.fetching import local_base
 from sd35h5.frame import load_scheduler, load_tokenizers, with_tokens
-from sd35h5.gate_files import put_gates, read_gates
+from sd35h5.gate_choice import put_gates
+from sd35h5.gate_files import read_gates
 from sd35h5.gate_options import GateOptions
 from sd35h5.gates import Gates
 from sd35h5.loading import load_part, provenance, split_gates

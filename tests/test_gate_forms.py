@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd35h5.errors import ConfigError
-from sd35h5.gate_files import choose_gates, put_gates, read_gates, source_of
+from sd35h5.gate_choice import choose_gates, put_gates
+from sd35h5.gate_files import read_gates, source_of
 from sd35h5.gate_forms import (
     base_shapes,
     find_gates,

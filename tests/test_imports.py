@@ -31,6 +31,7 @@ CAPTURE = (
     | {"sd35h5.selectors", "sd35h5.budget"}
     | {"sd35h5.checkpoints", "sd35h5.weight_layouts", "sd35h5.model_configs", "sd35h5.sources"},
     {"sd35h5.gate_forms", "sd35h5.attention", "sd35h5.gates", "sd35h5.gate_files", "sd35h5.pipelines"}
+    | {"sd35h5.gate_choice"}
     | {"sd35h5.fetching", "sd35h5.frame", "sd35h5.loading"},
     {"sd35h5.reductions", "sd35h5.gate_measures", "sd35h5.tiers", "sd35h5.probe"},
     {"sd35h5.recorder", "sd35h5.session", "sd35h5.watcher"},
