@@ -55,7 +55,7 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
         CaptureError: the hub refuses or is not there.
     """
     base = base_path(model.model_id)
-    check_tokenizers(model, base)
+    check_single_file(model, base)
     alone = find_parts(model, base, given_only=base is None or base.is_dir())
     read, revision, hub_gates = {}, "", None
     if base is not None:
@@ -117,13 +117,20 @@ def _check_class(model_id: str, index: dict) -> None:
         raise ConfigError(f"{model_id} holds a {index.get('_class_name')}, not a StableDiffusion3Pipeline")
 
 
-def check_tokenizers(model: Model, base: Path | None) -> None:
-    """Refuse a single file without --tokenizer_path.
+def check_single_file(model: Model, base: Path | None) -> None:
+    """Refuse a single file without --tokenizer_path, or with --transformer.
 
     Raises:
         ConfigError: as said.
     """
-    if base is not None and base.is_file() and not model.tokenizer_path:
+    if base is None or not base.is_file():
+        return
+    if model.transformer != "transformer":
+        raise ConfigError(
+            f"--transformer {model.transformer}: --model_id {model.model_id} is a single file, in which there are "
+            "no folders; give the transformer with --dit_path"
+        )
+    if not model.tokenizer_path:
         raise ConfigError(
             f"--model_id {model.model_id} is a single file, which holds no tokenizers: give --tokenizer_path, "
             "a folder with tokenizer, tokenizer_2 and tokenizer_3, such as any SD3 folder in diffusers' layout"

@@ -241,6 +241,8 @@ def test_a_single_file_says_what_else_it_needs(tmp_path, small, small_folder):
     file = save(tmp_path / "all.safetensors", all_in_one(small, without=("text_encoder_3",)))
     with pytest.raises(ConfigError, match="holds no tokenizers: give --tokenizer_path"):
         read_facts(Model(model_id=str(file)))
+    with pytest.raises(ConfigError, match="is a single file, in which there are no folders; .* --dit_path"):
+        read_facts(Model(model_id=str(file), tokenizer_path=str(small_folder), transformer="other"))
     with pytest.raises(
         ConfigError, match="does not hold a T5 encoder: give it with --t5xxl_path, or .* --no_t5"
     ):
@@ -303,5 +305,9 @@ def test_hashes_are_kept_beside_large_files_until_these_change(tmp_path):
     file.write_bytes(b"two")
     os.utime(file, ns=(kept["mtime_ns"] + 1, kept["mtime_ns"] + 1))
     assert sha256_of(file) == hashlib.sha256(b"two").hexdigest()
+    blob = tmp_path / ("ab" * 32)  # the hub's cache: a large file is a link to one named by its sha256
+    blob.write_bytes(b"weights")
+    (tmp_path / "hub.safetensors").symlink_to(blob)
+    assert sha256_of(tmp_path / "hub.safetensors", quick=0) == "ab" * 32
     beside.write_text("broken")
     assert sha256_of(file) == hashlib.sha256(b"two").hexdigest()
