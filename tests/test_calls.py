@@ -138,8 +138,8 @@ def test_another_class_a_compiled_transformer_and_unknown_processors_are_refused
 
 def test_an_unknown_option_is_refused_by_name(tiny_pipeline, tmp_path):
     with (
-        pytest.raises(ConfigError, match="'rows'"),
-        sd35h5.capture(tiny_pipeline, tmp_path / "a.h5", rows="centre"),
+        pytest.raises(ConfigError, match="'columns'"),
+        sd35h5.capture(tiny_pipeline, tmp_path / "a.h5", columns="centre"),
     ):
         pass
 
@@ -160,9 +160,12 @@ def test_truncation_is_said_once_and_kept_in_the_file(tiny_pipeline, call, tmp_p
         assert [event["note"] for event in store.provenance["events"]] == told
 
 
-def test_a_second_attention_is_said_not_to_be_measured(call, tmp_path, caplog):
+def test_a_second_attention_is_captured_and_the_picture_stays(call, tmp_path):
     pipe = make_pipeline(dual_attention_layers=(0, 1))
     plain = pixels(plain_image(pipe, "a cat", 0, **call))
-    with caplog.at_level(logging.WARNING), sd35h5.capture(pipe, tmp_path / "a.h5") as generate:
+    with sd35h5.capture(pipe, tmp_path / "a.h5") as generate:
         assert np.array_equal(pixels(generate("a cat", seed=0, **call).images[0]), plain)
-    assert any("attn2" in record.message for record in caplog.records)
+    with open_store(tmp_path / "a.h5") as store:
+        entropy = store.read("attn2/entropy_all", branch="cond", query="image")
+        measured = np.isfinite(entropy).any([dim for dim in entropy.dims if dim != "layer"])
+        assert measured.values.tolist() == [True, True, False]
