@@ -17,14 +17,15 @@ from sd35h5 import open_store
 from sd35h5.runs import sealed_indices
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLES = 4
+PROMPTS = ("a red apple", "a cat", "a dog left of a tree", "a blue background")
+SAMPLES = 12  # many, so that a busy machine cannot seal them all before the signal comes
 
 
 def _command(model: Path, out: Path) -> list[str]:
     flags = f"--height 64 --width 96 --steps 40 --max_sequence_length {T5_TOKENS} --seed 3"
     flags += f" --out {out} --model_id {model}"
-    prompts = ["a red apple", "a cat", "a dog left of a tree", "a blue background"]
-    return [sys.executable, str(ROOT / "capture_cli.py"), *flags.split(), "--prompt", *prompts]
+    flags += f" --num_images {SAMPLES // len(PROMPTS)}"
+    return [sys.executable, str(ROOT / "capture_cli.py"), *flags.split(), "--prompt", *PROMPTS]
 
 
 def _begin(command: list[str], parts: Path) -> subprocess.Popen:
