@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before torch
@@ -32,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from machine import RESULTS, machine  # noqa: E402
 
 import sd35h5  # noqa: E402
 from sd35h5.config import Model, Sampling  # noqa: E402
@@ -40,7 +38,6 @@ from sd35h5.facts import read_facts  # noqa: E402
 from sd35h5.pipelines import load  # noqa: E402
 
 PROMPT = "a red apple left of a cat on a blue background"
-RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "h5py")
 
 
@@ -136,22 +133,6 @@ def table(results: dict[str, dict], facts: dict[str, object]) -> str:
     ]) + "\n"  # fmt: skip
 
 
-def machine() -> dict[str, object]:
-    """What the numbers come from; no host or user name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "system": f"{platform.system()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(
@@ -176,7 +157,7 @@ def main() -> int:
         parser.error(f"there are no models at {asked.models}: give --models DIR, or --random")
     weights = "random weights of the bundled shape" if asked.random else "bundled models"
     facts = {
-        **machine(),
+        **machine(PACKAGES, torch.get_num_threads()),
         "steps": asked.steps,
         "runs": asked.runs,
         "random": asked.random,

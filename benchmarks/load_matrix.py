@@ -33,7 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 import weights  # noqa: E402
-from demo_cost import RESULTS, machine  # noqa: E402
+from demo_cost import PACKAGES  # noqa: E402
+from machine import RESULTS, machine  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -273,7 +274,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for load_matrix.md and .json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    facts = machine()
+    facts = machine(PACKAGES, torch.get_num_threads())
     with tempfile.TemporaryDirectory() as temporary, quiet():
         folder = Path(temporary)
         rows = [run(case) for cases in (transformer_cases, other_cases) for case in cases(folder)]

@@ -14,14 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
+from machine import RESULTS, machine  # noqa: E402
 
 from sd35h5 import chunks, schema  # noqa: E402
 from sd35h5.blocks import round_mantissa  # noqa: E402
@@ -36,7 +34,6 @@ from sd35h5.drain import half_of_the_cores  # noqa: E402
 from sd35h5.schema import REQUIRED, variable  # noqa: E402
 from sd35h5.writer import Header, SampleWriter  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 NAME = "maps/image_to_text_per_head"
 SIZES = {"branch": 1, "step": 1, "layer": 38, "head": 38, "token": 4, "y": 32, "x": 32}
 MAP_BYTES = 38 * 38 * 32 * 32 * 4
@@ -170,30 +167,6 @@ def table(results: dict[str, dict[str, float]], facts: dict[str, object]) -> str
     ]) + "\n"  # fmt: skip
 
 
-def machine() -> dict[str, object]:
-    """What the numbers come from; no host or user name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": half_of_the_cores(),
-        "deflate": chunks.compress.__module__,
-        "load_before": os.getloadavg()[0],
-        "system": f"{platform.system()}, Python {platform.python_version()}",
-        "versions": {name: _version(name) for name in ("numpy", "h5py", "isal")},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(
@@ -208,7 +181,11 @@ def main() -> int:
         parser.error("--megabytes and --runs are 1 or more")
     if asked.folder is not None and not asked.folder.is_dir():
         parser.error(f"--folder {asked.folder}: there is no such folder")
-    facts = {**machine(), "runs": asked.runs}
+    facts = {
+        **machine(("numpy", "h5py", "isal"), half_of_the_cores()),
+        "deflate": chunks.compress.__module__,
+        "runs": asked.runs,
+    }
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         measured = measure(Path(temporary), asked.megabytes, asked.runs)
     results = summary(measured)

@@ -95,17 +95,7 @@ def step_curve(
         axis=alt.Axis(tickMinStep=1 if x == "step" else 0, format=".2~f"),
         scale=alt.Scale(reverse=x != "step", nice=False, zero=False),
     )
-    color = alt.Color(
-        "series:N",
-        title=None,
-        sort=names,
-        scale=alt.Scale(domain=names, range=list(colors)[: len(names)]),
-        legend=alt.Legend(
-            orient="top", labelLimit=300, symbolOpacity=1, columns=scales.legend_columns(names, width)
-        )
-        if len(names) > 1
-        else None,
-    )
+    color = scales.series_color(names, colors, width)
     base = alt.Chart(frame).encode(x=axis, color=color)
     y = {"title": scales.wrapped(label), "axis": alt.Axis(labelExpr=scales.short_numbers())}
     line = base.mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=2).encode(

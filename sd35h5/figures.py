@@ -44,17 +44,7 @@ def sink_curve(
     y = alt.Y(
         "mean:Q", title=scales.wrapped("sink rate: share of heads (0..1)"), scale=alt.Scale(domain=[0, 1])
     )
-    color = alt.Color(
-        "series:N",
-        title=None,
-        sort=names,
-        scale=alt.Scale(domain=names, range=list(colors)[: len(names)]),
-        legend=alt.Legend(
-            orient="top", labelLimit=300, symbolOpacity=1, columns=scales.legend_columns(names, width)
-        )
-        if len(names) > 1
-        else None,
-    )
+    color = scales.series_color(names, colors, width)
     base = alt.Chart(frame).encode(x=x, color=color)
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=14)).encode(
         y=y, tooltip=_tips("series", "epsilon", "times_uniform", "mean", "low", "high")

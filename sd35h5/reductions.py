@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IMAGE, TEXT = 0, 1  # positions along the query axis, as schema.QUERIES
-_TILE_ELEMENTS = {"cpu": 1 << 20}
+_TILE_ELEMENTS = {"cpu": 1 << 21}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
 _SMALLEST_ROW = 1e-30  # below this share float32 has too few digits left for an entropy
 
@@ -117,8 +117,7 @@ def reduce_keys(
     for stream, start, end in _tiles(queries, image_tokens, tile or _tile_rows(flat, keys, query.device)):
         shape = (flat, end - start, keys)
         logits = workspace.take("logits", shape, query.device)
-        torch.bmm(flat_query[:, start:end].float(), scaled_key, out=logits)
-        logits -= bits[:, start:end]
+        torch.baddbmm(bits[:, start:end], flat_query[:, start:end].float(), scaled_key, beta=-1, out=logits)
         share = torch.exp2(logits, out=workspace.take("share", shape, query.device))
         mass[:, stream] += share.sum(1)
         torch.sum(share, 2, out=row_sum[:, start:end])

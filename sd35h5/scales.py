@@ -72,6 +72,18 @@ def legend_columns(names: Sequence[str], width: int | None = None) -> int:
     return max(1, min(len(names), int((width or 380) // longest)))
 
 
+def series_color(names: Sequence[str], colors: Sequence[str], width: int | None = None) -> alt.Color:
+    """One colour a series, in order; a legend on top, in as many columns as fit, where there are several."""
+    legend = alt.Legend(orient="top", labelLimit=300, symbolOpacity=1, columns=legend_columns(names, width))
+    return alt.Color(
+        "series:N",
+        title=None,
+        sort=names,
+        scale=alt.Scale(domain=names, range=list(colors)[: len(names)]),
+        legend=legend if len(names) > 1 else None,
+    )
+
+
 def symmetric(values: pd.Series | np.ndarray) -> float:
     """Return the largest finite |value|, never 0: the ends of a zero-centred scale."""
     finite = np.abs(np.asarray(values, float))
