@@ -50,13 +50,13 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_transformer() -> SD3Transformer2DModel:
+def make_transformer(channels: int = LATENT_CHANNELS) -> SD3Transformer2DModel:
     """Return an untrained MMDiT of 8 layers and 5 heads of 32 whose every block starts as the identity."""
     transformer = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
         patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=8,
         num_attention_heads=5,
         attention_head_dim=32,

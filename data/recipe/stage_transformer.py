@@ -1,4 +1,5 @@
-"""Stages 2 to 5: text encoders with a throw-away transformer, then the three transformers against the frozen encoders.
+"""Stages 2 to 5: text encoders with a throw-away transformer that draws small pictures, then the three transformers
+against the frozen encoders.
 
 Flow matching: x = (1 - sigma) x0 + sigma noise, the network predicts noise - x0 (Esser et al. 2024, section 3.1).
 """
@@ -13,7 +14,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from data.recipe import loop
-from data.recipe.dataset import Scenes, latents
+from data.recipe.dataset import Scenes, latents, thumbnails
 from data.recipe.models import (
     SHIFT,
     encode_text,
@@ -44,7 +45,9 @@ def train_text(settings: Settings, made: Scenes) -> bool:
     torch.manual_seed(settings.seed)
     tokenizers = make_tokenizers()
     encoders = make_text_encoders(tokenizers).to(settings.device)
-    network = nn.ModuleDict({"transformer": make_transformer().to(settings.device), "encoders": encoders})
+    pictures = thumbnails(settings, made)
+    transformer = make_transformer(pictures.shape[1]).to(settings.device)
+    network = nn.ModuleDict({"transformer": transformer, "encoders": encoders})
     ids = [tokens.to(settings.device) for tokens in tokenize(tokenizers, made.captions)]
     empty = [tokens.to(settings.device) for tokens in tokenize(tokenizers, [""])]
 
@@ -55,7 +58,7 @@ def train_text(settings: Settings, made: Scenes) -> bool:
 
         return text_of
 
-    if not _train(settings, "text", settings.text_steps, network, text_with, latents(settings, made)):
+    if not _train(settings, "text", settings.text_steps, network, text_with, pictures):
         return False
     save_text(settings.models, tokenizers, encoders)
     return True

@@ -53,19 +53,21 @@ def main() -> int:
         parser.error(f"unknown stage {sorted(unknown)[0]!r}: expected {', '.join(STAGES)}")
     settings = _settings(arguments)
     made = scenes(settings)
-    todo = [stage for stage in arguments.stages or STAGES if not _is_done(stage, settings)]
-    together = [stage for stage in todo if stage in VARIANTS] if torch.cuda.device_count() > 1 else []
-    if len(together) < 2:
-        together = []
-    for stage in todo:
-        if stage not in together and not _train(stage, settings, made):
-            print(f"{stage}: time is up; the same command goes on from step to step")
-            return 3
+    asked = arguments.stages or list(STAGES)
+    for group in (("vae", "text"), tuple(VARIANTS)):  # what may train at the same time, on several GPUs
+        todo = [stage for stage in group if stage in asked and not _is_done(stage, settings)]
+        if set(todo) & set(VARIANTS):
+            latents(settings, made)  # once, before several processes ask for them
+            torch.cuda.empty_cache()
+        if len(todo) > 1 and torch.cuda.device_count() > 1:
+            if status := _train_side_by_side(todo, settings):
+                return status
+            continue
+        for stage in todo:
+            if not _train(stage, settings, made):
+                print(f"{stage}: time is up; the same command goes on from step to step")
+                return 3
     save_frame(settings.models)
-    if together:
-        latents(settings, made)  # once, before several processes ask for them
-        torch.cuda.empty_cache()
-        return _train_side_by_side(together, settings)
     return 0
 
 
