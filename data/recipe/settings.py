@@ -25,7 +25,7 @@ class Settings:
     vae_lr: float = 2e-3
     encode_batch: int = 500
     text_steps: int = 8_000
-    steps: int = 16_000
+    steps: int = 22_000
     batch: int = 128
     muon_lr: float = 1e-2
     adam_lr: float = 1e-3
