@@ -1,4 +1,4 @@
-"""Command line of a capture: flags -> CaptureConfig -> sd35h5.capturing.run, and nothing else."""
+"""Command line of a capture: flags -> CaptureConfig -> sd35h5.capturing.capture.run, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from sd35h5.config import CaptureConfig, Flag, Model, Output, Prompts, Sampling, Text, Tiers, validate
+from sd35h5.capturing.config import (
+    CaptureConfig,
+    Flag,
+    Model,
+    Output,
+    Prompts,
+    Sampling,
+    Text,
+    Tiers,
+    validate,
+)
 from sd35h5.errors import Sd35h5Error
-from sd35h5.facts import read_facts
-from sd35h5.gate_options import GateOptions
+from sd35h5.gates.options import GateOptions
+from sd35h5.weights.facts import read_facts
 
 DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The
 picture is the one that the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
@@ -80,8 +90,8 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _act(config: CaptureConfig, action: Action) -> int:
-    from sd35h5.budget import describe_choice, within_budget
-    from sd35h5.demo import demo_configs, run_demo
+    from sd35h5.capturing.budget import describe_choice, within_budget
+    from sd35h5.capturing.demo import demo_configs, run_demo
 
     configs = demo_configs(config) if action.demo else [config]
     for each in configs:  # before torch is imported: a wrong value is told at once
@@ -94,7 +104,7 @@ def _act(config: CaptureConfig, action: Action) -> int:
     run, say = _load_capture()
     stores = run_demo(configs, run, say) if action.demo else [run(config)]
     if action.analyze:
-        from sd35h5.report import analyze
+        from sd35h5.analysis.report import analyze
 
         for store in stores:
             folder = Path(action.analyze) / store.stem if action.demo else Path(action.analyze)
@@ -112,8 +122,8 @@ def _load_capture():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print("loading torch and diffusers …", file=sys.stderr)
-    from sd35h5.capturing import run
-    from sd35h5.recorder import say
+    from sd35h5.capturing.capture import run
+    from sd35h5.capturing.recorder import say
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -32,10 +32,10 @@ import torch  # noqa: E402
 from machine import RESULTS, machine  # noqa: E402
 
 import sd35h5  # noqa: E402
-from sd35h5.config import Model, Sampling  # noqa: E402
-from sd35h5.demo import VARIANTS  # noqa: E402
-from sd35h5.facts import read_facts  # noqa: E402
-from sd35h5.pipelines import load  # noqa: E402
+from sd35h5.capturing.config import Model, Sampling  # noqa: E402
+from sd35h5.capturing.demo import VARIANTS  # noqa: E402
+from sd35h5.capturing.pipelines import load  # noqa: E402
+from sd35h5.weights.facts import read_facts  # noqa: E402
 
 PROMPT = "a red apple left of a cat on a blue background"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "h5py")
@@ -44,7 +44,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "h5py")
 def make_random_models(folder: Path) -> None:
     """Write models of the bundled shape with random weights, all variants, in diffusers' layout."""
     from data.recipe import models as recipe
-    from sd35h5.gates import GATES_FILE, build_gates, save_gates
+    from sd35h5.gates.modules import GATES_FILE, build_gates, save_gates
 
     torch.manual_seed(0)
     tokenizers = recipe.make_tokenizers()

@@ -38,15 +38,15 @@ from machine import RESULTS, machine  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from sd35h5.config import Model  # noqa: E402
+from sd35h5.capturing.config import Model  # noqa: E402
+from sd35h5.capturing.pipelines import quiet  # noqa: E402
 from sd35h5.errors import Sd35h5Error  # noqa: E402
-from sd35h5.gate_files import make_gates  # noqa: E402
-from sd35h5.gate_forms import fuse_gates, separate_gates  # noqa: E402
-from sd35h5.gates import build_gates, install_gates, save_gates  # noqa: E402
-from sd35h5.loading import load_part, split_gates  # noqa: E402
-from sd35h5.model_configs import COMPONENT_CONFIGS, TRANSFORMERS  # noqa: E402
-from sd35h5.pipelines import quiet  # noqa: E402
-from sd35h5.sources import OPTIONS, Part, find_part  # noqa: E402
+from sd35h5.gates.files import make_gates  # noqa: E402
+from sd35h5.gates.forms import fuse_gates, separate_gates  # noqa: E402
+from sd35h5.gates.modules import build_gates, install_gates, save_gates  # noqa: E402
+from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS  # noqa: E402
+from sd35h5.weights.loading import load_part, split_gates  # noqa: E402
+from sd35h5.weights.sources import OPTIONS, Part, find_part  # noqa: E402
 
 WIDTH = 320  # channels of the small transformer: 5 MB a layer, so that a second copy would show
 SLACK = 8e6  # bytes of the process that have nothing to do with weights

@@ -30,10 +30,11 @@ import torch  # noqa: E402
 from conftest import HEIGHT, T5_TOKENS, WIDTH, make_pipeline  # noqa: E402
 
 import sd35h5  # noqa: E402
-from sd35h5 import gating, metrics, open_store, sinks, topkeys  # noqa: E402
-from sd35h5.attention import project_joint  # noqa: E402
-from sd35h5.gates import build_gates, install_gates  # noqa: E402
-from sd35h5.targets import Target  # noqa: E402
+from sd35h5 import open_store  # noqa: E402
+from sd35h5.analysis import gating, metrics, sinks, topkeys  # noqa: E402
+from sd35h5.analysis.targets import Target  # noqa: E402
+from sd35h5.gates.attention import project_joint  # noqa: E402
+from sd35h5.gates.modules import build_gates, install_gates  # noqa: E402
 
 PROMPTS = ("a red apple left of a cat", "a dog on a green background")
 STEPS, TOP = 3, 6

@@ -28,11 +28,11 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 from machine import RESULTS, machine  # noqa: E402
 
-from sd35h5 import chunks, schema  # noqa: E402
-from sd35h5.blocks import round_mantissa  # noqa: E402
-from sd35h5.drain import half_of_the_cores  # noqa: E402
-from sd35h5.schema import REQUIRED, variable  # noqa: E402
-from sd35h5.writer import Header, SampleWriter  # noqa: E402
+from sd35h5.store import chunks, schema  # noqa: E402
+from sd35h5.store.blocks import round_mantissa  # noqa: E402
+from sd35h5.store.drain import half_of_the_cores  # noqa: E402
+from sd35h5.store.schema import REQUIRED, variable  # noqa: E402
+from sd35h5.store.writer import Header, SampleWriter  # noqa: E402
 
 NAME = "maps/image_to_text_per_head"
 SIZES = {"branch": 1, "step": 1, "layer": 38, "head": 38, "token": 4, "y": 32, "x": 32}

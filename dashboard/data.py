@@ -17,10 +17,10 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
-from sd35h5 import compare, effects, maps, metrics, pictures, sinks, topkeys
+from sd35h5.analysis import compare, effects, maps, metrics, pictures, sinks, topkeys
 from sd35h5.errors import Sd35h5Error
-from sd35h5.reader import Store, open_store
-from sd35h5.verifying import verify
+from sd35h5.store.reader import Store, open_store
+from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
 

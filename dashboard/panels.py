@@ -9,7 +9,7 @@ import altair as alt
 import streamlit as st
 
 from dashboard import data, sidebar
-from sd35h5 import metrics
+from sd35h5.analysis import metrics
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"

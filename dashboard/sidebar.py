@@ -8,8 +8,8 @@ import streamlit as st
 import xarray as xr
 
 from dashboard import data
-from sd35h5 import metrics
-from sd35h5.schema import GROUPS
+from sd35h5.analysis import metrics
+from sd35h5.store.schema import GROUPS
 
 METRIC_NAMES = {
     "first_token_mean": "mass (0..1)",

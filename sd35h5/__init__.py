@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import compare as compare
-    from . import metrics as metrics
-    from .capturing import capture
-    from .errors import CaptureError, ConfigError, Sd35h5Error, StoreError, StoreNotFoundError
-    from .reader import Store, open_store
-    from .verifying import Report, verify
+    from sd35h5.analysis import compare as compare
+    from sd35h5.analysis import metrics as metrics
+    from sd35h5.capturing.capture import capture
+    from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error, StoreError, StoreNotFoundError
+    from sd35h5.store.reader import Store, open_store
+    from sd35h5.store.verifying import Report, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,11 +19,12 @@ __all__ = [
     "capture", "compare", "metrics", "open_store", "verify",
 ]  # fmt: skip
 
-# public name -> the module that holds it: no module may have the name of a function, or it would hide it
+# public name -> the module that holds it, or that it is: no package here may have one of these names
 _HOMES = {
-    "capture": "capturing",
-    "open_store": "reader", "Store": "reader",
-    "verify": "verifying", "Report": "verifying",
+    "capture": "capturing.capture",
+    "compare": "analysis.compare", "metrics": "analysis.metrics",
+    "open_store": "store.reader", "Store": "store.reader",
+    "verify": "store.verifying", "Report": "store.verifying",
     **dict.fromkeys(
         ("CaptureError", "ConfigError", "Sd35h5Error", "StoreError", "StoreNotFoundError"), "errors"
     ),
@@ -32,11 +33,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562): torch only for `capture`."""
-    if name in ("compare", "metrics"):
-        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'sd35h5' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    home = importlib.import_module(f".{_HOMES[name]}", __name__)
+    return home if name in ("compare", "metrics") else getattr(home, name)
 
 
 def __dir__() -> list[str]:

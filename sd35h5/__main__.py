@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import Sd35h5Error, StoreError
-from .gate_cli import add_gates
-from .runs import parts_of
+from sd35h5.errors import Sd35h5Error, StoreError
+from sd35h5.gates.cli import add_gates
+from sd35h5.store.runs import parts_of
 
 DESCRIPTION = """Look at, check, pack, analyse, compare and export the attention captured from Stable Diffusion 3.5.
 
@@ -21,8 +21,8 @@ To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app
 
 def info(args: argparse.Namespace) -> int:
     """Print what is inside."""
-    from .info import as_text, describe
-    from .reader import open_store
+    from sd35h5.store.info import as_text, describe
+    from sd35h5.store.reader import open_store
 
     with open_store(args.path) as store:
         told = describe(store)
@@ -36,7 +36,7 @@ def info(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     """Check that a file is well-formed, whole and safe to open; exit 1 if not."""
-    from .verifying import verify
+    from sd35h5.store.verifying import verify
 
     report = verify(args.path, deep=args.deep)
     if args.json:
@@ -55,8 +55,8 @@ def verify(args: argparse.Namespace) -> int:
 
 def pack(args: argparse.Namespace) -> int:
     """Make one file of the sealed samples of a capture."""
-    from .packing import pack
-    from .runs import out_of, read_run, sealed_indices
+    from sd35h5.store.packing import pack
+    from sd35h5.store.runs import out_of, read_run, sealed_indices
 
     parts = args.path if args.path.is_dir() else parts_of(args.path)
     out = args.out or out_of(parts)
@@ -78,7 +78,7 @@ def pack(args: argparse.Namespace) -> int:
 
 def analyze(args: argparse.Namespace) -> int:
     """Write the first-token metrics as CSV, and heatmap, step curve and group masses as PNG."""
-    from .report import analyze
+    from sd35h5.analysis.report import analyze
 
     return _made(
         analyze(args.path, args.out_dir, args.first_token_index, args.value_col, args.branch, args.per_prompt)
@@ -87,8 +87,8 @@ def analyze(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Compare runs with the first, sample paired with sample: CSV, figures and one report.html to read."""
-    from .comparison import Question, compare_runs
-    from .targets import parse_target
+    from sd35h5.analysis.comparison import Question, compare_runs
+    from sd35h5.analysis.targets import parse_target
 
     target = parse_target(args.target)
     question = Question(
@@ -99,7 +99,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write images as PNG and tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
-    from .report import export
+    from sd35h5.analysis.report import export
 
     return _made(export(args.path, args.out_dir, maps=args.maps))
 

@@ -145,7 +145,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: StableD
     transformer."""
     import torch
 
-    from sd35h5.gates import GATES_FILE, build_gates, save_gates
+    from sd35h5.gates.modules import GATES_FILE, build_gates, save_gates
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny_pipeline.save_pretrained(folder)

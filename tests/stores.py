@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sd35h5 import schema
-from sd35h5.writer import Header, SampleWriter, begin_run, pack
+from sd35h5.store import schema
+from sd35h5.store.writer import Header, SampleWriter, begin_run, pack
 
 CLIP_LENGTH = 77
 PATCH = 16  # pixels a patch

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from stores import make_store
 
-from sd35h5 import report
+from sd35h5.analysis import report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
 CHROMIUM = shutil.which("chromium")

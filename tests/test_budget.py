@@ -8,12 +8,20 @@ import pytest
 from conftest import HEIGHT, T5_TOKENS, WIDTH
 
 import capture_cli
-from sd35h5 import budget, open_store
-from sd35h5.budget import CHOSEN, check_budget, describe_choice, parse_size, told_as_flags, within_budget
-from sd35h5.config import CaptureConfig, Model, Output, Prompts, Tiers, validate
+from sd35h5 import open_store
+from sd35h5.capturing import budget
+from sd35h5.capturing.budget import (
+    CHOSEN,
+    check_budget,
+    describe_choice,
+    parse_size,
+    told_as_flags,
+    within_budget,
+)
+from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts, Tiers, validate
+from sd35h5.capturing.plan import make_plan
 from sd35h5.errors import ConfigError
-from sd35h5.facts import read_facts
-from sd35h5.plan import make_plan
+from sd35h5.weights.facts import read_facts
 
 LARGE = read_facts(Model(), offline_guess=True)
 CONFIG = CaptureConfig(prompts=Prompts(prompt=("a red apple", "a cat")))

@@ -13,7 +13,7 @@ from conftest import HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_imag
 import sd35h5
 from sd35h5 import open_store
 from sd35h5.errors import CaptureError
-from sd35h5.gates import build_gates, install_gates
+from sd35h5.gates.modules import build_gates, install_gates
 
 PROMPTS = ("a red apple", "a cat left of a dog")
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sd35h5 import charts, figures, pictures, scales
-from sd35h5.schema import GROUPS
+from sd35h5.analysis import charts, figures, pictures, scales
+from sd35h5.store.schema import GROUPS
 
 
 def cells(layers: int = 3, heads: int = 2) -> pd.DataFrame:

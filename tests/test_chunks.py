@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd35h5.blocks import extent, origins
-from sd35h5.chunks import decode_chunk, encode_chunk, fletcher32
+from sd35h5.store.blocks import extent, origins
+from sd35h5.store.chunks import decode_chunk, encode_chunk, fletcher32
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ def test_a_flipped_bit_fails_the_checksum():
 def test_zlib_stands_in_where_isal_is_missing(without):
     code = (
         f"import sys; sys.modules.update({'{'}'isal': None{'}'} if {without} else {{}})\n"
-        "import numpy as np; from sd35h5 import chunks\n"
+        "import numpy as np; from sd35h5.store import chunks\n"
         "print(chunks.compress.__module__)\n"
         "values = np.arange(3000, dtype='<f4')\n"
         "data = chunks.encode_chunk(values, (3000,), 0)\n"

@@ -16,8 +16,8 @@ from conftest import HEIGHT, T5_TOKENS, WIDTH
 
 import capture_cli
 from sd35h5 import open_store
-from sd35h5.config import CaptureConfig, Model, Output, Prompts, Sampling, Tiers
-from sd35h5.demo import VARIANTS, demo_configs, run_demo
+from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts, Sampling, Tiers
+from sd35h5.capturing.demo import VARIANTS, demo_configs, run_demo
 from sd35h5.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,7 +224,7 @@ def test_gates_are_read_from_beside_the_transformer_or_from_a_file_and_said(tiny
 
 
 def test_untrained_gates_are_called_so(tiny_folder, tiny_pipeline, capsys, tmp_path):
-    from sd35h5.gates import build_gates, save_gates
+    from sd35h5.gates.modules import build_gates, save_gates
 
     save_gates(tmp_path / "zero.safetensors", build_gates(tiny_pipeline.transformer, "headwise"))
     flags = [
@@ -281,7 +281,7 @@ def test_surplus_and_missing_weights_are_refused_by_key(tiny_folder, capsys, tmp
 def test_the_demo_captures_all_three_transformers_with_equal_seeds(
     tiny_folder, capsys, tmp_path, monkeypatch
 ):
-    from sd35h5.capturing import run
+    from sd35h5.capturing.capture import run
 
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "demo.json"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from stores import PROMPTS, make_store
 
-from sd35h5 import compare, metrics, open_store
+from sd35h5 import open_store
+from sd35h5.analysis import compare, metrics
 from sd35h5.errors import StoreError
 
 

@@ -11,8 +11,9 @@ import pytest
 from stores import PROMPTS, make_store
 
 from sd35h5 import __main__ as commands
-from sd35h5 import compare, comparison, comparison_html, metrics, open_store
-from sd35h5.comparison import Question
+from sd35h5 import open_store
+from sd35h5.analysis import compare, comparison, comparison_html, metrics
+from sd35h5.analysis.comparison import Question
 from sd35h5.errors import StoreError
 
 MANY = tuple(

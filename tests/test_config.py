@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sd35h5.config import (
+from sd35h5.capturing.config import (
     PAIRING_FIELDS,
     CaptureConfig,
     Model,
@@ -20,10 +20,10 @@ from sd35h5.config import (
     sample_seed,
     validate,
 )
+from sd35h5.capturing.plan import describe_plan, in_bytes, make_plan
+from sd35h5.capturing.selectors import choose_steps
 from sd35h5.errors import CaptureError, ConfigError
-from sd35h5.facts import ModelFacts, read_facts
-from sd35h5.plan import describe_plan, in_bytes, make_plan
-from sd35h5.selectors import choose_steps
+from sd35h5.weights.facts import ModelFacts, read_facts
 
 GOOD = CaptureConfig(prompts=Prompts(prompt=("a red apple", "a cat")))
 LARGE = read_facts(Model(), offline_guess=True)

@@ -17,8 +17,9 @@ import pytest
 from stores import make_store
 from streamlit.testing.v1 import AppTest
 
-from sd35h5 import compare, metrics, open_store, sinks, topkeys
-from sd35h5.writer import begin_run
+from sd35h5 import open_store
+from sd35h5.analysis import compare, metrics, sinks, topkeys
+from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEADS, STEPS = 3, 2, 4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sd35h5 import definitions
+from sd35h5.analysis import definitions
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = [function for functions in definitions.SECTIONS.values() for function in functions]
@@ -14,7 +14,7 @@ FUNCTIONS = [function for functions in definitions.SECTIONS.values() for functio
 
 def test_the_page_is_current():
     there = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert there == definitions.document(), "run: python -m sd35h5.definitions docs/metrics.md"
+    assert there == definitions.document(), "run: python -m sd35h5.analysis.definitions docs/metrics.md"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)

@@ -16,7 +16,7 @@ from stores import make_store
 
 import capture_cli
 from sd35h5 import __main__ as commands
-from sd35h5 import config
+from sd35h5.capturing import config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

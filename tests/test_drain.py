@@ -10,8 +10,8 @@ import pytest
 from test_writer import header, put_required
 
 from sd35h5 import open_store
-from sd35h5.drain import Drain, half_of_the_cores
-from sd35h5.writer import SampleWriter
+from sd35h5.store.drain import Drain, half_of_the_cores
+from sd35h5.store.writer import SampleWriter
 
 
 def test_who_submits_waits_while_the_queue_is_full():

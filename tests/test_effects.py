@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from sd35h5 import effects
+from sd35h5.analysis import effects
 
 PROMPTS = 8
 

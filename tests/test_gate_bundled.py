@@ -10,11 +10,11 @@ from conftest import pixels, torch_generator
 from mmdit import original_state
 from safetensors.torch import load_file, save_file
 
-from sd35h5.config import Model
-from sd35h5.facts import read_facts
-from sd35h5.gate_forms import fuse_gates, separate_gates
-from sd35h5.gates import GATE_TYPES, GATES_FILE
-from sd35h5.pipelines import load
+from sd35h5.capturing.config import Model
+from sd35h5.capturing.pipelines import load
+from sd35h5.gates.forms import fuse_gates, separate_gates
+from sd35h5.gates.modules import GATE_TYPES, GATES_FILE
+from sd35h5.weights.facts import read_facts
 
 EMOJI = Path(__file__).resolve().parents[1] / "data" / "models" / "emoji"
 

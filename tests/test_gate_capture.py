@@ -14,8 +14,8 @@ import capture_cli
 import sd35h5
 from sd35h5 import open_store
 from sd35h5.__main__ import main
-from sd35h5.gates import GATES_FILE, build_gates, install_gates, save_gates
-from sd35h5.schema import GROUPS
+from sd35h5.gates.modules import GATES_FILE, build_gates, install_gates, save_gates
+from sd35h5.store.schema import GROUPS
 
 PROMPT, STEPS, DUAL = "a red apple", 2, (0, 1)
 STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd35h5.errors import ConfigError
-from sd35h5.gate_choice import choose_gates, put_gates
-from sd35h5.gate_files import read_gates, source_of
-from sd35h5.gate_forms import (
+from sd35h5.gates.choice import choose_gates, put_gates
+from sd35h5.gates.files import read_gates, source_of
+from sd35h5.gates.forms import (
     base_shapes,
     find_gates,
     fuse_gates,
@@ -25,9 +25,7 @@ from sd35h5.gate_forms import (
     split_gate_keys,
     zero_attentions,
 )
-from sd35h5.gate_options import GateOptions, validate_gate_options
-from sd35h5.gate_texts import parse_layers, tell_layers
-from sd35h5.gates import (
+from sd35h5.gates.modules import (
     GATE_TYPES,
     attn2_layout_of,
     build_gates,
@@ -36,6 +34,8 @@ from sd35h5.gates import (
     gates_of,
     install_gates,
 )
+from sd35h5.gates.options import GateOptions, validate_gate_options
+from sd35h5.gates.texts import parse_layers, tell_layers
 
 WIDTH, DUAL, TEXT = HEADS * HEAD_DIM, (0, 1), 20
 ROWS = {"headwise": HEADS, "elementwise": WIDTH}
@@ -421,7 +421,7 @@ def test_gates_on_an_attention_that_the_model_lacks_are_refused(mmdit, mmditx):
 
 
 def test_our_file_tells_the_layout_of_attn2(bare, tmp_path):
-    from sd35h5.gates import save_gates
+    from sd35h5.gates.modules import save_gates
 
     gates = build_gates(bare, "headwise", target="attn2")
     save_gates(tmp_path / "g.safetensors", gates, attn2_layout="sd-scripts")

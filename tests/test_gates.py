@@ -12,16 +12,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sd35h5.attention import JointAttention
 from sd35h5.errors import ConfigError
-from sd35h5.gates import (
+from sd35h5.gates.attention import JointAttention
+from sd35h5.gates.files import load_gates
+from sd35h5.gates.modules import (
     GATE_TYPES,
     AttentionGate,
     Gates,
     build_gates,
     describe,
     install_gates,
-    load_gates,
     save_gates,
 )
 

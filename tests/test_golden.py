@@ -13,7 +13,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(GOLDEN.parents[1]), str(GOLDEN.parent)]
     from stores import make_store
 
-    from sd35h5.schema import SCHEMA_VERSION
+    from sd35h5.store.schema import SCHEMA_VERSION
 
     made = GOLDEN / f"v{SCHEMA_VERSION}.h5"
     if made.exists():
@@ -23,7 +23,8 @@ if __name__ == "__main__":
     )
     sys.exit(0)
 
-from sd35h5 import open_store, schema, verify  # noqa: E402
+from sd35h5 import open_store, verify  # noqa: E402
+from sd35h5.store import schema  # noqa: E402
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("v*.h5")), ids=lambda path: path.stem)

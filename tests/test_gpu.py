@@ -31,9 +31,9 @@ def test_cuda_images_are_those_of_the_plain_pipeline_to_the_bit(head_dim, dtype,
 def test_offloaded_models_draw_what_models_on_the_device_draw(tiny_folder, call):
     from dataclasses import replace
 
-    from sd35h5.config import Model
-    from sd35h5.facts import read_facts
-    from sd35h5.pipelines import load
+    from sd35h5.capturing.config import Model
+    from sd35h5.capturing.pipelines import load
+    from sd35h5.weights.facts import read_facts
 
     model = Model(model_id=str(tiny_folder), transformer="transformer_headwise", device="cuda")
     pipes = [load(each, read_facts(each)).pipe for each in (model, replace(model, offload=True))]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,58 +17,33 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_SIDE = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate")
 
-# DESIGN section 3 as rows: the flow is left to right, top to bottom within a side. The file format stands
-# between the two sides: both may import it, it imports neither, and neither imports the other.
-STORE = (
-    {"sd35h5.errors"},
-    {"sd35h5.schema", "sd35h5.blocks", "sd35h5.layout", "sd35h5.runs", "sd35h5.packing"}
-    | {"sd35h5.chunks", "sd35h5.drain"},
-    {"sd35h5.writer", "sd35h5.parts", "sd35h5.reader", "sd35h5.tree", "sd35h5.spec", "sd35h5.info"}
-    | {"sd35h5.verifying", "sd35h5.check", "sd35h5.check_objects"},
-)
-CAPTURE = (
-    {"sd35h5.gate_texts", "sd35h5.gate_options"},
-    {"sd35h5.tokens", "sd35h5.config", "sd35h5.facts", "sd35h5.plan", "sd35h5.call"}
-    | {"sd35h5.selectors", "sd35h5.budget"}
-    | {"sd35h5.checkpoints", "sd35h5.weight_layouts", "sd35h5.model_configs", "sd35h5.sources"},
-    {"sd35h5.gate_forms", "sd35h5.attention", "sd35h5.gates", "sd35h5.gate_files", "sd35h5.pipelines"}
-    | {"sd35h5.gate_choice"}
-    | {"sd35h5.fetching", "sd35h5.frame", "sd35h5.loading"},
-    {"sd35h5.reductions", "sd35h5.gate_measures", "sd35h5.tiers", "sd35h5.probe"},
-    {"sd35h5.recorder", "sd35h5.session", "sd35h5.watcher"},
-    {"sd35h5.capturing", "sd35h5.gate_cli", "sd35h5.demo"},
-)
-ANALYSIS = (
-    {"sd35h5.targets", "sd35h5.means"},
-    {"sd35h5.metrics", "sd35h5.sinks", "sd35h5.topkeys", "sd35h5.gating", "sd35h5.effects"},
-    {"sd35h5.measures", "sd35h5.compare", "sd35h5.maps", "sd35h5.pictures", "sd35h5.definitions"},
-    {"sd35h5.scales", "sd35h5.charts", "sd35h5.figures"},
-    {"sd35h5.report", "sd35h5.comparison", "sd35h5.comparison_html"},
-    {"dashboard", "dashboard.data", "dashboard.sidebar", "dashboard.panels", "dashboard.app"}
-    | {f"dashboard.views.{path.stem}" for path in (ROOT / "dashboard/views").glob("*.py")},
-)
-# these may import all of them, and are imported by none
+# DESIGN section 3 by package: what each may import besides itself. The file format stands between the two sides:
+# capturing writes it, analysis reads it, and neither knows the other.
+MAY_IMPORT = {
+    "sd35h5.errors": (),
+    "sd35h5.flags": (),
+    "sd35h5.store": ("sd35h5.errors",),
+    "sd35h5.gates": ("sd35h5.errors", "sd35h5.flags"),
+    "sd35h5.weights": ("sd35h5.errors", "sd35h5.flags", "sd35h5.gates"),
+    "sd35h5.capturing": ("sd35h5.errors", "sd35h5.flags", "sd35h5.store", "sd35h5.gates", "sd35h5.weights"),
+    "sd35h5.analysis": ("sd35h5", "sd35h5.errors", "sd35h5.store"),
+    "dashboard": ("sd35h5", "sd35h5.errors", "sd35h5.store", "sd35h5.analysis"),
+}
+# these may import all of them, and are imported by none (`import sd35h5` gives the public names)
 ENTRANCES = {"sd35h5", "sd35h5.__main__", "capture_cli", "dashboard.__main__"}
-ROWS = {
-    side: rows
-    for side, rows in zip(("store", "capture", "analysis"), (STORE, CAPTURE, ANALYSIS), strict=True)
-}
-PLACE = {
-    module: (side, row)
-    for side, rows in ROWS.items()
-    for row, modules in enumerate(rows)
-    for module in modules
-}
-ONLY_IN = {  # library -> the modules that may import it
-    "h5py": {module for rows in STORE for module in rows},
-    "altair": {*ANALYSIS[3], *ANALYSIS[4], *ANALYSIS[5]},
-    "streamlit": {*ANALYSIS[5], "dashboard.__main__"},
-    **dict.fromkeys(TORCH_SIDE, {module for rows in CAPTURE for module in rows}),
+TORCH_FREE = ("sd35h5.errors", "sd35h5.store", "sd35h5.analysis", "dashboard")
+TORCH_ROOMS = ("sd35h5.gates", "sd35h5.weights", "sd35h5.capturing")
+ONLY_IN = {  # library -> where it may be imported
+    "h5py": ("sd35h5.store",),
+    "altair": ("sd35h5.analysis", "dashboard"),
+    "streamlit": ("dashboard", "dashboard.__main__"),
+    "tyro": ("sd35h5.flags", *TORCH_ROOMS, "capture_cli"),
+    **dict.fromkeys(TORCH_SIDE, TORCH_ROOMS),
 }
 
 
 def _modules() -> dict[str, Path]:
-    files = [*(ROOT / "sd35h5").glob("*.py"), *(ROOT / "dashboard").rglob("*.py"), ROOT / "capture_cli.py"]
+    files = [*(ROOT / "sd35h5").rglob("*.py"), *(ROOT / "dashboard").rglob("*.py"), ROOT / "capture_cli.py"]
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     return {name.removesuffix(".__init__"): path for path, name in names.items()}
 
@@ -94,27 +70,32 @@ def _imports_of(tree: ast.AST, name: str) -> Iterator[str]:
             yield from _imports_of(node, name)
 
 
-def test_every_module_has_its_place_in_the_house():
-    assert set(PLACE) | ENTRANCES == set(MODULES)
-    assert not set(PLACE) & ENTRANCES
+def _room(name: str) -> str:
+    """The key of MAY_IMPORT that a module belongs to."""
+    return next(room for room in MAY_IMPORT if name == room or name.startswith(f"{room}."))
 
 
-@pytest.mark.parametrize("name", sorted(PLACE))
+INSIDE = sorted(set(MODULES) - ENTRANCES)
+
+
+@pytest.mark.parametrize("name", INSIDE)
 def test_imports_follow_the_flow(name):
-    side, row = PLACE[name]
+    room = _room(name)
     for other in sorted(_imports(name) & set(MODULES)):
-        assert other in PLACE, f"{name} imports the entrance {other}"
-        to_side, to_row = PLACE[other]
-        assert to_side in (side, "store"), f"{name} ({side}) imports {other} ({to_side})"
-        if to_side == side:
-            assert to_row <= row, f"{name} imports {other}, which comes after it"
+        entrance = other in ENTRANCES
+        assert other in MAY_IMPORT[room] if entrance else _room(other) in (room, *MAY_IMPORT[room]), other
 
 
-@pytest.mark.parametrize("name", sorted(PLACE))
+def test_no_two_modules_import_each_other_even_by_detours():
+    graph = {name: _imports(name) & set(INSIDE) - {name} for name in INSIDE}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(INSIDE)
+
+
+@pytest.mark.parametrize("name", INSIDE)
 def test_libraries_stay_in_their_rooms(name):
     libraries = {module.partition(".")[0] for module in _imports(name)}
     for library, rooms in ONLY_IN.items():
-        assert library not in libraries or name in rooms, f"{name} imports {library}"
+        assert library not in libraries or _room(name) in rooms, f"{name} imports {library}"
 
 
 def _run(code: str) -> str:
@@ -124,7 +105,7 @@ def _run(code: str) -> str:
 
 
 def test_from_the_store_on_everything_imports_where_torch_is_not_installed():
-    free = sorted(module for rows in (STORE, ANALYSIS) for row in rows for module in row)
+    free = [module for module in INSIDE if _room(module) in TORCH_FREE]
     # the dashboard's pages and app draw when they are imported; their imports are checked above
     free = [module for module in free if not module.startswith(("dashboard.views", "dashboard.app"))]
     _run(
@@ -140,11 +121,15 @@ def test_from_the_store_on_everything_imports_where_torch_is_not_installed():
 
 
 def test_options_are_read_without_torch():
-    _run("import sys, capture_cli, sd35h5.plan, sd35h5.facts; assert 'torch' not in sys.modules")
+    _run(
+        "import sys, capture_cli, sd35h5.capturing.plan, sd35h5.weights.facts; assert 'torch' not in sys.modules"
+    )
 
 
 def test_gates_need_neither_the_store_nor_the_command_line():
-    code = "import sys, json, sd35h5.gates; print(json.dumps([m for m in sys.modules if '.' not in m]))"
+    code = (
+        "import sys, json, sd35h5.gates.modules; print(json.dumps([m for m in sys.modules if '.' not in m]))"
+    )
     assert not set(json.loads(_run(code))) & {"h5py", "xarray", "pandas", "tyro", "streamlit", "altair"}
 
 
@@ -156,7 +141,7 @@ def test_importing_the_package_alone_imports_nothing_heavy():
 def test_public_names_stay_functions_after_every_module_was_imported():
     code = (
         "import importlib, json, sd35h5\n"
-        f"for name in {sorted(name for name in PLACE if name.startswith('sd35h5.'))!r}:\n"
+        f"for name in {[name for name in INSIDE if name.startswith('sd35h5.')]!r}:\n"
         "    importlib.import_module(name)\n"
         "print(json.dumps({name: type(getattr(sd35h5, name)).__name__ for name in sd35h5.__all__}))"
     )

@@ -14,8 +14,8 @@ import pytest
 from stores import make_store
 
 from sd35h5.__main__ import main, parser
-from sd35h5.info import nbytes, one_line
-from sd35h5.writer import begin_run
+from sd35h5.store.info import nbytes, one_line
+from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("info", "verify", "pack", "analyze", "export")

@@ -12,16 +12,16 @@ from conftest import T5_TOKENS, plain_image
 from safetensors.torch import load_file
 from weights import all_in_one, original_mmdit, original_state, output, save, small_pipeline
 
-from sd35h5.config import Model
+from sd35h5.capturing.config import Model
+from sd35h5.capturing.pipelines import load, offload
 from sd35h5.errors import ConfigError
-from sd35h5.facts import read_facts
-from sd35h5.gate_forms import fuse_gates, separate_gates
-from sd35h5.gate_options import GateOptions
-from sd35h5.gates import build_gates, save_gates
-from sd35h5.loading import load_part, split_gates
-from sd35h5.pipelines import load, offload
-from sd35h5.sources import OPTIONS, find_part
-from sd35h5.weight_layouts import COMPONENTS
+from sd35h5.gates.forms import fuse_gates, separate_gates
+from sd35h5.gates.modules import build_gates, save_gates
+from sd35h5.gates.options import GateOptions
+from sd35h5.weights.facts import read_facts
+from sd35h5.weights.layouts import COMPONENTS
+from sd35h5.weights.loading import load_part, split_gates
+from sd35h5.weights.sources import OPTIONS, find_part
 
 CALL = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": T5_TOKENS}
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from stores import make_store
 
-from sd35h5 import maps, open_store
+from sd35h5 import open_store
+from sd35h5.analysis import maps
 from sd35h5.errors import StoreError
 
 WORD = (2, 78)  # “red” of “a red apple left of a cat”: CLIP position 2, T5 position 77 + 1

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from stores import make_store
 
-from sd35h5 import metrics, open_store
+from sd35h5 import open_store
+from sd35h5.analysis import metrics
+from sd35h5.analysis.metrics import Target
 from sd35h5.errors import StoreError
-from sd35h5.metrics import Target
-from sd35h5.schema import GROUPS
+from sd35h5.store.schema import GROUPS
 
 LAYERS, HEADS, STEPS, SAMPLES, PATCHES = 3, 2, 4, 2, 24  # 96 x 64 pixels are 6 x 4 patches
 AXES = ("sample", "step", "layer", "head")

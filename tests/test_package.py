@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from setuptools import find_namespace_packages
 from stores import make_store
 
 import sd35h5
@@ -34,7 +35,7 @@ def _pins() -> dict[str, str]:
 
 def test_every_folder_of_code_is_installed():
     folders = {path.parent for name in ("sd35h5", "dashboard") for path in (ROOT / name).rglob("*.py")}
-    packages = PROJECT["tool"]["setuptools"]["packages"]
+    packages = find_namespace_packages(ROOT, **PROJECT["tool"]["setuptools"]["packages"]["find"])
     assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(packages)
 
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sd35h5.attention import JointAttention
+from sd35h5.capturing.probe import PassPlan, Probe, attend, blocked_lse, installed, regrouped_attentions
+from sd35h5.capturing.tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.errors import CaptureError
-from sd35h5.gates import build_gates, install_gates
-from sd35h5.probe import PassPlan, Probe, attend, blocked_lse, installed, regrouped_attentions
-from sd35h5.tiers import MapPlan, RawPlan, RowPlan, TierPlan
+from sd35h5.gates.attention import JointAttention
+from sd35h5.gates.modules import build_gates, install_gates
 
 TEXT, PATCHES = 20, (4, 6)
 MAPPED = torch.tensor([0, 3, 19])

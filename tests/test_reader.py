@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from stores import PROMPTS, make_store
 
 import sd35h5
-from sd35h5 import StoreError, StoreNotFoundError, open_store, schema
-from sd35h5.writer import begin_run
+from sd35h5 import StoreError, StoreNotFoundError, open_store
+from sd35h5.store import schema
+from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).parents[1]
 BITS = 2.0**-11
@@ -167,7 +168,7 @@ def test_the_image_is_read_or_none(run, parts, tmp_path):
 
 
 def test_an_image_that_one_packed_sample_lacks_is_none(parts, tmp_path):
-    from sd35h5.writer import pack
+    from sd35h5.store.writer import pack
 
     folder = tmp_path / "run.h5.parts"
     shutil.copytree(parts, folder)
@@ -355,7 +356,7 @@ def test_the_public_names_are_there_and_torch_is_not():
     code = (
         "import sys, sd35h5; sd35h5.open_store, sd35h5.verify, sd35h5.Store\n"
         "assert not {'torch', 'diffusers', 'pandas', 'xarray'} & set(sys.modules), sys.modules.keys()\n"
-        "assert sd35h5.metrics.__name__ == 'sd35h5.metrics' and 'torch' not in sys.modules"
+        "assert sd35h5.metrics.__name__ == 'sd35h5.analysis.metrics' and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert set(sd35h5.__all__) <= set(dir(sd35h5))

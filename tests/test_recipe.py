@@ -162,7 +162,8 @@ def test_the_held_out_scenes_in_the_repository_are_the_recipes():
 def test_training_makes_a_folder_that_the_plain_pipeline_loads_and_draws_with(tmp_path):
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    from sd35h5.gates import GATES_FILE, load_gates
+    from sd35h5.gates.files import load_gates
+    from sd35h5.gates.modules import GATES_FILE
 
     models, work = tmp_path / "models", tmp_path / "work"
     command = [

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd35h5 import reductions
-from sd35h5.probe import attend, blocked_lse
-from sd35h5.reductions import (
+from sd35h5.capturing import reductions
+from sd35h5.capturing.probe import attend, blocked_lse
+from sd35h5.capturing.reductions import (
     Workspace,
     attention_rows,
     group_mass,

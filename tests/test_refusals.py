@@ -21,13 +21,13 @@ from weights import (
 )
 
 import capture_cli
-from sd35h5.checkpoints import read_entries, sha256_of, weight_files
-from sd35h5.config import Model, validate
+from sd35h5.capturing.config import Model, validate
+from sd35h5.capturing.pipelines import load
 from sd35h5.errors import ConfigError
-from sd35h5.facts import read_facts
-from sd35h5.loading import load_part
-from sd35h5.pipelines import load
-from sd35h5.sources import OPTIONS, find_part
+from sd35h5.weights.checkpoints import read_entries, sha256_of, weight_files
+from sd35h5.weights.facts import read_facts
+from sd35h5.weights.loading import load_part
+from sd35h5.weights.sources import OPTIONS, find_part
 
 
 class _Bomb:
@@ -264,7 +264,7 @@ def test_a_single_file_says_what_else_it_needs(tmp_path, small, small_folder):
 def test_flags_that_contradict_each_other_are_refused(model, said):
     from dataclasses import replace
 
-    from sd35h5.config import CaptureConfig, Prompts
+    from sd35h5.capturing.config import CaptureConfig, Prompts
 
     with pytest.raises(ConfigError, match=said):
         validate(replace(CaptureConfig(prompts=Prompts(prompt=("a cat",))), model=model))

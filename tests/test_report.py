@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from stores import make_store
 
-from sd35h5 import metrics, open_store, report
+from sd35h5 import open_store
+from sd35h5.analysis import metrics, report
 from sd35h5.errors import StoreError
-from sd35h5.writer import begin_run
+from sd35h5.store.writer import begin_run
 
 LAYERS, HEADS, STEPS, SAMPLES = 3, 2, 4, 2
 

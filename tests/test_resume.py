@@ -14,7 +14,7 @@ import pytest
 from conftest import T5_TOKENS
 
 from sd35h5 import open_store
-from sd35h5.runs import sealed_indices
+from sd35h5.store.runs import sealed_indices
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a red apple", "a cat", "a dog left of a tree", "a blue background")

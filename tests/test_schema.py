@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sd35h5 import schema, spec
 from sd35h5.errors import StoreError
-from sd35h5.schema import SCALES, VARIABLES, variable
+from sd35h5.store import schema, spec
+from sd35h5.store.schema import SCALES, VARIABLES, variable
 
 ROOT = Path(__file__).parents[1]
 SD35_LARGE = {
@@ -70,7 +70,7 @@ def test_a_score_is_any_float_a_sample_but_not_any_name():
 
 def test_the_tables_of_the_specification_are_current():
     text = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-    assert spec.updated(text) == text, "run: python -m sd35h5.spec docs/format.md"
+    assert spec.updated(text) == text, "run: python -m sd35h5.store.spec docs/format.md"
 
 
 def test_the_specification_names_every_root_attribute():

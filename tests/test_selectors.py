@@ -8,8 +8,7 @@ from conftest import make_clip_tokenizer, make_t5_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35h5.errors import ConfigError
-from sd35h5.selectors import (
+from sd35h5.capturing.selectors import (
     ABSENT,
     RawChoice,
     check_rows,
@@ -19,7 +18,8 @@ from sd35h5.selectors import (
     parse_raw,
     raw_indices,
 )
-from sd35h5.tokens import encode, token_table
+from sd35h5.capturing.tokens import encode, token_table
+from sd35h5.errors import ConfigError
 
 IMAGE, TEXT = 0, 1
 PATCHES = (4, 6)

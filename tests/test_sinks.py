@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from stores import TOP_K, make_store
 
-from sd35h5 import gating, metrics, open_store, sinks, topkeys
+from sd35h5 import open_store
+from sd35h5.analysis import gating, metrics, sinks, topkeys
+from sd35h5.analysis.targets import Target, key_count, parse_target, patch_grid
 from sd35h5.errors import StoreError
-from sd35h5.schema import GROUPS
-from sd35h5.targets import Target, key_count, parse_target, patch_grid
+from sd35h5.store.schema import GROUPS
 
 SAMPLES, LAYERS, HEADS, STEPS = 2, 3, 2, 4
 ROWS, COLUMNS = 6, 4  # 96 x 64 pixels

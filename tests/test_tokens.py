@@ -8,9 +8,7 @@ from conftest import T5_TOKENS, make_clip_tokenizer, make_t5_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd35h5 import schema
-from sd35h5.errors import ConfigError
-from sd35h5.tokens import (
+from sd35h5.capturing.tokens import (
     check_phrases,
     choose_map_tokens,
     encode,
@@ -20,6 +18,8 @@ from sd35h5.tokens import (
     truncation_note,
     word_spans,
 )
+from sd35h5.errors import ConfigError
+from sd35h5.store import schema
 
 CLIP_L, CLIP_G, T5 = make_clip_tokenizer(), make_clip_tokenizer(pad_token="!"), make_t5_tokenizer()
 

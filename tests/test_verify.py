@@ -17,7 +17,7 @@ import pytest
 from stores import make_store
 
 from sd35h5 import StoreNotFoundError, verify
-from sd35h5.writer import begin_run
+from sd35h5.store.writer import begin_run
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_a_file_that_ends_the_check_does_not_hide_the_others(tmp_path, monkeypat
     (parts / "000003.h5").write_bytes(b"")
     program = tmp_path / "python"
     program.write_text(
-        f"#!{sys.executable}\nimport os, pathlib, signal\nfrom sd35h5 import check\nreal = check.check_file\n"
+        f"#!{sys.executable}\nimport os, pathlib, signal\nfrom sd35h5.store import check\nreal = check.check_file\n"
         "def check_file(path, deep):\n"
         "    if path.name == '000001.h5':\n        os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    return real(path, deep)\n"
@@ -325,7 +325,7 @@ def test_the_limits_hold_in_the_subprocess(tmp_path):
         prompt = file.create_dataset("samples/prompt", (1,), h5py.string_dtype())
         prompt[0] = "x" * (200 << 20)
         prompt.dims[0].attach_scale(file["sample"])
-    command = [sys.executable, "-m", "sd35h5.check"]
+    command = [sys.executable, "-m", "sd35h5.store.check"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, cwd=root)
     assert done.returncode == 64 or b"problem" in done.stdout, done

@@ -31,11 +31,11 @@ from weights import (
     vae_shapes,
 )
 
-from sd35h5.config import Model
-from sd35h5.loading import build, load_part
-from sd35h5.model_configs import COMPONENT_CONFIGS, TRANSFORMERS, published_name
-from sd35h5.sources import OPTIONS, Part, find_part
-from sd35h5.weight_layouts import COMPONENTS
+from sd35h5.capturing.config import Model
+from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS, published_name
+from sd35h5.weights.layouts import COMPONENTS
+from sd35h5.weights.loading import build, load_part
+from sd35h5.weights.sources import OPTIONS, Part, find_part
 
 CALL = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": T5_TOKENS}
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from stores import make_store
 
 from sd35h5 import open_store, verify
-from sd35h5.blocks import round_mantissa
 from sd35h5.errors import StoreError
-from sd35h5.runs import lock
-from sd35h5.schema import REQUIRED, SCALES, VARIABLES, variable
-from sd35h5.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
+from sd35h5.store.blocks import round_mantissa
+from sd35h5.store.runs import lock
+from sd35h5.store.schema import REQUIRED, SCALES, VARIABLES, variable
+from sd35h5.store.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -359,7 +359,7 @@ def test_a_killed_capture_loses_only_the_sample_in_flight(tmp_path):
     """SIGKILL at several moments; the sealed files are whole, and going on gives the same data as one run."""
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import stores\n"
-        "from sd35h5.writer import sealed_indices; import sd35h5.writer as w\n"
+        "from sd35h5.store.writer import sealed_indices; import sd35h5.store.writer as w\n"
         "write = stores._write_sample\n"
         "stores._write_sample = lambda p, i, *a: i in sealed_indices(p) or write(p, i, *a)\n"
         "stores.make_store(Path(sys.argv[3]), samples=6, packed=False)"

@@ -14,11 +14,11 @@ from conftest import make_clip_tokenizer, make_t5_tokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sd35h5.checkpoints import Entry
-from sd35h5.loading import build, plan
-from sd35h5.model_configs import derive_config
-from sd35h5.sources import Part
-from sd35h5.weight_layouts import find_layout
+from sd35h5.weights.checkpoints import Entry
+from sd35h5.weights.configs import derive_config
+from sd35h5.weights.layouts import find_layout
+from sd35h5.weights.loading import build, plan
+from sd35h5.weights.sources import Part
 
 Shapes = dict[str, tuple[int, ...]]
 DIT = "model.diffusion_model."

@@ -5,7 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import data, panels
-from sd35h5 import charts, compare, effects, metrics, scales
+from sd35h5.analysis import charts, compare, effects, metrics, scales
 
 SIGNIFICANT = 0.05
 

@@ -8,7 +8,7 @@ import streamlit as st
 import xarray as xr
 
 from dashboard import data, panels
-from sd35h5 import maps, metrics, pictures
+from sd35h5.analysis import maps, metrics, pictures
 
 SHEET_WIDTH = 900  # pixels
 ACROSS = 8

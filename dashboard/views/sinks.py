@@ -5,7 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import data, panels
-from sd35h5 import charts, figures, metrics, sinks
+from sd35h5.analysis import charts, figures, metrics, sinks
 
 KINDS = {
     "padding averaged": metrics.with_pads_averaged,

@@ -30,7 +30,8 @@ from data.recipe.matching import Judgement, judge  # noqa: E402
 from data.recipe.scenes import Scene, heldout_scene, novelty  # noqa: E402
 from data.recipe.sprites import Painter  # noqa: E402
 from data.recipe.stage_transformer import VARIANTS  # noqa: E402
-from sd35h5.gates import GATES_FILE, install_gates, load_gates  # noqa: E402
+from sd35h5.gates.files import load_gates  # noqa: E402
+from sd35h5.gates.modules import GATES_FILE, install_gates  # noqa: E402
 
 STEPS, GUIDANCE = 28, 4.5
 

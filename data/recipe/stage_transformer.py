@@ -28,7 +28,7 @@ from data.recipe.models import (
 from data.recipe.optimisers import Ema, Muon, split_parameters
 from data.recipe.settings import Settings
 from data.recipe.vocabularies import T5_LENGTH
-from sd35h5.gates import GATES_FILE, build_gates, install_gates, save_gates
+from sd35h5.gates.modules import GATES_FILE, build_gates, install_gates, save_gates
 
 TextOf = Callable[
     [Tensor, Tensor], tuple[Tensor, Tensor]

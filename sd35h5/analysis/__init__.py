@@ -1,0 +1,1 @@
+"""What is in a store as numbers, comparisons, charts and reports. Without torch."""

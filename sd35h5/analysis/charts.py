@@ -1,0 +1,299 @@
+"""DataFrame → Altair chart: the dashboard and the report draw with the same functions; no Streamlit, no
+torch.
+
+Colour: magnitudes in viridis (perceptually uniform, colour-blind-safe), differences in purple–orange centred
+at 0, runs and groups in Okabe–Ito tones. Pictures (overlays, sheets) are in pictures.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from sd35h5.analysis import scales
+from sd35h5.store.schema import GROUPS
+
+
+def layer_head_heatmap(
+    frame: pd.DataFrame,
+    label: str,
+    *,
+    title: str = "",
+    domain: tuple[float, float] | None = None,
+    chosen: tuple[int, int] | None = None,
+    select: str | None = None,
+    width: int = 420,
+    height: int = 360,
+) -> alt.Chart:
+    """Draw layer (x) by head (y) cells coloured by `value`.
+
+    Args:
+        frame: columns layer, head, value.
+        label: what `value` is, with its unit: the legend's title.
+        domain: the colour scale's ends, to share one scale across panels; from 0 to the largest value when None.
+        chosen: (layer, head) to outline.
+        select: name of a click selection of one cell (fields layer, head), none when None.
+    """
+    scale = alt.Scale(scheme="viridis", domain=list(domain or scales.magnitude(frame["value"])), clamp=True)
+    return _cells(frame, label, scale, title, chosen, select, width, height)
+
+
+def difference_heatmap(
+    frame: pd.DataFrame,
+    label: str,
+    *,
+    title: str = "",
+    limit: float | None = None,
+    chosen: tuple[int, int] | None = None,
+    select: str | None = None,
+    width: int = 420,
+    height: int = 360,
+) -> alt.Chart | alt.LayerChart:
+    """Draw layer by head cells of a difference: purple below 0, orange above, white at exactly 0.
+
+    Args:
+        frame: columns layer, head, value and, to mark cells with a dot, a boolean `marked`.
+        limit: the scale runs from −limit to +limit; the largest |value| when None.
+    """
+    limit = limit or scales.symmetric(frame["value"])
+    scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0, clamp=True)
+    cells = _cells(frame, label, scale, title, chosen, select, width, height)
+    if "marked" not in frame or not frame["marked"].any():
+        return cells
+    dots = alt.Chart(frame.loc[frame["marked"], ["layer", "head"]]).mark_circle(
+        size=26, color="#111111", opacity=1, stroke="#ffffff", strokeWidth=0.8, tooltip=None
+    )
+    return cells + dots.encode(x=alt.X("layer:O"), y=alt.Y("head:O"))
+
+
+def step_curve(
+    frame: pd.DataFrame,
+    label: str,
+    *,
+    x: str = "step",
+    title: str = "",
+    height: int = 300,
+    width: int | None = None,
+    colors: Sequence[str] = scales.RUN_COLORS,
+) -> alt.LayerChart:
+    """Draw a line a series over the denoising steps, with the band across prompts behind it.
+
+    Args: frame: columns series, step, timestep, sigma, mean, low, high; x: "step", "timestep" or "sigma" (the
+        last two run from high to low, so that time always goes to the right).
+    """
+    names = list(dict.fromkeys(frame["series"]))
+    titles = {
+        "step": "denoising step",
+        "timestep": "timestep (noise, 1000 → 0)",
+        "sigma": "sigma (noise, 1 → 0)",
+    }
+    axis = alt.X(
+        f"{x}:Q",
+        title=titles[x],
+        axis=alt.Axis(tickMinStep=1 if x == "step" else 0, format=".2~f"),
+        scale=alt.Scale(reverse=x != "step", nice=False, zero=False),
+    )
+    color = scales.series_color(names, colors, width)
+    base = alt.Chart(frame).encode(x=axis, color=color)
+    y = {"title": scales.wrapped(label), "axis": alt.Axis(labelExpr=scales.short_numbers())}
+    line = base.mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=2).encode(
+        y=alt.Y("mean:Q", **y),
+        tooltip=scales.tips("series", "step", "timestep", "sigma", "mean", "low", "high"),
+    )
+    layers = [line]
+    if frame[["low", "high"]].notna().all(axis=1).any():
+        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", **y), y2="high:Q"))
+    return scales.sized(alt.layer(*layers), width, height, title)
+
+
+def token_bars(
+    frame: pd.DataFrame,
+    *,
+    top: int = 24,
+    uniform: float | None = None,
+    log: bool = False,
+    title: str = "",
+    width: int | None = None,
+    room: int = 0,
+) -> alt.LayerChart:
+    """Draw the heaviest text tokens as bars, coloured by group, padding included; a line marks uniform
+    attention.
+
+    Args:
+        frame: columns token, text, encoder, group, mass.
+        uniform: 1 ÷ number of keys of the joint axis.
+        log: points on a logarithmic axis in place of bars, which would have no honest foot there.
+        room: pixels of height for axis and legend, where the page counts them in.
+    """
+    ranked = frame.sort_values("mass", ascending=False).head(top).copy()
+    ranked["name"] = [scales.token_name(row) for row in ranked.to_dict("records")]
+    order = list(ranked["name"])
+    seen = [group for group in GROUPS if group in set(ranked["group"])]
+    base = alt.Chart(ranked[ranked["mass"] > 0] if log else ranked)
+    marks = base.mark_circle(size=90, opacity=1) if log else base.mark_bar()
+    bars = marks.encode(
+        x=alt.X(
+            "mass:Q",
+            title="mass: share of an image query's attention",
+            axis=alt.Axis(labelExpr=scales.short_numbers(), tickCount=3 if log else 5),
+            scale=alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True),
+        ),
+        y=alt.Y(
+            "name:N", sort=order, title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False, grid=log)
+        ),
+        stroke=alt.value("#7f7f7f"),
+        strokeWidth=alt.value(0.5),
+        color=scales.group_color(seen),
+        tooltip=scales.tips("text", "token", "encoder", "group", "mass"),
+    )
+    layers: list[alt.Chart] = [bars]
+    if uniform is not None:
+        rule = alt.Chart(pd.DataFrame({"mass": [uniform], "note": ["uniform attention: 1 ÷ number of keys"]}))
+        layers.append(
+            rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(
+                x="mass:Q", tooltip=scales.tips("note", "mass")
+            )
+        )
+    return scales.sized(alt.layer(*layers), width, max(60, 17 * len(order)) + room, title)
+
+
+def group_mass(
+    frame: pd.DataFrame,
+    *,
+    title: str = "",
+    layer: int | None = None,
+    height: int = 300,
+    width: int | None = None,
+) -> alt.LayerChart:
+    """Draw where the mass goes: a stacked bar of groups for every layer, summing to 1.
+
+    Args: frame: columns group, layer, value; layer: a layer to mark.
+    """
+    data = frame[frame["value"] > 0].copy()
+    data["order"] = data["group"].map(GROUPS.index)
+    seen = [group for group in GROUPS if group in set(data["group"])]
+    bars = (
+        alt.Chart(data)
+        .mark_bar(stroke="#7f7f7f", strokeWidth=0.3)
+        .encode(
+            x=scales.layer_axis(frame),
+            y=alt.Y(
+                "value:Q",
+                stack="zero",
+                title=scales.wrapped("share of an image query's attention (sums to 1)"),
+                scale=alt.Scale(domain=[0, 1], clamp=True),
+                axis=alt.Axis(format=".1f", values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
+            ),
+            color=scales.group_color(seen),
+            order=alt.Order("order:Q"),
+            tooltip=scales.tips("layer", "group", "value"),
+        )
+    )
+    layers: list[alt.Chart] = [bars]
+    if layer is not None:
+        mark = alt.Chart(pd.DataFrame({"layer": [layer]})).mark_bar(
+            fillOpacity=0, stroke=scales.MARK, strokeWidth=2
+        )
+        layers.append(mark.encode(x=alt.X("layer:O"), y=alt.datum(1)))
+    return scales.sized(alt.layer(*layers), width, height, title)
+
+
+def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: int = 260) -> alt.LayerChart:
+    """Draw one line a paired sample from run to run: columns run, sample, prompt, value; runs in the frame's
+    order."""
+    runs = list(dict.fromkeys(frame["run"]))
+    base = alt.Chart(frame).encode(
+        x=alt.X("run:N", sort=runs, title=None, axis=alt.Axis(labelAngle=0, labelLimit=160)),
+        y=alt.Y("value:Q", title=scales.wrapped(label), axis=alt.Axis(labelExpr=scales.short_numbers())),
+    )
+    lines = base.mark_line(color="#888888", opacity=0.6).encode(detail="sample:N")
+    points = base.mark_circle(size=70, opacity=0.9).encode(
+        color=alt.Color(
+            "run:N",
+            sort=runs,
+            legend=None,
+            scale=alt.Scale(domain=runs, range=list(scales.RUN_COLORS)[: len(runs)]),
+        ),
+        tooltip=scales.tips("run", "sample", "prompt", "value"),
+    )
+    return scales.sized(alt.layer(lines, points), None, height, title)
+
+
+def for_print(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
+    """Return the chart with a white ground and larger type, for a PNG that stands alone."""
+    return (
+        chart.properties(background="white", padding=16)
+        .configure_axis(
+            labelFontSize=12, titleFontSize=13, titleFontWeight="normal", grid=True, gridOpacity=0.4
+        )
+        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titleLimit=340)
+        .configure_title(fontSize=15, anchor="start", subtitleFontSize=12, subtitleColor="#555555", offset=12)
+        .configure_view(stroke=None)
+    )
+
+
+def png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
+    """Return the chart as PNG on white, rendered by vl-convert: no browser needed."""
+    import vl_convert
+
+    with alt.data_transformers.enable("default", max_rows=None):
+        return vl_convert.vegalite_to_png(for_print(chart).to_json(), scale=scale)
+
+
+def _cells(
+    frame: pd.DataFrame,
+    label: str,
+    scale: alt.Scale,
+    title: str,
+    chosen: tuple[int, int] | None,
+    select: str | None,
+    width: int,
+    height: int,
+) -> alt.Chart:
+    data = frame[["layer", "head", "value"]].copy()
+    data["chosen"] = False
+    if chosen is not None:
+        data["chosen"] = (data["layer"] == chosen[0]) & (data["head"] == chosen[1])
+        data = data.sort_values(
+            "chosen", kind="stable"
+        )  # drawn last, so that neighbours do not cover its outline
+    chart = (
+        alt.Chart(data)
+        .mark_rect(invalid=None)
+        .encode(
+            x=scales.layer_axis(data),
+            y=alt.Y(
+                "head:O",
+                title="head",
+                axis=alt.Axis(values=scales.axis_ticks(data["head"]), grid=False),
+                scale=alt.Scale(padding=0),
+            ),
+            color=alt.condition(
+                "!isValid(datum.value)",
+                alt.value("#b0b0b0"),
+                alt.Color(
+                    "value:Q",
+                    scale=scale,
+                    legend=alt.Legend(
+                        title=label,
+                        orient="bottom",
+                        labelExpr=scales.short_numbers(scales.digits(scale)),
+                        gradientLength=min(width - 20, 400),
+                        titleLimit=width,
+                        values=scales.ends(scale, 5 if width > 300 else 3),
+                        gradientThickness=10,
+                    ),
+                ),
+            ),
+            stroke=alt.condition("datum.chosen", alt.value(scales.MARK), alt.value(None)),
+            strokeWidth=alt.condition("datum.chosen", alt.value(3), alt.value(0)),
+            tooltip=scales.tips("layer", "head", "value"),
+        )
+    )
+    if select is not None:
+        chart = chart.add_params(
+            alt.selection_point(name=select, fields=["layer", "head"], on="click", clear="dblclick")
+        )
+    return scales.sized(chart, width, height, title)

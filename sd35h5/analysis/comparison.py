@@ -1,0 +1,331 @@
+"""Compare stored runs, one reference and any number of others: the numbers, CSV files, figures and an HTML report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from sd35h5.analysis import charts, compare, comparison_html, effects, figures, means, scales, sinks, topkeys
+from sd35h5.analysis.measures import MEASURES
+from sd35h5.analysis.report import make_folder, save_chart
+from sd35h5.analysis.targets import FIRST_TOKEN, Target
+from sd35h5.errors import StoreError
+from sd35h5.store.reader import open_store
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+LEVEL, SIGNIFICANT = 0.95, 0.05
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the runs: a measure of a target on a branch, what may differ, how often to resample."""
+
+    metric: str = "first_token_mean"
+    target: Target = FIRST_TOKEN
+    branch: str = "cond"
+    allow_mismatch: tuple[str, ...] = ()
+    resamples: int = effects.RESAMPLES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The numbers of a comparison.
+
+    Args:
+        reference: name of the reference run; stores: name -> store, the reference first.
+        pairings: other run -> its pairing with the reference.
+        overall: a row a (run, measure): pairs, prompts, both means, mean_difference, effect, low, high, p, q.
+        cells: a row a (run, layer, head) of the asked metric, with the same columns.
+        steps, rates, samples, kinds: what the figures draw, each with a column that names the run.
+        skipped: a row a (run, measure) that could not be computed, with the reason.
+    """
+
+    question: Question
+    reference: str
+    stores: dict[str, Store]
+    pairings: dict[str, compare.Pairing]
+    overall: pd.DataFrame
+    cells: pd.DataFrame
+    steps: pd.DataFrame
+    rates: pd.DataFrame
+    samples: pd.DataFrame
+    kinds: pd.DataFrame
+    skipped: pd.DataFrame
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the compared runs."""
+        return list(self.pairings)
+
+
+def compare_runs(
+    paths: Sequence[str | Path], out_dir: str | Path, question: Question | None = None
+) -> list[Path]:
+    """Compare the first run with each of the others and write CSV files, figures and report.html to out_dir.
+
+    Returns: the files that were written, report.html first.
+    """
+    if len(paths) < 2:
+        raise StoreError("a comparison needs two runs at least: name the reference first, then the others")
+    question = question or Question()
+    if question.resamples < 100:
+        raise StoreError(
+            f"{question.resamples} resamples give no interval: choose 100 at least, 9999 for a report"
+        )
+    stores = {}
+    try:
+        for path in paths:
+            store = open_store(path)
+            stores[_distinct(store.name, stores)] = store
+        found = measure(stores, question)
+        out = make_folder(out_dir)
+        written = [_csv(table, out / f"{name}.csv") for name, table in tables(found).items()]
+        written.append(_settings(found, out / "comparison.json"))
+        pictures = draw(found, out)
+        page = out / "report.html"
+        page.write_text(comparison_html.page(found, pictures), encoding="utf-8")
+    finally:
+        for store in stores.values():
+            store.close()
+    return [page, *written, *pictures.values()]
+
+
+def measure(stores: dict[str, Store], question: Question) -> Comparison:
+    """Return the numbers of the first store against each of the others, sample paired with sample."""
+    if question.metric not in MEASURES:
+        raise StoreError(f"there is no metric {question.metric!r}: choose one of {', '.join(MEASURES)}")
+    reference, *others = stores
+    pairings = {
+        name: compare.pair(stores[reference], stores[name], (reference, name), question.allow_mismatch)
+        for name in others
+    }
+    for name, pairing in pairings.items():
+        if pairing.pairs.empty:
+            why = "; ".join(dict.fromkeys(f"{row.field}: {row.value}, {row.nearest} in the other" for row in
+                                          pairing.unpaired[pairing.unpaired["run"] == name].itertuples()))  # fmt: skip
+            raise StoreError(
+                f"no sample of {name} pairs with one of {reference} ({why[:300]}): compare runs with equal prompts, "
+                "seeds and settings, or name the fields that may differ with --allow_mismatch"
+            )
+    overall, skipped, asked = [], [], {}
+    for name, pairing in pairings.items():
+        for measure_name in MEASURES:
+            try:
+                sides = compare.paired_values(
+                    stores[reference], stores[name], pairing, measure_name, question.target, question.branch
+                )
+            except StoreError as error:
+                if measure_name == question.metric:
+                    raise
+                skipped.append([name, measure_name, str(error)])
+                continue
+            overall.append(_overall(name, measure_name, sides, pairing, question))
+            if measure_name == question.metric:
+                asked[name] = sides
+    table = pd.DataFrame(overall)
+    table["q"] = effects.false_discovery(table["p"].to_numpy(float))
+    return Comparison(
+        question, reference, stores, pairings, table,
+        _cells(asked, pairings, question), _steps(asked, pairings, reference),
+        _rates(stores, reference, pairings, question), _samples(asked, pairings, reference),
+        _kinds(stores, reference, pairings, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
+    )  # fmt: skip
+
+
+def _overall(name: str, measure_name: str, sides, pairing: compare.Pairing, question: Question) -> dict:
+    change = compare.difference(*sides)
+    row = effects.overall_effect(
+        change, list(pairing.pairs["prompt_id"]), question.resamples, LEVEL, question.seed
+    )
+    means_of = {
+        f"{side}_mean": _prompt_mean(values, pairing)
+        for side, values in zip(("reference", "other"), sides, strict=True)
+    }
+    return {"run": name, "measure": measure_name, "pairs": len(pairing.pairs), **means_of, **row.to_dict()}
+
+
+def _prompt_mean(values, pairing: compare.Pairing) -> float:
+    """Return the mean over prompts of a run's value, so that the difference of two is the mean difference."""
+    each = values.mean([dim for dim in values.dims if dim != "sample"], skipna=True).values[:, None]
+    return float(means.prompt_means(each, list(pairing.pairs["prompt_id"])).mean().iloc[0])
+
+
+def _cells(asked: dict, pairings: dict[str, compare.Pairing], question: Question) -> pd.DataFrame:
+    frames = []
+    for name, (before, after) in asked.items():
+        prompts = list(pairings[name].pairs["prompt_id"])
+        table = effects.paired_effects(
+            compare.difference(before, after), prompts, question.resamples, LEVEL, question.seed
+        )
+        table.insert(0, "run", name)
+        for column, side in (("reference_mean", before), ("other_mean", after)):
+            each = side.mean("step", skipna=True).transpose("sample", "layer", "head").values
+            table[column] = means.prompt_means(each.reshape(len(each), -1), prompts).mean().to_numpy()
+        frames.append(table)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _steps(asked: dict, pairings: dict[str, compare.Pairing], reference: str) -> pd.DataFrame:
+    frames = []
+    for name, (before, after) in asked.items():
+        prompts = list(pairings[name].pairs["prompt_id"])
+        if not frames:
+            frames.append(means.over_steps(before, prompts).assign(series=reference))
+        frames.append(means.over_steps(after, prompts).assign(series=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _samples(asked: dict, pairings: dict[str, compare.Pairing], reference: str) -> pd.DataFrame:
+    rows = []
+    for name, sides in asked.items():
+        pairs = pairings[name].pairs
+        for run, values in zip((reference, name), sides, strict=True):
+            each = values.mean([dim for dim in values.dims if dim != "sample"], skipna=True).values
+            rows.append(
+                pairs[["reference_sample", "other_sample", "prompt_id", "prompt", "seed"]].assign(
+                    compared=name, run=run, sample=pairs["reference_sample"], value=each
+                )
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def _rates(stores: dict, reference: str, pairings: dict, question: Question) -> pd.DataFrame:
+    frames = []
+    for run, samples in _paired_samples(reference, pairings):
+        mass = MEASURES["first_token_mean"].compute(stores[run], question.target, question.branch, samples)
+        prompts = list(stores[run].samples["prompt_id"].iloc[samples])
+        uniform = float(sinks.uniform_mass(stores[run], question.target, question.branch, samples).mean())
+        frames.append(sinks.sink_curve(mass, prompts, uniform).assign(series=run))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _kinds(stores: dict, reference: str, pairings: dict, question: Question) -> pd.DataFrame:
+    """Return the kinds of the heaviest key of every run that holds top-k keys: kind, share, chance, run."""
+    frames = []
+    for run, samples in _paired_samples(reference, pairings):
+        if "topk/top_index" in stores[run] and question.branch == "cond":
+            keys = topkeys.top_keys(stores[run], question.branch, "image", samples)
+            frames.append(topkeys.kind_shares(keys).assign(run=run))
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=["kind", "share", "chance", "run"])
+    )
+
+
+def _paired_samples(reference: str, pairings: dict[str, compare.Pairing]) -> list[tuple[str, list[int]]]:
+    first = sorted({int(s) for pairing in pairings.values() for s in pairing.pairs["reference_sample"]})
+    return [(reference, first)] + [
+        (n, [int(s) for s in p.pairs["other_sample"]]) for n, p in pairings.items()
+    ]
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def tables(found: Comparison) -> dict[str, pd.DataFrame]:
+    """Return the CSV files: name -> table."""
+    pairs = [one.pairs.assign(run=name) for name, one in found.pairings.items()]
+    alone = [one.unpaired.assign(compared=name) for name, one in found.pairings.items()]
+    return {
+        "overall": found.overall,
+        "cells": found.cells,
+        "steps": found.steps,
+        "sink_rates": found.rates,
+        "samples": found.samples,
+        "key_kinds": found.kinds,
+        "pairs": pd.concat(pairs, ignore_index=True),
+        "unpaired": pd.concat(alone, ignore_index=True),
+    }
+
+
+def draw(found: Comparison, out: Path) -> dict[str, Path]:
+    """Draw every figure of the report as PNG. Returns: its name -> file."""
+    unit = f"{MEASURES[found.question.metric].title} ({MEASURES[found.question.metric].unit})"
+    made = {"heatmaps": _heatmaps(found, unit)}
+    if found.steps.groupby("series").size().max() > 1:
+        made["steps"] = charts.step_curve(found.steps, unit, x="step", width=560, height=300)
+    made["effects"] = figures.effect_intervals(_standardised(found))
+    uniform = float((found.rates["epsilon"] / found.rates["times_uniform"]).mean())
+    made["sink_rates"] = figures.sink_curve(
+        found.rates, epsilon=sinks.EPSILON, uniform=uniform, width=560, height=300
+    )
+    if not found.kinds.empty:
+        made["key_kinds"] = figures.key_kinds(
+            found.kinds, "run", width=max(280, 120 * len(found.stores)), height=300
+        )
+    made["pairs"] = charts.paired_slopes(
+        found.samples.drop_duplicates(["run", "sample"]), unit, height=300
+    ).properties(width=max(280, 140 * len(found.stores)))
+    return {name: save_chart(chart, out / f"{name}.png") for name, chart in made.items()}
+
+
+def _heatmaps(found: Comparison, unit: str) -> alt.TopLevelMixin:
+    cells = found.cells
+    first = cells[cells["run"] == found.others[0]]
+    width = max(230, 12 * first["layer"].nunique())
+    height = max(220, 12 * first["head"].nunique())
+    size = {"width": width, "height": height}
+    domain = scales.magnitude(np.r_[cells["reference_mean"], cells["other_mean"]])
+    limit = scales.symmetric(cells["mean_difference"])
+    rows = []
+    for name in found.others:
+        own = cells[cells["run"] == name]
+        panels = [
+            charts.layer_head_heatmap(own.assign(value=own[column]), unit, title=title, domain=domain, **size)
+            for column, title in (("reference_mean", found.reference), ("other_mean", name))
+        ]
+        change = own.assign(value=own["mean_difference"], marked=own["q"] <= SIGNIFICANT)
+        title = f"{name} − {found.reference}"
+        panels.append(charts.difference_heatmap(change, "mean difference", title=title, limit=limit, **size))
+        rows.append(alt.hconcat(*panels).resolve_scale(color="independent"))
+    return alt.vconcat(*rows).resolve_scale(color="independent")
+
+
+def _standardised(found: Comparison) -> pd.DataFrame:
+    table = found.overall.dropna(subset=["effect"]).copy()
+    spread = table["mean_difference"] / table["effect"]
+    table["low_effect"], table["high_effect"] = table["low"] / spread, table["high"] / spread
+    table["measure"] = [MEASURES[name].title for name in table["measure"]]
+    return table
+
+
+def _settings(found: Comparison, path: Path) -> Path:
+    """Write what was asked, and what differs although it was compared."""
+    question = found.question
+    document = {
+        "reference": found.reference, "others": found.others, "metric": question.metric,
+        "target": str(question.target), "branch": question.branch, "level": LEVEL,
+        "resamples": question.resamples, "resampling_seed": question.seed,
+        "allow_mismatch": list(question.allow_mismatch),
+        "mismatch": {name: one.mismatch.to_dict("records") for name, one in found.pairings.items()},
+        "pairs": {name: len(one.pairs) for name, one in found.pairings.items()},
+        "unpaired": {name: len(one.unpaired) for name, one in found.pairings.items()},
+        "skipped": found.skipped.to_dict("records"),
+        "files": {
+            name: {key: store.attributes.get(key, "") for key in comparison_html.IDENTITY}
+            for name, store in found.stores.items()
+        },
+    }  # fmt: skip
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _csv(table: pd.DataFrame, path: Path) -> Path:
+    table.to_csv(path, index=False, float_format="%.9g")
+    return path
+
+
+def _distinct(name: str, taken: dict[str, Store]) -> str:
+    numbered = (f"{name} ({number})" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(other for other in numbered if other not in taken)

@@ -1,0 +1,73 @@
+"""docs/metrics.md, made from docstrings: `python -m sd35h5.analysis.definitions docs/metrics.md` renews it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sd35h5.analysis import effects, gating, metrics, sinks, topkeys
+from sd35h5.analysis.measures import MEASURES
+
+#: heading -> the functions under it, in reading order
+SECTIONS: dict[str, tuple[Callable, ...]] = {
+    "First token, groups and words": (
+        metrics.first_token_mean, metrics.first_token_share, metrics.text_mass_fraction, metrics.text_mass,
+        metrics.group_mass, metrics.encoder_mass, metrics.image_self_mass, metrics.token_mass, metrics.entropy,
+        metrics.branch_contrast,
+    ),
+    "Sinks": (sinks.uniform_mass, sinks.sink_rate, sinks.sink_curve, sinks.top_mass, sinks.gini),
+    "Which key is the sink": (
+        topkeys.top_keys, topkeys.kind_shares, topkeys.patch_shares, topkeys.stability, topkeys.value_norm_ratio,
+    ),
+    "Gates": (gating.gate_statistic, gating.gate_heads, gating.contribution),
+    "Paired comparison": (
+        effects.paired_effects, effects.overall_effect, effects.bootstrap_interval, effects.sign_flip_p,
+        effects.false_discovery,
+    ),
+}  # fmt: skip
+PARTS = ("Formula", "Units", "Source", "Caveat", "Args", "Returns")
+HEAD = """# The numbers
+
+Made from the docstrings by `python -m sd35h5.analysis.definitions docs/metrics.md`: edit those, not this page.
+
+A[q,k] = softmax(q·kᵀ/√d) over the whole joint key axis, image and text together. The *mass* of key k is the mean of
+A[q,k] over the queries of one stream, image queries unless said otherwise. Everything is computed from the file alone,
+in float64, without torch; `benchmarks/metrics_truth.py` compares it with full attention matrices.
+"""
+
+
+def document() -> str:
+    """Return the page."""
+    parts = [HEAD]
+    for heading, functions in SECTIONS.items():
+        parts.append(f"## {heading}\n")
+        parts += [_entry(function) for function in functions]
+    rows = "\n".join(f"| `{name}` | {one.title} | {one.unit} |" for name, one in MEASURES.items())
+    parts.append(
+        "## Names for `python -m sd35h5 compare --metric`\n\n| name | the … | unit |\n| --- | --- | --- |\n"
+        + rows
+        + "\n"
+    )
+    return "\n".join(parts)
+
+
+def described(function: Callable) -> dict[str, str]:
+    """Return the parts of a docstring: "" for its first sentences, then those of PARTS that it has."""
+    text = " ".join((inspect.getdoc(function) or "").split())
+    found = re.split(rf"(?:^| )({'|'.join(PARTS)}): ", text)
+    return {"": found[0]} | dict(zip(found[1::2], (part.strip() for part in found[2::2]), strict=True))
+
+
+def _entry(function: Callable) -> str:
+    module = function.__module__.removeprefix("sd35h5.analysis.")
+    told = described(function)
+    lines = [f"### {module}.{function.__name__}\n", f"{told.pop('')}\n"]
+    lines += [f"- **{part}**: {told[part]}" for part in PARTS if part in told]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(document(), encoding="utf-8")

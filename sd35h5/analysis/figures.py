@@ -1,0 +1,192 @@
+"""DataFrame → Altair chart for sinks and comparisons: curves over ε, kinds of keys, patches, effects with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from sd35h5.analysis import scales
+from sd35h5.analysis.topkeys import KINDS
+
+#: text groups keep their colours, patches are greens by their place on the image
+KIND_COLORS = {
+    **{name: color for name, color in scales.GROUP_COLORS.items() if name != "image"},
+    "corner": "#00441b",
+    "border": "#41ab5d",
+    "inner": "#c7e9c0",
+}
+KIND_NAMES = {"corner": "corner patch", "border": "border patch", "inner": "inner patch"}
+
+
+def sink_curve(
+    frame: pd.DataFrame,
+    *,
+    epsilon: float | None = None,
+    uniform: float | None = None,
+    title: str = "",
+    height: int = 300,
+    width: int | None = None,
+    colors: Sequence[str] = scales.RUN_COLORS,
+) -> alt.LayerChart:
+    """Draw the sink rate over ε, a line a series, on a logarithmic axis; dashed lines mark ε and uniform.
+
+    Args: frame: columns series, epsilon, times_uniform, mean, low, high.
+    """
+    names = list(dict.fromkeys(frame["series"]))
+    x = alt.X(
+        "epsilon:Q",
+        title="ε: a head counts as a sink above this mass",
+        scale=alt.Scale(type="log", domain=[float(frame["epsilon"].min()), float(frame["epsilon"].max())]),
+        axis=alt.Axis(labelExpr=scales.short_numbers(), values=[1e-4, 1e-3, 0.01, 0.1, 1], grid=False),
+    )
+    y = alt.Y(
+        "mean:Q", title=scales.wrapped("sink rate: share of heads (0..1)"), scale=alt.Scale(domain=[0, 1])
+    )
+    color = scales.series_color(names, colors, width)
+    base = alt.Chart(frame).encode(x=x, color=color)
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=14)).encode(
+        y=y, tooltip=_tips("series", "epsilon", "times_uniform", "mean", "low", "high")
+    )
+    layers: list[alt.Chart] = [line]
+    if frame[["low", "high"]].notna().all(axis=1).any():
+        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2="high:Q"))
+    for value, note in ((uniform, "uniform"), (epsilon, "ε of causal models")):
+        if value:
+            rule = alt.Chart(pd.DataFrame({"epsilon": [value], "note": [f"{note}: {value:.2g}"]}))
+            layers.append(rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(x="epsilon:Q"))
+            text = rule.mark_text(color=scales.MARK, align="right", dx=-4, dy=8, baseline="top", fontSize=11)
+            layers.append(text.encode(x="epsilon:Q", y=alt.value(0), text="note:N"))
+    return scales.sized(alt.layer(*layers), width, height, title)
+
+
+def key_kinds(
+    frame: pd.DataFrame, by: str, *, title: str = "", height: int = 300, width: int | None = None
+) -> alt.Chart:
+    """Draw what the heaviest key is: for every layer (or top_step, run) a bar of kinds that sums to 1.
+
+    Args: frame: columns kind, share, chance and the one called `by`, of `topkeys.kind_shares(…, 1, by)`.
+    """
+    names = {"layer": "layer", "top_step": "denoising step", "run": None}
+    data = frame[frame["share"] > 0].copy()
+    data["order"] = data["kind"].map(KINDS.index)
+    seen = [kind for kind in KINDS if kind in set(data["kind"])]
+    data["kind"] = data["kind"].map(lambda kind: KIND_NAMES.get(kind, kind))
+    shown = [KIND_NAMES.get(kind, kind) for kind in seen]
+    values = scales.axis_ticks(data[by]) if by == "layer" else alt.Undefined
+    chart = (
+        alt.Chart(data)
+        .mark_bar(stroke="#7f7f7f", strokeWidth=0.3)
+        .encode(
+            x=alt.X(
+                f"{by}:O",
+                title=names.get(by, by),
+                sort=list(dict.fromkeys(frame[by])),
+                axis=alt.Axis(labelAngle=0, values=values, labelLimit=150),
+            ),
+            y=alt.Y(
+                "share:Q",
+                stack="zero",
+                title=scales.wrapped("share of heads whose heaviest key is …"),
+                scale=alt.Scale(domain=[0, 1], clamp=True),
+                axis=alt.Axis(format=".1f", values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
+            ),
+            color=alt.Color(
+                "kind:N",
+                title=None,
+                sort=shown,
+                scale=alt.Scale(domain=shown, range=[KIND_COLORS[kind] for kind in seen]),
+                legend=alt.Legend(
+                    orient="top",
+                    columns=scales.legend_columns(shown, width),
+                    symbolStrokeColor="#7f7f7f",
+                    symbolStrokeWidth=0.5,
+                    symbolType="square",
+                ),
+            ),
+            order=alt.Order("order:Q"),
+            tooltip=[alt.Tooltip("kind:N"), alt.Tooltip(f"{by}:O"), *_tips("share", "chance")],
+        )
+    )
+    return scales.sized(chart, width, height, title)
+
+
+def patch_heatmap(
+    frame: pd.DataFrame, *, title: str = "", width: int = 260, height: int | None = None
+) -> alt.Chart:
+    """Draw where on the image the heaviest keys lie: y, x and share, a cell a patch, in the image's proportion."""
+    rows, columns = int(frame["y"].max()) + 1, int(frame["x"].max()) + 1
+    scale = alt.Scale(scheme="viridis", domain=list(scales.magnitude(frame["share"])))
+    chart = (
+        alt.Chart(frame)
+        .mark_rect()
+        .encode(
+            x=alt.X("x:O", title="patch x", axis=_patch_axis(columns), scale=alt.Scale(padding=0)),
+            y=alt.Y("y:O", title="patch y", axis=_patch_axis(rows), scale=alt.Scale(padding=0)),
+            color=alt.Color(
+                "share:Q",
+                scale=scale,
+                legend=alt.Legend(
+                    title="share of heads whose key it is",
+                    orient="bottom",
+                    titleLimit=width + 40,
+                    labelExpr=scales.short_numbers(scales.digits(scale)),
+                    values=scales.ends(scale, 3),
+                    gradientLength=min(width - 80, 300),
+                    gradientThickness=10,
+                ),
+            ),
+            tooltip=_tips("y", "x", "share"),
+        )
+    )
+    return scales.sized(chart, width, height or max(80, round(width * rows / columns)), title)
+
+
+def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) -> alt.Chart:
+    """Draw standardised effects (Cohen's d_z) of several measures, a row a measure and a colour a run.
+
+    Args: frame: columns measure, run, effect, low_effect, high_effect (the interval ÷ the standard deviation),
+        mean_difference, p, q.
+    """
+    runs = list(dict.fromkeys(frame["run"]))
+    color = alt.Color(
+        "run:N",
+        title=None,
+        sort=runs,
+        scale=alt.Scale(domain=runs, range=list(scales.RUN_COLORS)[1 : len(runs) + 1]),
+        legend=alt.Legend(orient="top", labelLimit=300, columns=scales.legend_columns(runs, width))
+        if len(runs) > 1
+        else None,
+    )
+    base = alt.Chart(frame).encode(
+        y=alt.Y("run:N", title=None, sort=runs, axis=None),
+        color=color,
+    )
+    points = base.mark_circle(size=70, opacity=1).encode(
+        x=alt.X("effect:Q", title="standardised effect d_z (0: no change)", scale=alt.Scale(zero=True)),
+        tooltip=_tips("run", "measure", "effect", "mean_difference", "p", "q"),
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low_effect:Q"), x2="high_effect:Q")
+    zero = alt.Chart(frame).mark_rule(color="#7f7f7f", strokeDash=[3, 3]).encode(x=alt.datum(0))
+    panel = alt.layer(zero, bars, points).properties(width=width, height=16 * len(runs) + 8)
+    return panel.facet(
+        row=alt.Row(
+            "measure:N",
+            title=None,
+            sort=list(dict.fromkeys(frame["measure"])),
+            header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=260, labelFontSize=12),
+        ),
+        spacing=2,
+        **({"title": title} if title else {}),
+    )
+
+
+def _patch_axis(count: int) -> alt.Axis:
+    every = 1 if count <= 8 else 4 if count <= 32 else 16
+    return alt.Axis(values=list(range(0, count, every)), labelAngle=0, grid=False)
+
+
+def _tips(*columns: str) -> list[alt.Tooltip]:
+    words = {"series", "run", "measure", "y", "x"}
+    return [alt.Tooltip(f"{c}:N") if c in words else alt.Tooltip(f"{c}:Q", format=".3~g") for c in columns]

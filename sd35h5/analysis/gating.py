@@ -1,0 +1,87 @@
+"""What the gates of a store do: statistics by layer and head, dead and open heads, what a key adds after the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sd35h5.analysis.targets import chosen_samples, plain
+from sd35h5.errors import StoreError
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")
+DEAD, OPEN = (
+    0.99,
+    0.01,
+)  # share of gates under 0.1 from which a head counts as dead; under 0.5 up to which as open
+
+
+def gate_statistic(
+    store: Store,
+    name: str = "mean",
+    branch: str = "cond",
+    query: str = "image",
+    samples: Sequence[int] | None = None,
+) -> xr.DataArray:
+    """Return a statistic of the gate over a stream's queries (and channels): one of STATISTICS.
+
+    Formula: mean, std, min, max of g, or the share of g below 0.1 or 0.5, over queries and, in elementwise
+    gates, the head's channels.
+    Units: 1 (g = σ(…) is 0..1, 2σ(…) 0..2; shares 0..1).  Source: gates/*, exact float32, every branch.
+    Caveat: of the stream the gate is on; the last layer's text gate is never applied and is NaN. Untrained
+    gates have numbers too.
+    Returns: float64 (sample, step, layer, head).
+    """
+    if name not in STATISTICS:
+        raise StoreError(f"there is no gate statistic {name!r}: choose one of {', '.join(STATISTICS)}")
+    if f"gates/{name}" not in store:
+        raise StoreError(f"{store.name} is of a model without gates: it has no gate statistics")
+    return plain(
+        store.read(f"gates/{name}", sample=chosen_samples(store, samples), branch=branch, query=query)
+    )
+
+
+def gate_heads(
+    store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """Return a row a (layer, head): the gate's statistics and whether the head is dead, open or varying.
+
+    Formula: dead when at least 99 % of its gates are below 0.1, open when at most 1 % are below 0.5, else
+    varying; shares are means over samples and steps, min and max are over them.
+    Units: 1.  Source: gates/*.
+    Caveat: with a gate of 2σ, open means above 0.5 of a range of 2. NaN where the gate is not applied.
+    Returns: layer, head, mean, std, min, max, below_0_1, below_0_5, state.
+    """
+    reduced = {}
+    for name in STATISTICS:
+        values = gate_statistic(store, name, branch, query, samples)
+        reduce = {"min": values.min, "max": values.max}.get(name, values.mean)
+        reduced[name] = reduce(["sample", "step"], skipna=True).transpose("layer", "head").to_series()
+    table = pd.DataFrame(reduced).reset_index().astype({"layer": int, "head": int})
+    dead, opened = table["below_0_1"] >= DEAD, table["below_0_5"] <= OPEN
+    table["state"] = np.select(
+        [table["mean"].isna(), dead, opened], ["not applied", "dead", "open"], "varying"
+    )
+    return table
+
+
+def contribution(keys: xr.Dataset, gate: xr.DataArray | None = None) -> xr.DataArray:
+    """Return what each of the heaviest keys adds to the output, after the gate when one is given.
+
+    Formula: mass × ‖v‖ [× mean gate of that (step, layer, head)].  Units: those of the value vectors.
+    Source: `top_keys`, and `gate_statistic(…, "mean")` of the same query stream.
+    Caveat: a product of means: exact for a key whose A[q,k] and gate do not vary together over queries; an
+    elementwise gate is taken at its mean over channels.
+    Returns: float64 (sample, top_step, layer, head, rank).
+    """
+    added = keys["mass"].astype(np.float64) * keys["value_norm"]
+    if gate is None:
+        return added
+    at = gate.sel(step=keys["top_step"].values).rename(step="top_step")
+    return added * at.drop_vars([name for name in ("timestep", "sigma") if name in at.coords])

@@ -1,0 +1,1 @@
+"""From a call of the pipeline to a sealed sample: options, plan, probe, reductions, recorder."""

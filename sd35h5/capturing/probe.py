@@ -1,0 +1,389 @@
+"""The attention processor that measures: diffusers' output to the bit, its log-sum-exp to the reductions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd35h5.capturing import reductions, tiers
+from sd35h5.capturing.gate_measures import gate_group_means, gated_contribution
+from sd35h5.capturing.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction, Workspace
+from sd35h5.capturing.tiers import TierPlan
+from sd35h5.errors import CaptureError
+from sd35h5.gates.attention import JointAttention, JointQKV, finish_joint, project_joint
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+    from diffusers.models.attention_processor import Attention
+
+    from sd35h5.gates.modules import AttentionGate
+
+log = logging.getLogger("sd35h5")
+ROW_SUM_TOLERANCE = 1e-3
+_FLASH, _EFFICIENT, _CUDNN = 1, 2, 3  # torch.nn.attention.SDPBackend, as _fused_sdp_choice answers
+_LSE_TILE = {"cpu": 1 << 20}
+_LSE_TILE_ELSEWHERE = 1 << 25
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What to measure in one call of the transformer.
+
+    Args:
+        branches: name of each batch row.
+        membership: float32 (batch row, text tokens, text groups), 1 where a token belongs to a group.
+        patches: (y, x) of the image tokens.
+        check: measure the row sums of A and refuse a pass in which they are not 1.
+        top: number of heaviest keys of the cond row, 0 for none.
+        tiers: what else to measure of the cond row.
+        skipped: layers that this pass leaves out (skip-layer guidance).
+    """
+
+    branches: tuple[str, ...]
+    membership: Tensor
+    patches: tuple[int, int]
+    check: bool = False
+    top: int = 0
+    tiers: TierPlan = TierPlan()
+    skipped: frozenset[int] = frozenset()
+
+
+@dataclass
+class PassResult:
+    """What one call of the transformer yielded; float32 unless said, NaN (−1) for layers that it skipped."""
+
+    mass: Tensor  # (batch row, query stream, layer, head, text token)
+    group: Tensor  # (batch row, query stream, group, layer, head)
+    entropy: Tensor  # (batch row, query stream, layer, head)
+    gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
+    gate_groups: Tensor | None  # (batch row, query stream, group, layer, head)
+    second_gates: Tensor | None  # of attn2: (statistic, batch row, query stream, layer, head)
+    # of attn2: entropy_all (layer, head), patch_mass (layer, head, y, x), top_… (layer, head, rank)
+    second: dict[str, Tensor] | None
+    # stream, index, mass, value_norm, of gated models also contribution: (query stream, layer, head, rank)
+    top: dict[str, Tensor] | None
+    maps: Tensor | None  # (map, layer, y, x), mean over heads
+    head_maps: Tensor | None  # (map, layer, head, y, x)
+    rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
+    atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
+    row_sum_error: float = float("nan")
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Call the backend that F.scaled_dot_product_attention would choose, and take its log-sum-exp along.
+
+    Returns: the output, bit for bit that of F.scaled_dot_product_attention, and the LSE, float32 (batch,
+    heads, S), or None where the backend keeps none.
+    """
+    if torch.is_autocast_enabled(query.device.type):  # under which sdpa casts, and the operators do not
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    choice, tokens = torch._fused_sdp_choice(query, key, value), query.shape[2]
+    if choice == _FLASH and query.device.type == "cpu":
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        return output, lse.float()
+    if choice == _FLASH and query.is_cuda and query.shape[-1] % 8 == 0:
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
+        return output, lse[..., :tokens].float()
+    if choice == _CUDNN and query.is_cuda:
+        output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[:2]
+        return output, lse.reshape(*query.shape[:2], -1)[..., :tokens].float()
+    if choice == _EFFICIENT and query.is_cuda:
+        answer = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+        output, lse = answer[:2]
+        return output, lse[..., :tokens].float()
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False), None
+
+
+def blocked_lse(query: Tensor, key: Tensor) -> Tensor:
+    """Log-sum-exp of q·kᵀ/√d over all keys, float32 (batch, heads, S), in tiles of queries."""
+    batch, heads, _, width = query.shape
+    scaled = (key.float() * width**-0.5).transpose(-1, -2)
+    rows = max(1, _LSE_TILE.get(query.device.type, _LSE_TILE_ELSEWHERE) // (batch * heads * key.shape[2]))
+    tiles = [torch.logsumexp(tile.float() @ scaled, dim=-1) for tile in query.split(rows, dim=2)]
+    return torch.cat(tiles, dim=-1)
+
+
+class Probe:
+    """Measures one call of the transformer at a time: `begin`, then every layer reports, then `end`."""
+
+    def __init__(self, layers: int, heads: int, gated: bool, second_gated: bool = False) -> None:
+        self.layers, self.heads, self.gated, self.second_gated = layers, heads, gated, second_gated
+        self.plan: PassPlan | None = None
+        self._workspace = Workspace()
+        self._seen: dict[int, dict[str, Tensor]] = {}
+        self._second: dict[int, Tensor] = {}
+        self._second_seen: dict[int, dict[str, Tensor]] = {}
+        self._noted = False
+
+    def begin(self, plan: PassPlan) -> None:
+        """Measure what the plan says until `end`."""
+        self.plan, self._seen, self._second, self._second_seen = plan, {}, {}, {}
+
+    def abandon(self) -> None:
+        """Forget the pass under way, after an error."""
+        self.plan, self._seen, self._second, self._second_seen = None, {}, {}, {}
+
+    def end(self) -> PassResult:
+        """Stack what the layers reported.
+
+        Raises:
+            CaptureError: a layer that should have reported did not, or rows of A do not sum to 1.
+        """
+        plan, seen, second, second_seen = self.plan, self._seen, self._second, self._second_seen
+        self.abandon()
+        if plan is None:
+            raise CaptureError("a pass of the transformer ended that never began")
+        maps = plan.tiers.maps
+        expected = set(range(self.layers)) - plan.skipped
+        if missing := sorted(expected - seen.keys()):
+            raise CaptureError(
+                f"the attention of layer {', '.join(map(str, missing))} never ran its processor: "
+                "something else replaced it"
+            )
+        result = PassResult(
+            mass=self._stack(seen, "mass").permute(1, 3, 0, 2, 4),
+            group=self._stack(seen, "group").permute(1, 3, 4, 0, 2),
+            entropy=self._stack(seen, "entropy").permute(1, 3, 0, 2),
+            gates=self._stack(seen, "gates").permute(1, 2, 3, 0, 4) if self.gated else None,
+            gate_groups=self._stack(seen, "gate_groups").permute(1, 2, 3, 0, 4) if self.gated else None,
+            second_gates=self._stack_second(second, plan) if self.second_gated else None,
+            second=self._stack_second_keys(second_seen, plan),
+            top=self._stack_top(seen) if plan.top else None,
+            maps=self._stack(seen, "maps").transpose(0, 1) if maps is not None else None,
+            head_maps=self._stack(seen, "head_maps").transpose(0, 1) if maps and maps.per_head else None,
+            rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
+            atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
+        )
+        if plan.check:
+            measured = (*seen.values(), *second_seen.values())
+            result.row_sum_error = max(float(values["error"]) for values in measured)
+            if not result.row_sum_error <= ROW_SUM_TOLERANCE:
+                raise CaptureError(
+                    f"rows of attention sum to 1 ± {result.row_sum_error:.2g} at the first step, "
+                    f"expected within {ROW_SUM_TOLERANCE:g}: "
+                    "this attention backend's log-sum-exp cannot be used"
+                )
+        return result
+
+    def _stack(self, seen: dict[int, dict[str, Tensor]], name: str) -> Tensor:
+        """Join the layers' tensors along a new first axis; layers without one are NaN (−1 for integers)."""
+        like = next(values[name] for values in seen.values() if name in values)
+        fill = float("nan") if like.is_floating_point() else (255 if like.dtype == torch.uint8 else -1)
+        gap = torch.full_like(like, fill)
+        return torch.stack([seen.get(layer, {}).get(name, gap) for layer in range(self.layers)])
+
+    def _stack_rows(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: self._stack(seen, f"rows_{name}").transpose(0, 1) for name in ("image", "text")}
+
+    def _stack_atlas(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: self._stack(seen, name).transpose(0, 1) for name in ("patch_mass", "entropy_all")}
+
+    def _stack_top(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = ("stream", "index", "mass", "value_norm") + ("contribution",) * self.gated
+        return {name: self._stack(seen, f"top_{name}").permute(2, 0, 1, 3) for name in names}
+
+    def _stack_second(self, second: dict[int, Tensor], plan: PassPlan) -> Tensor:
+        """(statistic, batch row, query stream, layer, head), NaN for layers without a gate on attn2."""
+        gap = self._gate_values(None, len(plan.branches), plan.membership.device)
+        return torch.stack([second.get(layer, gap) for layer in range(self.layers)], dim=3)
+
+    def _stack_second_keys(
+        self, seen: dict[int, dict[str, Tensor]], plan: PassPlan
+    ) -> dict[str, Tensor] | None:
+        """What the second attentions yielded, where the plan asks for more than the check."""
+        if not seen or not (plan.top or plan.tiers.atlas):
+            return None
+        names = [name for name in next(iter(seen.values())) if name != "error"]
+        return {name: self._stack(seen, name) for name in names}
+
+    @torch.no_grad()
+    def measure_second(
+        self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
+    ) -> None:
+        """Reduce one layer's second, image-only attention: the cond row, at the steps of the heaviest keys."""
+        plan = self.plan
+        if plan is None:
+            return
+        if gates is not None:
+            self.take_second_gates(layer, gates)
+        if "cond" not in plan.branches or not (plan.check or plan.top or plan.tiers.atlas):
+            return
+        if lse is None:
+            self._note_fallback()
+            lse = blocked_lse(joint.query, joint.key)
+        row = plan.branches.index("cond")
+        self._second_seen[layer] = tiers.measure_second(
+            joint, lse, row, plan.patches, plan.top, self._workspace
+        )
+
+    @torch.no_grad()
+    def take_second_gates(self, layer: int, gates: tuple[Tensor, Tensor | None]) -> None:
+        """Take the gates of one layer's second attention."""
+        if self.plan is not None:
+            self._second[layer] = self._gate_values(gates, *gates[0].shape[:1], gates[0].device)
+
+    @torch.no_grad()
+    def measure(
+        self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
+    ) -> None:
+        """Reduce one layer's attention call. Text tokens follow the image tokens on the joint axis."""
+        plan, image = self.plan, joint.image_tokens
+        if plan is None:
+            return
+        if lse is None:
+            self._note_fallback()
+            lse = blocked_lse(joint.query, joint.key)
+        row = plan.branches.index("cond") if "cond" in plan.branches else -1
+        text = reductions.reduce_keys(
+            joint.query, joint.key[:, :, image:], lse, image,
+            workspace=self._workspace, entropy=True, columns=plan.tiers.columns(layer), columns_row=row,
+        )  # fmt: skip
+        values = {
+            "mass": text.mass,
+            "group": reductions.group_mass(text.mass, plan.membership),
+            "entropy": text.entropy,
+        }
+        if plan.check or plan.top or plan.tiers.atlas:
+            values |= self._measure_image_keys(plan, joint, lse, text, row)
+        if text.columns is not None:
+            values |= tiers.measure_columns(plan.tiers, layer, text.columns, plan.patches)
+        if plan.tiers.rows is not None:
+            values |= tiers.measure_rows(plan.tiers.rows, joint, lse, row, plan.patches)
+        if self.gated:
+            values |= self._measure_gates(plan, gates, joint)
+            if plan.top:
+                values["top_contribution"] = gated_contribution(
+                    values["top_mass"], values["top_value_norm"], values["gates"][0, row]
+                )
+        self._seen[layer] = values
+
+    def _measure_image_keys(
+        self, plan: PassPlan, joint: JointQKV, lse: Tensor, text: KeyReduction, row: int
+    ) -> dict[str, Tensor]:
+        """Measure the other half of the keys: all rows for the self check, else the cond row alone."""
+        image, rows = joint.image_tokens, slice(None) if plan.check else slice(row, row + 1)
+        keys = reductions.reduce_keys(
+            joint.query[rows], joint.key[rows, :, :image], lse[rows], image,
+            workspace=self._workspace, entropy=plan.tiers.atlas,
+        )  # fmt: skip
+        values = {}
+        if plan.check:
+            values["error"] = (keys.row_sum + text.row_sum - 1).abs().max()
+            keys = keys.of_row(row)
+        text = text.of_row(row)
+        if plan.top:
+            top = reductions.top_keys(keys.mass[0], text.mass[0], joint.value[row], plan.top)
+            values |= {f"top_{name}": value for name, value in vars(top).items()}
+        if plan.tiers.atlas:
+            values |= tiers.measure_atlas(text, keys, image, plan.patches)
+        return values
+
+    def _measure_gates(
+        self, plan: PassPlan, gates: tuple[Tensor, Tensor | None] | None, joint: JointQKV
+    ) -> dict[str, Tensor]:
+        return {
+            "gates": self._gate_values(gates, joint.query.shape[0], joint.query.device),
+            "gate_groups": gate_group_means(gates or (None, None), plan.membership, self.heads),
+        }
+
+    def _gate_values(
+        self, gates: tuple[Tensor, Tensor | None] | None, batch: int, device: torch.device
+    ) -> Tensor:
+        """(statistic, batch row, query stream, head), NaN for a stream without a gate."""
+        shape = (len(GATE_STATISTICS), batch, 2, self.heads)
+        values = torch.full(shape, float("nan"), device=device)
+        for stream, gate in zip((IMAGE, TEXT), gates or (None, None), strict=True):
+            if gate is not None:
+                values[:, :, stream] = reductions.gate_statistics(gate, self.heads)
+        return values
+
+    def _note_fallback(self) -> None:
+        if not self._noted:
+            log.warning(
+                "this attention backend gives no log-sum-exp: it is computed apart, which takes longer"
+            )
+            self._noted = True
+
+
+class ProbeProcessor:
+    """Attention processor of one layer: computes what `JointAttention` does, and lets the probe look on.
+
+    Args:
+        measure: takes (layer, joint, lse, gates): `Probe.measure`, or `Probe.measure_second` for an attn2.
+    """
+
+    def __init__(self, layer: int, measure: Callable[..., None], gate: AttentionGate | None):
+        self.layer, self.measure, self.gate = layer, measure, gate
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        joint = project_joint(attn, hidden_states, encoder_hidden_states)
+        attended, lse = attend(joint.query, joint.key, joint.value)
+        gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
+        self.measure(self.layer, joint, lse, gates)
+        return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
+
+
+def check_processors(transformer: SD3Transformer2DModel) -> None:
+    """Refuse what the probe cannot measure beside.
+
+    Raises:
+        CaptureError: a processor that the probe cannot stand in for, by name.
+    """
+    from diffusers.models.attention_processor import JointAttnProcessor2_0
+
+    for name, processor in transformer.attn_processors.items():
+        if isinstance(processor, ProbeProcessor):
+            raise CaptureError(
+                "this pipeline is being captured already: leave the other `with capture(...)` first"
+            )
+        if type(processor) not in (JointAttnProcessor2_0, JointAttention):
+            raise CaptureError(
+                f"{name} is a {type(processor).__name__}, which a capture would replace by something else: "
+                "only JointAttnProcessor2_0 and sd35h5's JointAttention are known"
+            )
+
+
+@contextmanager
+def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None]:
+    """Put the probe on every attention, of regrouped second ones on their gates alone; what was there comes
+    back on exit, after an error too."""
+    check_processors(transformer)
+    before = dict(transformer.attn_processors)
+    processors = dict(before)
+    for name, processor in before.items():
+        layer, gate = int(name.split(".")[1]), getattr(processor, "gate", None)
+        if name.endswith(".attn.processor"):
+            processors[name] = ProbeProcessor(layer, probe.measure, gate)
+        elif not getattr(processor, "regrouped", False):
+            processors[name] = ProbeProcessor(layer, probe.measure_second, gate)
+        elif gate is not None:
+            watch = partial(probe.take_second_gates, layer)
+            processors[name] = JointAttention(gate, processor.regrouped, watch)
+    transformer.set_attn_processor(processors)
+    try:
+        yield
+    finally:
+        transformer.set_attn_processor(dict(before))
+
+
+def regrouped_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
+    """Names of second attentions in sd-scripts' layout: their heads are others than those of the file."""
+    processors = transformer.attn_processors.items()
+    return [name for name, processor in processors if getattr(processor, "regrouped", False)]

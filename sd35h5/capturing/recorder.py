@@ -1,0 +1,318 @@
+"""From the probe's results on the device to the sample's file on disk, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from sd35h5.capturing.reductions import GATE_STATISTICS, pooled_centres
+from sd35h5.capturing.tokens import TokenTable
+from sd35h5.store import schema
+from sd35h5.store.writer import Header, SampleWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sd35h5.capturing.probe import PassResult
+    from sd35h5.gates.modules import Gates
+
+_IMAGE = schema.QUERIES.index("image")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes that all samples of one file share.
+
+    Args:
+        patches: (y, x) of the image tokens.
+        pixels: (height, width) of the stored images, or None if none are stored.
+        ranks: number of heaviest keys, 0 for none. maps: number of places for maps, 0 for none.
+        rows: number of places for chosen queries, 0 for none.
+        map_layers: layers with maps.
+        raw: true indices of raw probabilities along raw_step, raw_layer, raw_head and raw_token, or None.
+    """
+
+    branches: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    layers: int
+    heads: int
+    token_encoders: tuple[int, ...]
+    patches: tuple[int, int]
+    pixels: tuple[int, int] | None
+    ranks: int
+    top_steps: tuple[int, ...]
+    maps: int
+    map_steps: tuple[int, ...]
+    pool: int
+    map_layers: tuple[int, ...]
+    rows: int
+    atlas: bool
+    raw: Mapping[str, tuple[int, ...]] | None
+
+    def scales(self) -> dict[str, np.ndarray]:
+        """Values of the file's scales; those of an absent tier are left out."""
+        count = {
+            "step": len(self.timesteps),
+            "layer": self.layers,
+            "head": self.heads,
+            "token": len(self.token_encoders),
+        }
+        scales = {name: np.arange(length) for name, length in count.items()}
+        scales["branch"] = np.array([schema.BRANCHES.index(branch) for branch in self.branches])
+        scales["timestep"], scales["sigma"] = np.array(self.timesteps), np.array(self.sigmas)
+        scales["token_encoder"] = np.array(self.token_encoders)
+        for name, length in (("rank", self.ranks), ("map_token", self.maps), ("row", self.rows)):
+            if length:
+                scales[name] = np.arange(length)
+        if self.ranks or self.atlas:
+            scales["top_step"] = np.array(self.top_steps)
+        if self.maps or self.rows:
+            scales["map_step"] = np.array(self.map_steps)
+            scales |= {
+                d: np.array(pooled_centres(n, self.pool)) for d, n in zip("yx", self.patches, strict=True)
+            }
+        if self.atlas or self.raw:
+            scales |= {f"patch_{d}": np.arange(n) for d, n in zip("yx", self.patches, strict=True)}
+        if self.raw:
+            scales |= {name: np.array(indices) for name, indices in self.raw.items()}
+        if self.pixels is not None:
+            scales["pixel_y"], scales["pixel_x"] = np.arange(self.pixels[0]), np.arange(self.pixels[1])
+        return scales
+
+    def differences(self, other: Layout) -> list[str]:
+        """Names of the axes in which another sample's layout differs."""
+        return [name for name, value in vars(self).items() if value != getattr(other, name)]
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What is written of a sample besides its measurements."""
+
+    index: int
+    sample_id: str
+    prompt_id: str
+    prompt: str
+    negative_prompt: str
+    prompt_index: int
+    image_index: int
+    seed: int
+    pairing_key: str
+
+
+class SampleRecorder:
+    """Writes one sample: per-step arrays as they come, arrays whose chunks span all steps at the end."""
+
+    def __init__(
+        self,
+        parts: Path,
+        header: Header,
+        layout: Layout,
+        facts: SampleFacts,
+        tables: Mapping[str, TokenTable],
+        kept_branches: Sequence[str],
+        text_queries: bool,
+        map_tokens: Sequence[int],
+        gates: Gates | None,
+        rows: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self._layout, self._facts, self._map_tokens, self._rows = layout, facts, map_tokens, rows
+        self._cond = layout.branches.index("cond")
+        self._kept = kept_branches
+        self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
+        self._writer = SampleWriter(parts, facts.index, header)
+        shape = (len(layout.branches), len(schema.QUERIES))
+        steps = (len(layout.timesteps), layout.layers, layout.heads)
+        self._group = _nan(*shape, len(schema.GROUPS), *steps)
+        self._entropy = _nan(*shape, *steps)
+        self._entropy_all = _nan(len(schema.QUERIES), *steps) if layout.atlas else None
+        gated, second = gates is not None and gates.layers, gates is not None and gates.second_layers
+        self._gates = _nan(len(GATE_STATISTICS), *shape, *steps) if gated else None
+        self._gate_groups = _nan(*shape, len(schema.GROUPS), *steps) if gated else None
+        self._second_gates = _nan(len(GATE_STATISTICS), *shape, *steps) if second else None
+        self._top: dict[str, list[np.ndarray]] = {}
+        self._second_top: dict[str, list[np.ndarray]] = {}
+        self._second_entropy = _nan(*steps)
+        self._row_sum_error = float("nan")
+        try:
+            self._put_tables(tables)
+        except BaseException:
+            self._writer.abandon()
+            raise
+
+    def add(self, step: int, rows: Sequence[str], result: PassResult) -> None:
+        """Take one pass of the transformer; `rows` names the branch of each batch row."""
+        for row, branch in enumerate(rows):
+            at = self._layout.branches.index(branch)
+            self._group[at, :, :, step] = _numpy(result.group[row])
+            self._entropy[at, :, step] = _numpy(result.entropy[row])
+            if self._gates is not None:
+                self._gates[:, at, :, step] = _numpy(result.gates[:, row])
+                self._gate_groups[at, :, :, step] = _numpy(result.gate_groups[row])
+            if self._second_gates is not None:
+                self._second_gates[:, at, :, step] = _numpy(result.second_gates[:, row])
+            if branch in self._kept:
+                for query, name in enumerate(self._masses):
+                    self._writer.put(f"sinks/{name}", _numpy(result.mass[row, query]), branch=at, step=step)
+        if result.row_sum_error == result.row_sum_error:
+            self._row_sum_error = result.row_sum_error
+        if result.top is not None:
+            for name, values in result.top.items():
+                self._top.setdefault(name, []).append(_numpy(values))
+        if result.maps is not None:
+            self._put_maps(step, _numpy(result.maps))
+        if result.head_maps is not None:
+            self._put_head_maps(step, _numpy(result.head_maps))
+        if result.second is not None:
+            self._add_second(step, {name: _numpy(values) for name, values in result.second.items()})
+        if result.rows is not None:
+            self._put_rows(step, {name: _numpy(values) for name, values in result.rows.items()})
+        if result.atlas is not None:
+            at = self._layout.top_steps.index(step)
+            self._entropy_all[:, step] = _numpy(result.atlas["entropy_all"])
+            for query, mass in enumerate(_numpy(result.atlas["patch_mass"])):
+                self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
+
+    def _add_second(self, step: int, second: dict[str, np.ndarray]) -> None:
+        """Take what the image's queries see in the second attentions, (layer, head, …)."""
+        self._second_entropy[step] = second.pop("entropy_all")
+        mass = second.pop("patch_mass")
+        if self._layout.atlas:
+            at = {"branch": self._cond, "query": _IMAGE, "top_step": self._layout.top_steps.index(step)}
+            self._writer.put("attn2/mass_patch", mass, **at)
+        for name, values in second.items():
+            self._second_top.setdefault(name, []).append(values)
+
+    def add_raw(self, step: int, layer: int, values: Tensor) -> None:
+        """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
+        raw = self._layout.raw
+        at = {"raw_step": raw["raw_step"].index(step), "raw_layer": raw["raw_layer"].index(layer)}
+        self._writer.put("raw/probability", _numpy(values), branch=self._cond, **at)
+
+    def seal(self, image: np.ndarray | None) -> Path:
+        """Write what was gathered and make the file appear. Returns: the sealed file."""
+        put = self._writer.put
+        put("sinks/mass_group", self._group)
+        put("sinks/entropy_text", self._entropy)
+        put("samples/row_sum_error", self._row_sum_error)
+        if self._gates is not None:
+            for name, values in zip(GATE_STATISTICS, self._gates, strict=True):
+                put(f"gates/{name}", values)
+            put("gates/group_mean", self._gate_groups)
+        if self._second_gates is not None:
+            for name, values in zip(GATE_STATISTICS, self._second_gates, strict=True):
+                put(f"attn2/{name}", values)
+        if np.isfinite(self._second_entropy).any():
+            put("attn2/entropy_all", self._second_entropy, branch=self._cond, query=_IMAGE)
+        for name, steps in self._second_top.items():
+            put(f"attn2/{name}", np.stack(steps), branch=self._cond, query=_IMAGE)
+        if self._entropy_all is not None:
+            put("sinks/entropy_all", self._entropy_all, branch=self._cond)
+        for name, steps in self._top.items():
+            variable = "gates/contribution" if name == "contribution" else f"topk/top_{name}"
+            put(variable, np.stack(steps, axis=1), branch=self._cond)
+        if image is not None and self._layout.pixels is not None:
+            put("images/image", image)
+        return self._writer.seal()
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        self._writer.abandon()
+
+    def _put_tables(self, tables: Mapping[str, TokenTable]) -> None:
+        put = self._writer.put
+        for name, value in vars(self._facts).items():
+            if name != "index":
+                put(f"samples/{name}", value)
+        put("samples/tags", "")
+        ordered = [tables[branch] for branch in self._layout.branches]
+        put("samples/kept_chars", np.stack([table.kept_chars for table in ordered]))
+        put("tokens/token_text", np.array([list(table.texts) for table in ordered], dtype=object))
+        columns = {
+            "group": "groups",
+            "word": "words",
+            "char_start": "starts",
+            "char_end": "ends",
+            "id": "ids",
+        }
+        for name, attribute in columns.items():
+            put(f"tokens/token_{name}", np.stack([getattr(table, attribute) for table in ordered]))
+        if self._layout.maps:
+            places = np.full(self._layout.maps, -1, np.int16)
+            places[: len(self._map_tokens)] = self._map_tokens
+            put("maps/map_token_index", places, branch=self._cond)
+        if self._rows:
+            streams, positions = np.array(self._rows).T
+            put("rows/query_stream", streams, branch=self._cond)
+            put("rows/query_index", positions, branch=self._cond)
+
+    def _put_maps(self, step: int, maps: np.ndarray) -> None:
+        """Write (map, layer, y, x), a map at a time: places without a token stay empty."""
+        at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
+        for place, values in enumerate(maps):
+            self._writer.put("maps/image_to_text", values, map_token=place, **at)
+
+    def _put_head_maps(self, step: int, maps: np.ndarray) -> None:
+        """Write (map, layer, head, y, x), of the layers that have maps."""
+        at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
+        name = "maps/image_to_text_per_head"
+        for place, layer in product(range(len(maps)), self._layout.map_layers):
+            self._writer.put(name, maps[place, layer], map_token=place, layer=layer, **at)
+
+    def _put_rows(self, step: int, rows: dict[str, np.ndarray]) -> None:
+        """Write (query, layer, …), a query at a time: places of absent words stay empty."""
+        at = self._layout.map_steps.index(step)
+        there = [place for place, (_, position) in enumerate(self._rows) if position >= 0]
+        for name, values in rows.items():
+            for place, row in zip(there, values, strict=True):
+                self._writer.put(f"rows/to_{name}", row, branch=self._cond, map_step=at, row=place)
+
+
+class Progress:
+    """One bar on stderr over all steps of all samples, with the sample, the step and an estimate."""
+
+    def __init__(self, samples: int, done: int, steps: int) -> None:
+        self._samples, self._steps, self._number, self._step = samples, steps, done, 0
+        self._bar = tqdm(
+            total=samples * steps, initial=done * steps, unit="step", file=sys.stderr, dynamic_ncols=True
+        )
+
+    def begin(self) -> None:
+        """Begin the next sample."""
+        self._number, self._step = self._number + 1, 0
+        self._show()
+
+    def step(self) -> None:
+        """One step is done."""
+        self._step += 1
+        self._show()
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+    def _show(self) -> None:
+        self._bar.set_description(
+            f"sample {self._number}/{self._samples}, step {self._step}/{self._steps}", refresh=False
+        )
+
+
+def say(text: str) -> None:
+    """Print a line to stderr without breaking a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def _nan(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, dtype=np.float32)
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy()

@@ -1,0 +1,178 @@
+"""A capture under way: what its samples share, and what was sealed before."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sd35h5.capturing.call import Call
+from sd35h5.capturing.config import Tiers
+from sd35h5.capturing.probe import check_processors
+from sd35h5.capturing.recorder import Layout
+from sd35h5.capturing.tokens import TokenTable, truncation_note
+from sd35h5.errors import CaptureError
+from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
+from sd35h5.store.reader import open_store
+from sd35h5.store.runs import sealed_indices
+from sd35h5.store.schema import PARTS_SUFFIX
+from sd35h5.store.writer import Header
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+log = logging.getLogger("sd35h5")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which sample this is."""
+
+    index: int
+    prompt_id: str
+    prompt_index: int
+    image_index: int
+
+
+class Session:
+    """What the samples of one capture share: where they go, what is kept, the axes of the first one."""
+
+    def __init__(
+        self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
+        model_id: str,
+        revision: str, sources: Mapping[str, dict] | None = None,
+    ) -> None:  # fmt: skip
+        self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
+        check_processors(pipe.transformer)
+        self.gates = gates_of(pipe.transformer)
+        self.attn2_layout = attn2_layout_of(pipe.transformer)
+        config = pipe.transformer.config
+        self.model_shape = (
+            f"{config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}"
+        )
+        self._header = Header(
+            attributes={
+                "model_id": model_id, "model_revision": revision, "model_shape": self.model_shape,
+                **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
+                **({"gate_weights": "dropped"} if "dropped" in (sources or {}).get("gates", {}) else {}),
+            },
+            scales={},
+            provenance={
+                "config": json.dumps(settings, ensure_ascii=False),
+                "environment": json.dumps(_environment(pipe)),
+                "components": json.dumps(_components(pipe, sources or {})), "origin": json.dumps({"kind": "capture"}),
+            },
+            precision=tiers.precision,
+        )  # fmt: skip
+        self._layout: Layout | None = None
+        self._noted: set[str] = set()
+        self.sealed = _sealed_samples(parts)
+
+    def header(self, layout: Layout, events: list[dict]) -> Header:
+        """The header for a sample with these axes.
+
+        Raises:
+            CaptureError: other axes than the first sample's.
+        """
+        if self._layout is not None and (fields := self._layout.differences(layout)):
+            raise CaptureError(
+                f"this sample differs from the first one in {', '.join(fields)}: one file has one shape, "
+                "so capture it into another file"
+            )
+        self._layout = layout
+        provenance = {**self._header.provenance, **({"events": json.dumps(events)} if events else {})}
+        return replace(self._header, scales=layout.scales(), provenance=provenance)
+
+    def check_sealed(self, identity: Identity, call: Call, key: str) -> bool:
+        """Tell whether a sample is sealed already.
+
+        Raises:
+            CaptureError: it is, but as another sample; or the file is complete and this would be one more.
+        """
+        before = self.sealed.get(identity.index)
+        if before is None:
+            out = self.parts.with_name(self.parts.name.removesuffix(PARTS_SUFFIX))
+            if out.is_file():
+                raise CaptureError(
+                    f"{out.name} is complete with {len(self.sealed)} samples: "
+                    "capture further ones into another file"
+                )
+            return False
+        for name, now in (("prompt", call.prompt), ("seed", call.seed), ("pairing_key", key)):
+            if before[name] != now:
+                raise CaptureError(
+                    f"sample {identity.index} is sealed already with {name} {before[name]!r}, "
+                    f"but this call has {now!r}: "
+                    "make the same calls to go on, or use overwrite=True or another file"
+                )
+        return True
+
+    def note_truncation(self, table: TokenTable, what: str) -> list[dict]:
+        """Say once which encoders read only a part of a prompt. Returns: the event for the file."""
+        note = truncation_note(what, table)
+        if note is None:
+            return []
+        if note not in self._noted:
+            self._noted.add(note)
+            log.warning("%s", note)
+        return [{"event": "truncated", "note": note}]
+
+
+def _sealed_samples(parts: Path) -> dict[int, dict]:
+    """Rows of the samples table that are on disk already, by sample index."""
+    out = parts.with_name(parts.name.removesuffix(PARTS_SUFFIX))
+    indices = sorted(sealed_indices(parts))
+    if not indices:
+        return {}
+    with open_store(out if out.is_file() else parts) as store:
+        rows = store.samples.to_dict("records")
+    return dict(zip(indices, rows, strict=True))
+
+
+def _environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
+    """Versions and machine that the numbers come from; no host or user name."""
+    packages = ("sd35h5", "torch", "diffusers", "transformers", "tokenizers", "numpy", "h5py")
+    found = {name: _version(name) for name in packages}
+    device = torch.device(pipe._execution_device)  # its models may wait on the host
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        **found,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": f"{device.type} {name}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a bare checkout has no metadata
+        return "not installed"
+
+
+def _components(pipe: StableDiffusion3Pipeline, sources: Mapping[str, dict]) -> dict[str, dict]:
+    """Class, dtype and size of every model of the pipeline, and where its weights came from if that is
+    known; class and settings of the scheduler."""
+    found = {}
+    for name, component in pipe.components.items():
+        if isinstance(component, nn.Module):
+            found[name] = {
+                "class": type(component).__name__,
+                "dtype": str(next(component.parameters()).dtype).removeprefix("torch."),
+                "parameters": sum(parameter.numel() for parameter in component.parameters()),
+                **sources.get(name, {}),
+            }
+    if "gates" in sources:
+        found["gates"] = sources["gates"]
+    scheduler = pipe.scheduler
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    found["scheduler"] = {"class": type(scheduler).__name__, **json.loads(json.dumps(settings, default=str))}
+    return found

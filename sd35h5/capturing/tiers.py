@@ -1,0 +1,157 @@
+"""The tiers that are measured when asked for: maps, rows, the atlas and raw probabilities of one attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd35h5.capturing import reductions
+from sd35h5.capturing.reductions import IMAGE, KeyReduction, Workspace
+from sd35h5.gates.attention import JointQKV
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """Maps of A[image, token] to keep.
+
+    Args:
+        tokens: int64, text positions.
+        layers: those with maps; None for all.
+        per_head: keep maps of every head, beside their mean.
+        pool: patches averaged each way.
+    """
+
+    tokens: Tensor
+    layers: frozenset[int] | None = None
+    per_head: bool = False
+    pool: int = 1
+
+    def wants(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Queries whose whole row of A is kept, mean over heads: int64 joint positions, and `pool`."""
+
+    queries: Tensor
+    pool: int = 1
+
+
+@dataclass(frozen=True)
+class RawPlan:
+    """Unpooled A[image, token] to hand on, layer by layer: all heads of all layers would not fit the memory.
+
+    Args:
+        keep: takes a layer and its float32 (head, token, y, x).
+    """
+
+    layers: frozenset[int]
+    heads: Tensor
+    tokens: Tensor
+    keep: Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """What to measure of the cond row of one pass beside the sinks."""
+
+    maps: MapPlan | None = None
+    rows: RowPlan | None = None
+    atlas: bool = False
+    raw: RawPlan | None = None
+
+    def columns(self, layer: int) -> Tensor | None:
+        """Text positions whose columns of A this layer needs: those of the maps, then those of raw."""
+        maps, raw = self.of_layer(layer)
+        wanted = [each.tokens for each in (maps, raw) if each is not None]
+        return torch.cat(wanted) if wanted else None
+
+    def of_layer(self, layer: int) -> tuple[MapPlan | None, RawPlan | None]:
+        """The parts that this layer takes part in."""
+        maps = self.maps if self.maps is not None and self.maps.wants(layer) else None
+        return maps, self.raw if self.raw is not None and layer in self.raw.layers else None
+
+
+def measure_columns(
+    plan: TierPlan, layer: int, columns: Tensor, patches: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Make maps of the columns that `TierPlan.columns` named, and hand the raw ones on.
+
+    Args:
+        columns: (heads, image patches, columns).
+
+    Returns: `maps` (map, y, x), mean over heads, with `per_head` also `head_maps` (map, head, y, x); or nothing.
+    """
+    maps, raw = plan.of_layer(layer)
+    count = len(maps.tokens) if maps is not None else 0
+    if raw is not None:
+        chosen = columns[raw.heads, :, count:].transpose(1, 2)
+        raw.keep(layer, chosen.unflatten(-1, patches))
+    if maps is None:
+        return {}
+    mapped = columns[..., :count]
+    if not maps.per_head:
+        return {"maps": reductions.pool_columns(mapped.mean(0), *patches, maps.pool)}
+    each = reductions.pool_columns(mapped, *patches, maps.pool).transpose(0, 1)
+    return {"maps": each.mean(1), "head_maps": each}
+
+
+def measure_rows(
+    plan: RowPlan, joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Whole rows of A of batch row `row`, mean over heads.
+
+    Returns: `rows_image` (query, y, x), pooled, and `rows_text` (query, token).
+    """
+    query, lse = joint.query[row][:, plan.queries], lse[row][:, plan.queries]
+    shares = reductions.attention_rows(query, joint.key[row], lse).mean(0)
+    image, text = shares[:, : joint.image_tokens], shares[:, joint.image_tokens :]
+    return {"rows_image": reductions.pool_columns(image.T, *patches, plan.pool), "rows_text": text}
+
+
+def measure_atlas(
+    text: KeyReduction, image: KeyReduction, image_tokens: int, patches: tuple[int, int]
+) -> dict[str, Tensor]:
+    """The mass of every patch and the entropy of whole rows, both of one batch row.
+
+    Args:
+        text, image: reductions of that batch row alone, with their entropies.
+
+    Returns: `patch_mass` (query stream, head, y, x), `entropy_all` (query stream, head).
+    """
+    mass = image.mass[0].transpose(0, 1).unflatten(-1, patches)
+    return {"patch_mass": mass, "entropy_all": reductions.joint_entropy((text, image), image_tokens)[0].T}
+
+
+def measure_second(
+    joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int], ranks: int, workspace: Workspace
+) -> dict[str, Tensor]:
+    """What is kept of MMDiT-X's second, image-only attention, of batch row `row`.
+
+    Args:
+        ranks: number of heaviest keys; where the image has fewer patches the rest is NaN (−1).
+
+    Returns: `entropy_all` (head), `patch_mass` (head, y, x), the largest `error` of a row sum, and with ranks
+        `top_index`, `top_mass`, `top_value_norm` (head, rank).
+    """
+    one = slice(row, row + 1)
+    keys = reductions.reduce_keys(
+        joint.query[one], joint.key[one], lse[one], joint.image_tokens, workspace=workspace, entropy=True
+    )
+    mass = keys.mass[0, :, IMAGE]
+    values = {
+        "error": (keys.row_sum - 1).abs().max(),
+        "entropy_all": keys.entropy[0, :, IMAGE],
+        "patch_mass": mass.unflatten(-1, patches),
+    }
+    if ranks:
+        count = min(ranks, mass.shape[-1])
+        top = reductions.top_keys(mass[:, None], mass.new_empty(len(mass), 1, 0), joint.value[row], count)
+        for name, fill in (("index", -1), ("mass", float("nan")), ("value_norm", float("nan"))):
+            values[f"top_{name}"] = F.pad(getattr(top, name)[:, 0], (0, ranks - count), value=fill)
+    return values

@@ -1,0 +1,227 @@
+"""The token table of a sample: text, group, word and character span of every text position."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sd35h5.errors import ConfigError
+from sd35h5.store.schema import ENCODERS, GROUPS, TOKEN_ENCODERS
+
+CLIP_TOKENS = 77
+_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+_GROUP = {name: value for value, name in enumerate(GROUPS)}
+
+
+class Tokenizer(Protocol):
+    """What is asked of a transformers tokenizer."""
+
+    def __call__(self, text: str, **options: object) -> dict: ...
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as one encoder reads it: ids and texts of all positions, of which the first `attended`
+    are no padding."""
+
+    prompt: str
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]  # characters of each position, (-1, -1) where there are none
+    attended: int
+    kept_chars: int
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The text axis of one branch. Arrays are per position, except `ids` (encoder, token) and `kept_chars`
+    (encoder)."""
+
+    prompt: str
+    texts: tuple[str, ...]
+    groups: np.ndarray  # uint8, position in schema.GROUPS
+    words: np.ndarray  # int16, index among `word_spans(prompt)`, -1 for none
+    starts: np.ndarray  # int32, first character in the prompt, -1 for none
+    ends: np.ndarray  # int32
+    ids: np.ndarray  # int32 (encoder, token), -1 where the encoder has none
+    kept_chars: np.ndarray  # int32 (encoder), -1 for an absent encoder
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def word_spans(prompt: str) -> list[tuple[int, int]]:
+    """Character spans of a prompt's words: letters and digits, or one symbol such as an emoji."""
+    found = (match.span() for match in _WORD.finditer(prompt))
+    return [(start, end) for start, end in found if not unicodedata.category(prompt[start]).startswith("P")]
+
+
+def find_phrase(prompt: str, phrase: str) -> list[tuple[int, int]]:
+    """Character spans where a phrase stands in the prompt as whole words, in upper or lower case."""
+    pattern = r"\s+".join(re.escape(part) for part in phrase.split())
+    if not pattern:
+        return []
+    return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
+
+
+def encode(tokenizer: Tokenizer, prompt: str, max_length: int) -> Encoded:
+    """Tokenise as the pipeline does (padded and truncated to max_length), and note what truncation left."""
+    options = {"return_offsets_mapping": True, "verbose": False}
+    padded = tokenizer(prompt, padding="max_length", max_length=max_length, truncation=True, **options)
+    whole = tokenizer(prompt, **options)
+    ids = [int(i) for i in padded["input_ids"]]
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    spans = [_stripped(prompt, *span) for span in padded["offset_mapping"]]
+    texts = []
+    for piece, (start, end) in zip(pieces, spans, strict=True):
+        texts.append(prompt[start:end] if start >= 0 else piece)
+    truncated = len(whole["input_ids"]) > max_length
+    kept = max((end for _, end in spans), default=0) if truncated else len(prompt)
+    return Encoded(
+        prompt, tuple(ids), tuple(texts), tuple(spans), sum(padded["attention_mask"]), max(kept, 0)
+    )
+
+
+def _stripped(prompt: str, start: int, end: int) -> tuple[int, int]:
+    """A span without white space at its ends (T5's pieces may carry it), or (-1, -1) if that was all."""
+    while start < end and prompt[start].isspace():
+        start += 1
+    while end > start and prompt[end - 1].isspace():
+        end -= 1
+    return (start, end) if start < end else (-1, -1)
+
+
+def token_table(clip_l: Encoded, clip_g: Encoded, t5: Encoded | None, t5_tokens: int) -> TokenTable:
+    """Join what the encoders read into one text axis: the CLIP positions, then the T5 positions.
+
+    Texts, groups and spans of CLIP positions are CLIP-L's. A part whose encoder was given another text
+    than CLIP-L (`prompt_3`, say) keeps its texts, but has no words or spans, which point into the prompt.
+
+    Args:
+        t5: None if the pipeline has no T5; its `t5_tokens` positions are then zeros (`t5_absent`).
+    """
+    clip = len(clip_l.ids)
+    total = clip + t5_tokens
+    starts, ends = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
+    ids = np.full((len(ENCODERS), total), -1, np.int32)
+    groups = np.full(total, _GROUP["t5_absent"], np.uint8)
+    ids[0, :clip], ids[1, :clip] = clip_l.ids, clip_g.ids
+    groups[:clip] = _groups(clip_l, "clip")
+    starts[:clip], ends[:clip] = np.array(clip_l.spans).T
+    if t5 is not None:
+        ids[2, clip:] = t5.ids
+        groups[clip:] = _groups(t5, "t5")
+        if t5.prompt == clip_l.prompt:
+            starts[clip:], ends[clip:] = np.array(t5.spans).T
+    return TokenTable(
+        prompt=clip_l.prompt,
+        texts=clip_l.texts + (t5.texts if t5 is not None else ("",) * t5_tokens),
+        groups=groups,
+        words=_words(clip_l.prompt, starts, ends),
+        starts=starts,
+        ends=ends,
+        ids=ids,
+        kept_chars=np.array(
+            [clip_l.kept_chars, clip_g.kept_chars, -1 if t5 is None else t5.kept_chars], dtype=np.int32
+        ),
+    )
+
+
+def _groups(encoded: Encoded, encoder: str) -> np.ndarray:
+    """Group of each position. The attention mask tells padding: CLIP's pad token can equal its end token."""
+    groups = np.full(len(encoded.ids), _GROUP[f"{encoder}_pad"], np.uint8)
+    groups[: encoded.attended] = _GROUP[f"{encoder}_word"]
+    if encoded.attended:
+        groups[encoded.attended - 1] = _GROUP[f"{encoder}_eos"]
+    if encoder == "clip":
+        groups[0] = _GROUP["clip_bos"]
+    return groups
+
+
+def _words(prompt: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Index of the word that each token stands in, int16, -1 for none."""
+    words = np.full(len(starts), -1, np.int16)
+    for index, (start, end) in enumerate(word_spans(prompt)):
+        words[(starts >= 0) & (starts < end) & (ends > start)] = index
+    return words
+
+
+def token_encoders(clip_tokens: int, t5_tokens: int, has_t5: bool) -> np.ndarray:
+    """Encoder of each text position, uint8, position in schema.TOKEN_ENCODERS."""
+    second = TOKEN_ENCODERS.index("t5" if has_t5 else "absent")
+    return np.repeat(np.array([TOKEN_ENCODERS.index("clip"), second], np.uint8), [clip_tokens, t5_tokens])
+
+
+def choose_map_tokens(table: TokenTable, maps: str, phrases: Sequence[str], limit: int) -> list[int]:
+    """Positions whose maps are kept, at most `limit`, without repeats.
+
+    Args:
+        maps: `off`, `first` (position 0), `words` (position 0, then words), or `all` (every position).
+        phrases: with `words`: every token of these; if empty, the first token of each word of the prompt,
+            in CLIP first and then, as far as there is room, in T5.
+    """
+    if maps == "off":
+        return []
+    if maps == "all":
+        return list(range(len(table)))
+    if maps == "first":
+        return [0]
+    if phrases:
+        spans = [span for phrase in phrases for span in find_phrase(table.prompt, phrase)]
+        wanted = [
+            int(token)
+            for start, end in spans
+            for token in np.flatnonzero((table.starts < end) & (table.ends > start))
+        ]
+    else:
+        wanted = _first_tokens_of_words(table)
+    return list(dict.fromkeys([0, *wanted]))[:limit]
+
+
+def _first_tokens_of_words(table: TokenTable) -> list[int]:
+    """The first position of each word within CLIP, then within T5."""
+    is_t5 = table.groups >= _GROUP["t5_word"]
+    found = []
+    for in_part in (~is_t5, is_t5):
+        positions = np.flatnonzero(in_part & (table.words >= 0))
+        _, first = np.unique(table.words[positions], return_index=True)
+        found += [int(position) for position in positions[first]]
+    return found
+
+
+def check_phrases(phrases: Sequence[str], prompts: Sequence[str]) -> None:
+    """Refuse a phrase that stands in no prompt.
+
+    Raises:
+        ConfigError: naming the phrase.
+    """
+    for phrase in phrases:
+        if not any(find_phrase(prompt, phrase) for prompt in prompts):
+            raise ConfigError(f"--words {phrase!r} is in no prompt: choose words that the prompts contain")
+
+
+def truncation_note(name: str, table: TokenTable) -> str | None:
+    """One sentence that tells which encoders read only a part of the prompt, or None if none does."""
+    length, shown = len(table.prompt), []
+    for encoder, kept in zip(("CLIP-L", "CLIP-G", "T5"), table.kept_chars, strict=True):
+        if 0 <= kept < length:
+            shown.append((encoder, int(kept)))
+    if not shown:
+        return None
+    parts = ", ".join(
+        f"{encoder} reads {kept} (up to “…{table.prompt[max(0, kept - 20) : kept]}”)"
+        for encoder, kept in shown
+    )
+    rest = [e for e, kept in zip(("CLIP-L", "CLIP-G", "T5"), table.kept_chars, strict=True) if kept == length]
+    return (
+        f"{name}: of {length} characters {parts}"
+        + (f"; {' and '.join(rest)} all of them" if rest else "")
+        + "."
+    )

@@ -1,0 +1,1 @@
+"""Gated attention: its forms in checkpoints, the modules that apply it, the processor that carries it."""

@@ -1,0 +1,1 @@
+"""The file: its schema, written, packed, read, verified. Without torch."""

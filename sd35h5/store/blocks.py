@@ -1,0 +1,85 @@
+"""Blocks: the pieces that a variable is cut into, their rounding, their fill and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+import numpy as np
+
+from sd35h5.store.schema import MANTISSA_BITS, Variable
+
+BY_WRITER = ("samples/sealed", "samples/content_sha256")
+
+
+def numpy_dtype(spec: Variable) -> np.dtype:
+    """Little-endian dtype of a variable in memory; texts are objects."""
+    return np.dtype(object) if spec.is_text else np.dtype(spec.dtype).newbyteorder("<")
+
+
+def fill_of(spec: Variable) -> float | int | str:
+    """What a position holds that was never written."""
+    if spec.is_text:
+        return ""
+    return 0 if spec.fill is None else spec.fill
+
+
+def origins(where: tuple[slice, ...], chunk: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """First positions of all blocks that a selection touches, in row-major order."""
+    return product(*(range(w.start // c * c, w.stop, c) for w, c in zip(where, chunk, strict=True)))
+
+
+def extent(origin: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the block at `origin`: a chunk, cut off at the end of the variable."""
+    return tuple(min(c, s - o) for o, c, s in zip(origin, chunk, shape, strict=True))
+
+
+def round_mantissa(values: np.ndarray, bits: int = MANTISSA_BITS) -> np.ndarray:
+    """Round float32 to `bits` explicit mantissa bits, half to even; NaN and infinities stay.
+
+    Returns: float32, a copy of the same shape; the relative error is at most 2**-(bits + 1).
+    """
+    raw = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+    drop = np.uint32(23 - bits)
+    half = np.uint32((1 << (22 - bits)) - 1)
+    rounded = (raw + half + ((raw >> drop) & np.uint32(1))) >> drop << drop
+    return np.where(np.isfinite(values), rounded, raw).view("<f4")
+
+
+def is_all_fill(spec: Variable, block: np.ndarray) -> bool:
+    """Whether a block holds nothing but the fill value, as a block that was never written does."""
+    fill = fill_of(spec)
+    if fill != fill:  # NaN
+        return bool(np.isnan(block.flat[0]) and np.isnan(block).all())
+    return bool(block.flat[0] == fill and (block == fill).all())
+
+
+def block_hash(spec: Variable, block: np.ndarray) -> str:
+    """SHA-256 of one sample's block: its shape without the sample axis, then its values in row-major order.
+
+    Numbers are little-endian; a text is its UTF-8 behind its length. "" stands for a block that is all fill.
+    """
+    if is_all_fill(spec, block):
+        return ""
+    if spec.is_text:
+        texts = (str(text).encode() for text in block.ravel())
+        data = b"".join(b"%d:%s" % (len(text), text) for text in texts)
+    else:
+        data = np.ascontiguousarray(block, dtype=numpy_dtype(spec)).tobytes()
+    return hashlib.sha256(f"{block.shape[1:]}".encode() + data).hexdigest()
+
+
+def content_hash(hashes: Mapping[str, Mapping[tuple[int, ...], str]]) -> str:
+    """SHA-256 over the sorted lines `name origin hash` of all blocks of one sample that are not all fill.
+
+    The origin leaves out the sample axis: a sample has the same hash in its sealed file and in a packed one.
+    """
+    lines = sorted(
+        f"{name} {','.join(map(str, origin[1:]))} {digest}\n"
+        for name, blocks in hashes.items()
+        if name not in BY_WRITER
+        for origin, digest in blocks.items()
+        if digest
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""The skeleton of a file: attributes, scales, provenance and empty variables, as netCDF4 wants them."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from sd35h5.store import schema
+from sd35h5.store.blocks import fill_of, numpy_dtype
+from sd35h5.store.schema import SCALES, Variable
+
+TEXT = h5py.string_dtype("utf-8")
+
+
+def write_head(
+    file: h5py.File,
+    scales: Mapping[str, np.ndarray],
+    attributes: Mapping[str, str],
+    provenance: Mapping[str, str],
+    kind: str,
+) -> None:
+    """Write root attributes, scales and provenance texts into an empty file."""
+    fixed = {
+        "Conventions": "CF-1.11",
+        "schema_name": schema.SCHEMA_NAME,
+        "schema_version": schema.SCHEMA_VERSION,
+        "min_reader": schema.MIN_READER,
+        "kind": kind,
+        "status": "complete",
+        "file_uuid": str(uuid.uuid4()),
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "writer": f"sd35h5 {_package_version()}",
+        "coordinates": " ".join(name for name in scales if not SCALES[name].is_dimension),
+    }
+    for name, value in {**fixed, **attributes}.items():
+        if value != "":
+            file.attrs[name] = value
+    for name in sorted(scales, key=lambda name: not SCALES[name].is_dimension):
+        _write_scale(file, name, scales[name])
+    for name, text in {**provenance, "schema": schema_json()}.items():
+        file.create_dataset(f"provenance/{name}", data=text, dtype=TEXT)
+
+
+def create_variable(
+    file: h5py.File, spec: Variable, sizes: Mapping[str, int], precision: str
+) -> h5py.Dataset:
+    """Create an empty variable with its scales: chunks shuffled, deflated, check-summed; texts plain."""
+    shape = spec.shape(sizes)
+    if spec.is_text:
+        dataset = file.create_dataset(spec.name, shape, TEXT)
+    else:
+        dataset = file.create_dataset(
+            spec.name, shape, numpy_dtype(spec), chunks=spec.chunks(sizes), fillvalue=fill_of(spec),
+            shuffle=True, compression="gzip", compression_opts=schema.GZIP_LEVEL, fletcher32=True,
+        )  # fmt: skip
+    _describe(dataset, spec.long_name, spec.units, spec.labels, numpy_dtype(spec))
+    if spec.fill is not None:
+        dataset.attrs["_FillValue"] = np.array([spec.fill], numpy_dtype(spec))
+    if spec.rounded and precision == "rounded":
+        dataset.attrs["quantization_nsb"] = np.int32(schema.MANTISSA_BITS)
+    for axis, dim in enumerate(spec.dims):
+        dataset.dims[axis].attach_scale(file[dim])
+    return dataset
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a closed file its final name: a reader sees it whole or not at all, also after a power cut."""
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def schema_json() -> str:
+    """The schema that a file was written with, for readers without this package."""
+    variables = {
+        name: {"dims": v.dims, "dtype": v.dtype, "long_name": v.long_name, "units": v.units}
+        for name, v in schema.VARIABLES.items()
+    }
+    scales = {name: {"dim": s.along, "dtype": s.dtype, "labels": s.labels} for name, s in SCALES.items()}
+    return json.dumps({"schema_version": schema.SCHEMA_VERSION, "scales": scales, "variables": variables})
+
+
+def _write_scale(file: h5py.File, name: str, values: np.ndarray) -> None:
+    spec = SCALES[name]
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    dataset = file.create_dataset(name, data=np.asarray(values, dtype))
+    _describe(dataset, spec.long_name, spec.units, spec.labels, dtype)
+    if spec.is_dimension:
+        dataset.make_scale(name)
+    else:
+        dataset.dims[0].attach_scale(file[spec.along])
+
+
+def _describe(
+    dataset: h5py.Dataset, long_name: str, units: str, labels: tuple[str, ...], dtype: np.dtype
+) -> None:
+    dataset.attrs["long_name"] = long_name
+    if labels:
+        dataset.attrs["flag_values"] = np.arange(len(labels), dtype=dtype)
+        dataset.attrs["flag_meanings"] = " ".join(labels)
+    elif dtype.kind != "O":
+        dataset.attrs["units"] = units
+
+
+def _package_version() -> str:
+    try:
+        return version("sd35h5")
+    except PackageNotFoundError:  # a bare checkout
+        return "(checkout)"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

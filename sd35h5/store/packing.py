@@ -1,0 +1,171 @@
+"""Pack sealed files into one: compressed chunks are copied as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.store import schema
+from sd35h5.store.layout import create_variable, publish, write_head
+from sd35h5.store.runs import lock, packed_indices, part_files, reason
+from sd35h5.store.schema import SCALES, Variable, variable
+
+
+def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
+    """Make one file of all sealed files in a folder, in the order of their indices. Returns: `out`.
+
+    Samples of the same run that only `out` holds, packed earlier, are kept. The file appears whole or not at
+    all. With `keep_parts=False` the folder is removed afterwards.
+    """
+    parts, out = Path(parts), Path(out)
+    sources = [(int(path.stem), path, 0) for path in part_files(parts)]
+    if not sources:
+        raise StoreNotFoundError(f"{parts.name} holds no sealed sample to pack")
+    if out.is_file():
+        fresh = {index for index, _, _ in sources}
+        kept = [(index, out, at) for at, index in enumerate(packed_indices(out)) if index not in fresh]
+        if kept and _config(out) != _config(sources[0][1]):
+            raise StoreError(f"{out.name} holds samples of another configuration: pack into another file")
+        sources += kept
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        held = lock(temporary)
+    except OSError as error:
+        raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
+    try:
+        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False) as target:
+            _pack_into(target, sorted(sources))
+        publish(temporary, out)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
+        raise
+    finally:
+        held.close()
+    if not keep_parts:
+        shutil.rmtree(parts)
+    return out
+
+
+def _config(path: Path) -> object:
+    with h5py.File(path, "r") as file:
+        return json.loads(_text(file, "config"))
+
+
+def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
+    """Copy samples, each (index, file, position in the file), in their order."""
+    rows: dict[Path, dict[int, int]] = {}  # file -> position in it -> position in the target
+    for row, (_, path, position) in enumerate(sources):
+        rows.setdefault(path, {})[position] = row
+    paths = list(rows)
+    with h5py.File(paths[0], "r") as first:
+        scales = {name: first[name][:] for name in SCALES if name in first}
+        attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
+    scales["sample"] = np.array([index for index, _, _ in sources])
+    write_head(target, scales, attributes, _provenance(paths), kind="run")
+    sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
+    tables: dict[str, np.ndarray] = {}
+    for path in paths:
+        with h5py.File(path, "r") as part:
+            _check_alike(part, scales, attributes, path)
+            for name in variables_in(part):
+                if name not in target:
+                    dataset = create_variable(target, variable(name), sizes, _precision(part[name]))
+                    if _by_value(variable(name)):
+                        tables[name] = _empty(dataset)
+                if name in tables:
+                    tables[name][list(rows[path].values())] = _values(part[name])[list(rows[path])]
+                else:
+                    _copy_chunks(part[name], target[name], rows[path])
+    for name, values in tables.items():
+        target[name][...] = values
+
+
+def variables_in(file: h5py.File) -> list[str]:
+    """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
+    groups = {group: set(file[group]) for group in schema.VARIABLE_GROUPS if group in file}
+    known = [name for name, spec in schema.VARIABLES.items() if spec.short_name in groups.get(spec.group, ())]
+    return known + [f"scores/{name}" for name in sorted(groups.get("scores", ())) if name.isidentifier()]
+
+
+def _by_value(spec: Variable) -> bool:
+    return spec.is_table or spec.is_text
+
+
+def _values(dataset: h5py.Dataset) -> np.ndarray:
+    return dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+
+
+def _empty(dataset: h5py.Dataset) -> np.ndarray:
+    if h5py.check_string_dtype(dataset.dtype):
+        return np.full(dataset.shape, "", object)
+    return np.full(dataset.shape, dataset.fillvalue, dataset.dtype)
+
+
+def _precision(dataset: h5py.Dataset) -> str:
+    return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
+
+
+def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, rows: Mapping[int, int]) -> None:
+    if source.chunks != target.chunks or _filters(source) != _filters(target):
+        for position, row in rows.items():  # written by another tool: through the filters
+            target[row] = source[position]
+        return
+    for i in range(source.id.get_num_chunks()):
+        offset = source.id.get_chunk_info(i).chunk_offset
+        if offset[0] in rows:
+            mask, data = source.id.read_direct_chunk(offset)
+            target.id.write_direct_chunk((rows[offset[0]], *offset[1:]), data, mask)
+
+
+def _filters(dataset: h5py.Dataset) -> list[int]:
+    plist = dataset.id.get_create_plist()
+    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+
+
+def _check_alike(
+    part: h5py.File, scales: Mapping[str, np.ndarray], attributes: Mapping[str, str], path: Path
+) -> None:
+    for name, values in scales.items():
+        if name != "sample" and (
+            name not in part or not np.array_equal(part[name][:], values, equal_nan=True)
+        ):
+            raise StoreError(
+                f"{path.name} has another {name} than the first sample: they do not belong to one run"
+            )
+    for name, value in attributes.items():
+        if part.attrs.get(name) != value:
+            raise StoreError(
+                f"{path.name} has another {name} than the first sample: they do not belong to one run"
+            )
+
+
+def _provenance(paths: list[Path]) -> dict[str, str]:
+    """Texts of the first sample; what later samples say otherwise is appended to `events`."""
+    merged: dict[str, str] = {}
+    events: list[object] = []
+    for path in paths:
+        with h5py.File(path, "r") as part:
+            texts = {name: _text(part, name) for name in schema.PROVENANCE if f"provenance/{name}" in part}
+        for name, text in texts.items():
+            if name == "events":
+                events += [event for event in _as_list(text) if event not in events]
+            elif merged.setdefault(name, text) != text:
+                events.append({"event": f"{name} differs", "sample": path.stem, "value": json.loads(text)})
+    return merged | ({"events": json.dumps(events)} if events else {})
+
+
+def _text(file: h5py.File, name: str) -> str:
+    return file[f"provenance/{name}"].asstr()[()]
+
+
+def _as_list(text: str) -> list[object]:
+    value = json.loads(text)
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,103 @@
+"""Is this file well-formed, whole and safe to open: asked in a subprocess, as files can crash HDF5."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35h5.errors import StoreNotFoundError
+from sd35h5.store.runs import part_files, parts_of
+
+MEMORY_BYTES = 2 << 30
+MAX_ENDS = 5  # files that may end the check before the rest is not looked at
+TOO_LARGE = "reading it takes more than 2 GiB of memory: it is damaged, or made to exhaust readers"
+TOO_LONG = "reading it did not end in {seconds} s: it is damaged, or made to hang readers"
+CRASHED = "reading it crashed the HDF5 library: it is damaged"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What verification found: `ok`, or one sentence a problem, without paths of this machine."""
+
+    ok: bool
+    problems: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> Report:
+    """Check a file, or every sealed file of a folder, before anything in this process opens it.
+
+    Args:
+        deep: besides structure, types, links and sizes, read every value and compare it with what was sealed.
+        seconds: how long it may take; by default 30 and some more for large files and many files.
+    Raises: StoreNotFoundError.
+    """
+    files = _files(Path(path))
+    if seconds is None:
+        megabytes = sum(file.stat().st_size for file in files) >> 20
+        seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
+    problems: list[str] = []
+    deadline = time.monotonic() + seconds
+    remaining, ends = files, 0
+    while remaining and ends < MAX_ENDS:
+        left = max(1, round(deadline - time.monotonic()))
+        lines, end = _run_check(remaining, deep, left)
+        told = [(line["file"], line["problem"]) for line in lines if "problem" in line]
+        begun = max(1, sum("problem" not in line for line in lines))
+        if end:
+            told.append((remaining[begun - 1].name, end.format(seconds=left)))
+            ends += 1
+        problems += [f"{name}: {problem}" if len(files) > 1 else problem for name, problem in told]
+        remaining = remaining[begun:]
+    if remaining:
+        problems.append(f"{len(remaining)} more files were not looked at after these")
+    return Report(not problems, tuple(problems))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path, *part_files(parts_of(path))]
+    folder = path if path.is_dir() else parts_of(path)
+    if not folder.is_dir():
+        raise StoreNotFoundError(f"{path.name}: there is no such file or folder")
+    files = part_files(folder)
+    if not files and not (folder / "run.json").is_file():
+        raise StoreNotFoundError(f"{path.name} is a folder without sealed samples")
+    return files
+
+
+def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[str, str]], str]:
+    """Run sd35h5.store.check. Returns: its lines, and why it ended early, "" if it came to its end."""
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    paths = [str(file.resolve()) for file in files]
+    request = json.dumps({"files": paths, "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES})
+    command = [sys.executable, "-m", "sd35h5.store.check"]
+    try:
+        done = subprocess.run(
+            command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 2
+        )
+        output, end = done.stdout, _end(done)
+    except subprocess.TimeoutExpired as late:
+        output, end = late.stdout or b"", TOO_LONG
+    return [json.loads(line) for line in output.decode().splitlines() if line.endswith("}")], end
+
+
+def _end(done: subprocess.CompletedProcess) -> str:
+    """Why a check ended early, from how its process ended; "" if it came to its end."""
+    if done.returncode == 0:
+        return ""
+    if done.returncode == 64:  # sd35h5.store.check.OUT_OF_MEMORY
+        return TOO_LARGE
+    if done.returncode < 0:  # a signal
+        return TOO_LONG if -done.returncode == getattr(signal, "SIGXCPU", 0) else CRASHED
+    told = done.stderr.decode(errors="replace").strip().splitlines() or ["no word"]
+    return f"the check itself failed ({told[-1].partition(':')[0][:60]}): please report it"

@@ -1,0 +1,245 @@
+"""Write one sample into one sealed file, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from sd35h5.errors import StoreError
+from sd35h5.store import schema
+from sd35h5.store.blocks import (
+    BY_WRITER,
+    block_hash,
+    content_hash,
+    extent,
+    fill_of,
+    numpy_dtype,
+    origins,
+    round_mantissa,
+)
+from sd35h5.store.chunks import encode_chunk
+from sd35h5.store.drain import Drain
+from sd35h5.store.layout import create_variable, publish, write_head
+from sd35h5.store.packing import pack
+from sd35h5.store.runs import begin_run, lock, part_name, read_run, reason, sealed_indices
+from sd35h5.store.schema import SCALES, Variable, variable
+
+__all__ = ["Header", "SampleWriter", "begin_run", "pack", "read_run", "sealed_indices"]
+
+_DEFAULT_SCALES = {
+    "query": np.arange(len(schema.QUERIES)),
+    "group": np.arange(len(schema.GROUPS)),
+    "encoder": np.arange(len(schema.ENCODERS)),
+    "rgb": np.arange(3),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is equal for every sample of one file."""
+
+    attributes: Mapping[str, str]  # model_id, model_revision, model_shape, gate_type, gate_target, ...
+    scales: Mapping[str, np.ndarray]  # scale name -> values
+    provenance: Mapping[str, str] = field(
+        default_factory=dict
+    )  # config, environment, components, events, origin: JSON
+    precision: str = "rounded"  # or "exact"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("rounded", "exact"):
+            raise StoreError(f"precision is 'rounded' or 'exact', not '{self.precision}'")
+        for what, names, known in (
+            ("scale", self.scales, tuple(SCALES)),
+            ("attribute", self.attributes, schema.MODEL_ATTRIBUTES),
+            ("provenance text", self.provenance, schema.PROVENANCE),
+        ):
+            if unknown := sorted(set(names) - set(known)):
+                raise StoreError(
+                    f"the format has no {what} {', '.join(map(repr, unknown))}: it has {', '.join(known)}"
+                )
+        if "config" not in self.provenance:
+            raise StoreError(
+                "a header needs provenance['config']: the JSON of what the capture was asked for"
+            )
+        scales = {**_DEFAULT_SCALES, **self.scales}
+        for name, values in scales.items():
+            along = scales.get(SCALES[name].along)
+            if np.ndim(values) != 1 or along is None or len(along) != len(values):
+                raise StoreError(
+                    f"scale '{name}' needs one value for each position along '{SCALES[name].along}'"
+                )
+            if (labels := SCALES[name].labels) and not np.isin(values, np.arange(len(labels))).all():
+                raise StoreError(
+                    f"scale '{name}' holds the flags 0..{len(labels) - 1} ({', '.join(labels)}) only"
+                )
+
+
+class SampleWriter:
+    """One sample on its way to PARTS/000012.h5: values go in as they come, `seal()` makes the file appear.
+
+    A block (the part of a variable that is one chunk) is handed to a few threads once it is full: they round,
+    hash and deflate it and write it as a chunk. Only blocks that are partly filled are held in memory, and
+    what waits for the threads, up to a bound: with a slow disk `put` waits. Use it from one thread at a time.
+    """
+
+    def __init__(self, parts: Path, index: int, header: Header) -> None:
+        self.path = Path(parts) / part_name(index)
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._header = header
+        self._pending: dict[str, dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
+        self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
+        self._drain = Drain()
+        scales = {**_DEFAULT_SCALES, **header.scales, "sample": np.array([index])}
+        self.sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self._temporary)
+            self._file = h5py.File(self._temporary, "w", libver=schema.LIBVER, locking=False)
+        except OSError as error:
+            raise StoreError(
+                f"sample {index} cannot be begun in {self.path.parent}: {reason(error)}"
+            ) from error
+        write_head(self._file, scales, header.attributes, header.provenance, kind="sample")
+
+    def put(self, name: str, values: object, **at: int) -> None:
+        """Write values of a variable at positions along named dimensions; the other dimensions are whole.
+
+        Args:
+            values: shaped as the dimensions that `at` does not name, in the file's order, without `sample`.
+        Raises: StoreError for an unknown name, position, shape or type, and for values that were put before.
+        """
+        spec = variable(name)
+        if name in BY_WRITER:
+            raise StoreError(f"{name} is written by seal(), not by put()")
+        where = self._where(spec, at)
+        self._scatter(spec, self._checked(spec, values, where, at), where)
+
+    def seal(self) -> Path:
+        """Write what is pending, the content hash and the seal; fsync, rename. Returns: the sealed file."""
+        missing = [name for name in schema.REQUIRED if name not in self._hashes and name not in BY_WRITER]
+        if missing:
+            raise StoreError(f"sample {self.path.stem} cannot be sealed: {', '.join(missing)} not put")
+        for name, blocks in self._pending.items():
+            for origin, (block, _) in blocks.items():
+                self._write_block(variable(name), origin, block)
+        self._pending.clear()
+        try:
+            self._drain.finish()
+            digest = content_hash(self._hashes)
+            for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
+                create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
+            self._file.close()
+            publish(self._temporary, self.path)
+        except (OSError, RuntimeError) as error:
+            raise self._unwritable(error) from error
+        self._lock.close()
+        return self.path
+
+    def abandon(self) -> None:
+        """Close and remove the temporary file; after `seal()` there is none, and the sealed file stays."""
+        self._drain.cancel()
+        with suppress(OSError, RuntimeError):  # a full disk fails again when HDF5 flushes
+            self._file.close()
+        if not self._lock.closed:
+            self._temporary.unlink(missing_ok=True)
+            self._lock.close()
+
+    def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
+        return StoreError(f"sample {self.path.stem} cannot be written to {self.path.parent}: {reason(error)}")
+
+    def _where(self, spec: Variable, at: Mapping[str, int]) -> tuple[slice, ...]:
+        if lacking := [dim for dim in spec.dims if dim not in self.sizes]:
+            raise StoreError(
+                f"{spec.name} needs the scale {', '.join(map(repr, lacking))}: the header has none"
+            )
+        for dim, position in at.items():
+            if dim not in spec.dims or dim == "sample":
+                raise StoreError(
+                    f"{spec.name} has no dimension '{dim}' to put at: it has {', '.join(spec.dims[1:])}"
+                )
+            if not 0 <= position < self.sizes[dim]:
+                raise StoreError(f"{spec.name}: {dim}={position} is outside 0..{self.sizes[dim] - 1}")
+        return tuple(
+            slice(int(at[dim]), int(at[dim]) + 1) if dim in at else slice(0, self.sizes[dim])
+            for dim in spec.dims
+        )
+
+    def _checked(
+        self, spec: Variable, values: object, where: tuple[slice, ...], at: Mapping[str, int]
+    ) -> np.ndarray:
+        array = np.asarray(values, dtype=object if spec.is_text else None)
+        free = [dim for dim in spec.dims[1:] if dim not in at]
+        if array.shape != tuple(self.sizes[dim] for dim in free):
+            expected = " x ".join(f"{dim} {self.sizes[dim]}" for dim in free) or "one value"
+            place = f" at {', '.join(f'{dim}={position}' for dim, position in at.items())}" if at else ""
+            raise StoreError(f"{spec.name}{place} has shape {array.shape}, the file expects {expected}")
+        return _cast(spec, array).reshape(tuple(w.stop - w.start for w in where))
+
+    def _scatter(self, spec: Variable, values: np.ndarray, where: tuple[slice, ...]) -> None:
+        if spec.name not in self._datasets:
+            self._datasets[spec.name] = create_variable(self._file, spec, self.sizes, self._header.precision)
+        pending = self._pending.setdefault(spec.name, {})
+        done = self._hashes.setdefault(spec.name, {})
+        shape, chunk = spec.shape(self.sizes), spec.chunks(self.sizes)
+        for origin in origins(where, chunk):
+            whole = extent(origin, chunk, shape)
+            start = tuple(max(w.start, o) for w, o in zip(where, origin, strict=True))
+            stop = tuple(min(w.stop, o + n) for w, o, n in zip(where, origin, whole, strict=True))
+            piece = values[
+                tuple(slice(a - w.start, b - w.start) for a, b, w in zip(start, stop, where, strict=True))
+            ]
+            inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True))
+            if origin in done or (origin in pending and pending[origin][1][inside].any()):
+                place = ", ".join(f"{dim}={a}" for dim, a in zip(spec.dims[1:], start[1:], strict=True))
+                raise StoreError(f"{spec.name} was put before{f' at {place}' if place else ''}")
+            if piece.shape == whole:
+                self._write_block(spec, origin, piece)
+                continue
+            if origin not in pending:
+                pending[origin] = np.full(whole, fill_of(spec), values.dtype), np.zeros(whole, bool)
+            block, taken = pending[origin]
+            block[inside], taken[inside] = piece, True
+            if taken.all():
+                self._write_block(spec, origin, block)
+                del pending[origin]
+
+    def _write_block(self, spec: Variable, origin: tuple[int, ...], block: np.ndarray) -> None:
+        """Hand a block to the threads; tables and texts, which are small, are written at once."""
+        dataset, hashes = self._datasets[spec.name], self._hashes[spec.name]
+        hashes[origin] = ""
+        try:
+            if spec.is_table or spec.is_text:
+                dataset[tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = block
+                hashes[origin] = block_hash(spec, block)
+                return
+            rounds = spec.rounded and self._header.precision == "rounded"
+
+            def write() -> None:
+                values = round_mantissa(block) if rounds else block
+                data = encode_chunk(values, dataset.chunks, fill_of(spec))
+                dataset.id.write_direct_chunk(origin, data)
+                hashes[origin] = block_hash(spec, values)
+
+            self._drain.submit(write, block.nbytes)
+        except (OSError, RuntimeError) as error:
+            raise self._unwritable(error) from error
+
+
+def _cast(spec: Variable, array: np.ndarray) -> np.ndarray:
+    if spec.is_text:
+        if wrong := [text for text in array.ravel() if not isinstance(text, str) or "\0" in text]:
+            raise StoreError(f"{spec.name} holds texts without NUL, not {wrong[0]!r}")
+        return array
+    dtype = numpy_dtype(spec)
+    if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):
+        raise StoreError(f"{spec.name} is {spec.dtype}, the values are {array.dtype}")
+    cast = array.astype(dtype)  # a copy: the caller may change its array while threads read this one
+    if dtype.kind != "f" and not np.array_equal(cast, array):
+        raise StoreError(f"{spec.name} is {spec.dtype}, the values span {array.min()}..{array.max()}")
+    return cast

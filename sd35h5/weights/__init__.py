@@ -1,0 +1,1 @@
+"""Every way SD3 weights come, to one diffusers pipeline."""

@@ -1,0 +1,41 @@
+"""A hub repository's components, fetched into the hub's cache as a folder; all else is loaded from folders."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from sd35h5.errors import CaptureError
+from sd35h5.weights.facts import base_path, hub_sentence
+
+_VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
+
+
+def local_base(model_id: str, subfolders: Collection[str], option: str = "--model_id") -> Path:
+    """The folder or file that a model is, fetched from the hub if need be.
+
+    Args:
+        subfolders: those that are needed; nothing else is downloaded.
+
+    Raises:
+        CaptureError: the hub refuses or is not there, and the cache does not have it.
+        ConfigError: neither a path nor a hub id.
+    """
+    base = base_path(model_id, option)
+    if base is not None:
+        return base
+    patterns = ["model_index.json", *(f"{name}/*" for name in sorted(subfolders))]
+    failed: Exception | None = None
+    for cached_only in (False, True):
+        try:
+            root = snapshot_download(
+                model_id, allow_patterns=patterns, ignore_patterns=[*_VARIANTS, "*.bin", "*.msgpack", "*.h5"],
+                local_files_only=cached_only,
+            )  # fmt: skip
+            return Path(root)
+        except Exception as error:  # noqa: BLE001 - the hub's and its client's errors have no common parent
+            failed = failed or error
+    first = str(failed).strip().split("\n")[0][:200]
+    raise CaptureError(f"{hub_sentence(model_id, failed)} ({first})") from failed

@@ -1,0 +1,53 @@
+"""Which model draws, and where: the options, each explained beside its field, which `--help` shows. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+
+from sd35h5.flags import Flag, Text
+
+DEFAULT_MODEL = "stabilityai/stable-diffusion-3.5-large"
+DTYPES = {
+    "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16",
+    "float32": "float32", "fp32": "float32", "float": "float32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model draws, and where. A folder that carries gates (gates.safetensors) is drawn with them."""
+
+    model_id: str = DEFAULT_MODEL
+    """A folder in diffusers' layout, a hub id, or one safetensors file that holds all (--tokenizer_path then
+    gives the tokenizers)."""
+    transformer: str = "transformer"
+    """Subfolder of the model, or a folder anywhere, that holds the transformer to use:
+    `transformer_headwise`, say."""
+    dit_path: Annotated[Text, arg(aliases=["--ckpt_path"])] = ""
+    """The transformer alone: a safetensors file, Stability's MMDiT or diffusers', or a folder."""
+    clip_l_path: Annotated[Text, arg(aliases=["--clip_l"])] = ""
+    """CLIP-L alone, a file or folder. What is not given alone comes from --model_id."""
+    clip_g_path: Annotated[Text, arg(aliases=["--clip_g"])] = ""
+    """CLIP-G alone, a file or folder."""
+    t5xxl_path: Annotated[Text, arg(aliases=["--t5xxl"])] = ""
+    """The T5 encoder alone, a file or folder; fp8 is cast, with a note."""
+    vae_path: Text = ""
+    """The VAE alone, a file or folder; Stability's layout or diffusers'."""
+    tokenizer_path: Text = ""
+    """A folder or hub id with the subfolders tokenizer, tokenizer_2 and tokenizer_3, in place of the model's
+    own."""
+    no_t5: Flag = False
+    """Draw without T5, which leaves 77 empty positions in its place."""
+    offload: Flag = False
+    """Keep the models in the host's memory, and each on the CUDA device only while it computes: slower, for
+    GPUs that do not hold them all."""
+    gates: Text = ""
+    """A gates.safetensors file to put on the transformer, in place of its own if it has one."""
+    device: str = "auto"
+    """`cpu`, `cuda` or `cuda:1`. `auto` takes CUDA where there is one."""
+    dtype: str = "auto"
+    """`bfloat16` (bf16), `float16` (fp16, half) or `float32` (fp32). `auto` is bfloat16 on CUDA, float32
+    on the CPU."""

@@ -1,0 +1,215 @@
+"""Where each component of a model comes from: the base, or a file or folder of its own. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd35h5.errors import ConfigError
+from sd35h5.weights.checkpoints import Entry, read_entries, weight_files
+from sd35h5.weights.configs import COMPONENT_CONFIGS, derive_config
+from sd35h5.weights.layouts import COMPONENTS, HARMLESS, TITLES, Layout, describe_keys, find_layout
+from sd35h5.weights.options import Model
+
+OPTIONS = {
+    "transformer": "dit_path", "text_encoder": "clip_l_path", "text_encoder_2": "clip_g_path",
+    "text_encoder_3": "t5xxl_path", "vae": "vae_path",
+}  # fmt: skip
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component, found and read by its headers.
+
+    Args:
+        said: how it was given, for sentences: `--vae_path vae.safetensors`.
+        entries: the tensors of its files that belong to it, by the files' keys.
+        config: what its class is built from.
+        derived: True if the config comes from the shapes and not from a config.json.
+    """
+
+    component: str
+    said: str
+    path: Path
+    files: tuple[Path, ...]
+    layout: Layout
+    entries: Mapping[str, Entry]
+    config: dict[str, Any]
+    derived: bool
+
+
+def overrides(model: Model) -> dict[str, str]:
+    """The components given by a flag of their own: component -> path."""
+    given = {component: getattr(model, option) for component, option in OPTIONS.items()}
+    return {component: path for component, path in given.items() if path}
+
+
+def wanted(model: Model) -> tuple[str, ...]:
+    """The components to load: all, without T5 if it is not wanted."""
+    return tuple(each for each in COMPONENTS if each != "text_encoder_3" or not model.no_t5)
+
+
+def from_base(model: Model) -> tuple[str, ...]:
+    """The components and tokenizers that only --model_id can give."""
+    given = overrides(model)
+    tokenizers = TOKENIZERS[: 2 if model.no_t5 else 3]
+    return (
+        *(each for each in wanted(model) if each not in given),
+        *(() if model.tokenizer_path else tokenizers),
+    )
+
+
+def find_parts(
+    model: Model, base: Path | None, transformer: Path | None = None, given_only: bool = False
+) -> dict[str, Part]:
+    """Find all components that are wanted and not on the hub, and see that they fit each other.
+
+    Args:
+        base: the base model's folder or all-in-one file; None if it is on the hub and not fetched.
+        transformer: the transformer's folder, if it is not `transformer` in the base.
+        given_only: only those with a flag of their own, not the base's.
+
+    Raises:
+        ConfigError: a sentence naming the file and the key.
+    """
+    parts, given = {}, overrides(model)
+    for component in wanted(model):
+        if given_only and component not in given:
+            continue
+        part = find_part(component, model, base, transformer if component == "transformer" else None)
+        if part is not None:
+            parts[component] = part
+    check_fit(parts)
+    return parts
+
+
+def find_part(component: str, model: Model, base: Path | None, folder: Path | None = None) -> Part | None:
+    """Find a component and read its headers.
+
+    Args:
+        base: the base model's folder or all-in-one file; None if it is on the hub and not fetched.
+        folder: the component's folder in the base, if it is not called like the component.
+
+    Returns: None if only the hub, or nothing, has it.
+
+    Raises:
+        ConfigError: a sentence naming the file and the key.
+    """
+    if given := overrides(model).get(component):
+        said = f"--{OPTIONS[component]} {given}"
+        return _read_part(component, said, Path(given).expanduser(), _base_config(component, base))
+    if base is None:
+        return None
+    if base.is_file():
+        part = _read_part(component, f"--model_id {model.model_id}", base, None, optional=True)
+        if part is None:
+            t5 = ", or leave T5 out with --no_t5" if component == "text_encoder_3" else ""
+            raise ConfigError(
+                f"--model_id {model.model_id} does not hold {TITLES[component]}: "
+                f"give it with --{OPTIONS[component]}{t5}"
+            )
+        return part
+    folder = folder or base / component
+    if component == "text_encoder_3" and not folder.is_dir():
+        return None
+    return _read_part(component, f"{folder}", folder, None)
+
+
+def _read_part(
+    component: str, said: str, path: Path, base_config: dict | None, optional: bool = False
+) -> Part | None:
+    files = weight_files(path, said)
+    entries = read_entries(files)
+    layout = find_layout(component, entries.keys())
+    if layout is None:
+        if optional:
+            return None
+        raise ConfigError(f"{said} holds {describe_keys(entries.keys())}, expected {TITLES[component]}")
+    if layout.gap is not None:
+        raise ConfigError(f"{said} lacks block {layout.gap}: its keys tell of {layout.depth} blocks")
+    _refuse_strays(said, files, entries)
+    own = {key: entry for key, entry in entries.items() if layout.owns(key)}
+    config = _folder_config(path) if path.is_dir() and layout.name != "original" else None
+    derived = config is None
+    if config is None:
+        shapes = {key: entry.shape for key, entry in own.items()}
+        config = derive_config(layout, shapes, base_config, files[0].name)
+    _refuse_the_other_clip(component, said, config)
+    return Part(component, said, path, files, layout, own, config, derived)
+
+
+def _refuse_strays(said: str, files: tuple[Path, ...], entries: Mapping[str, Entry]) -> None:
+    """Refuse keys that belong to no component of an all-in-one file: something would be lost unsaid."""
+    found = [layout for each in COMPONENTS if (layout := find_layout(each, entries.keys()))]
+    strays = [
+        key for key in entries if not HARMLESS.search(key) and not any(layout.owns(key) for layout in found)
+    ]
+    if strays:
+        raise ConfigError(
+            f"{said}: {entries[strays[0]].file.name} has the unknown key {strays[0]}"
+            f"{f' and {len(strays) - 1} more' * (len(strays) > 1)}, which belongs to no component"
+        )
+
+
+def _refuse_the_other_clip(component: str, said: str, config: Mapping[str, Any]) -> None:
+    others = {"text_encoder": "text_encoder_2", "text_encoder_2": "text_encoder"}
+    if component not in others:
+        return
+    other = others[component]
+    width, there = COMPONENT_CONFIGS[other]["hidden_size"], config.get("hidden_size")
+    if there == width:
+        raise ConfigError(
+            f"{said} holds {TITLES[other]} ({width} channels), expected {TITLES[component]}: "
+            f"give it with --{OPTIONS[other]}"
+        )
+
+
+def _base_config(component: str, base: Path | None) -> dict | None:
+    return _folder_config(base / component) if base is not None and base.is_dir() else None
+
+
+def _folder_config(folder: Path) -> dict | None:
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is no valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} is no config: it holds a {type(config).__name__}")
+    return config
+
+
+def check_fit(parts: Mapping[str, Part]) -> None:
+    """Refuse components that belong to different models, by the sizes with which they meet.
+
+    Raises:
+        ConfigError: a sentence naming both files and sizes.
+    """
+    transformer = parts.get("transformer")
+    if transformer is None:
+        return
+    config = transformer.config
+    clips = [parts[each] for each in ("text_encoder", "text_encoder_2") if each in parts]
+    if len(clips) == 2:
+        pooled = [clip.config.get("projection_dim", 512) for clip in clips]
+        if sum(pooled) != config["pooled_projection_dim"]:
+            raise ConfigError(
+                f"{clips[0].said} and {clips[1].said} give {pooled[0]} + {pooled[1]} pooled channels, "
+                f"but {transformer.said} expects {config['pooled_projection_dim']}"
+            )
+    for component, field, wants in (
+        ("text_encoder_3", "d_model", "joint_attention_dim"),
+        ("vae", "latent_channels", "in_channels"),
+    ):
+        part = parts.get(component)
+        if part is not None and part.config[field] != config[wants]:
+            raise ConfigError(
+                f"{part.said} has {field} {part.config[field]}, "
+                f"but {transformer.said} expects {config[wants]} ({wants})"
+            )
