@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd35h5.capturing import reductions
-from sd35h5.capturing.probe import attend, blocked_lse
+from sd35h5.capturing.attend import attend, blocked_lse
 from sd35h5.capturing.reductions import (
     Workspace,
     attention_rows,

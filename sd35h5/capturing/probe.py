@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sd35h5.capturing import reductions, tiers
+from sd35h5.capturing.attend import attend, blocked_lse
 from sd35h5.capturing.gate_measures import gate_group_means, gated_contribution
 from sd35h5.capturing.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction, Workspace
 from sd35h5.capturing.tiers import TierPlan
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sd35h5")
 ROW_SUM_TOLERANCE = 1e-3
-_FLASH, _EFFICIENT, _CUDNN = 1, 2, 3  # torch.nn.attention.SDPBackend, as _fused_sdp_choice answers
-_LSE_TILE = {"cpu": 1 << 20}
-_LSE_TILE_ELSEWHERE = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -75,41 +72,6 @@ class PassResult:
     rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
     atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
     row_sum_error: float = float("nan")
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Call the backend that F.scaled_dot_product_attention would choose, and take its log-sum-exp along.
-
-    Returns: the output, bit for bit that of F.scaled_dot_product_attention, and the LSE, float32 (batch,
-    heads, S), or None where the backend keeps none.
-    """
-    if torch.is_autocast_enabled(query.device.type):  # under which sdpa casts, and the operators do not
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    choice, tokens = torch._fused_sdp_choice(query, key, value), query.shape[2]
-    if choice == _FLASH and query.device.type == "cpu":
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-        return output, lse.float()
-    if choice == _FLASH and query.is_cuda and query.shape[-1] % 8 == 0:
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
-        return output, lse[..., :tokens].float()
-    if choice == _CUDNN and query.is_cuda:
-        output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[:2]
-        return output, lse.reshape(*query.shape[:2], -1)[..., :tokens].float()
-    if choice == _EFFICIENT and query.is_cuda:
-        answer = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
-        output, lse = answer[:2]
-        return output, lse[..., :tokens].float()
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False), None
-
-
-def blocked_lse(query: Tensor, key: Tensor) -> Tensor:
-    """Log-sum-exp of q·kᵀ/√d over all keys, float32 (batch, heads, S), in tiles of queries."""
-    batch, heads, _, width = query.shape
-    scaled = (key.float() * width**-0.5).transpose(-1, -2)
-    rows = max(1, _LSE_TILE.get(query.device.type, _LSE_TILE_ELSEWHERE) // (batch * heads * key.shape[2]))
-    tiles = [torch.logsumexp(tile.float() @ scaled, dim=-1) for tile in query.split(rows, dim=2)]
-    return torch.cat(tiles, dim=-1)
 
 
 class Probe:
