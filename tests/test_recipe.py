@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from data.recipe import heldout
+from data.recipe.evaluate import draw, load_pipeline, table
 from data.recipe.matching import judge
 from data.recipe.scenes import (
     BACKGROUNDS,
@@ -29,6 +30,7 @@ from data.recipe.scenes import (
     training_scene,
 )
 from data.recipe.sprites import Painter, box
+from data.recipe.stage_transformer import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING, HELDOUT, JUDGED = 5_000, 100, 24
@@ -191,3 +193,19 @@ def test_training_makes_a_folder_that_the_plain_pipeline_loads_and_draws_with(tm
     assert len(written) == 9  # vae, three encoders, three transformers, two files of gates
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert written == {path: path.stat().st_mtime_ns for path in models.rglob("*.safetensors")}
+
+
+def test_the_cards_table_is_the_evaluations():
+    models = ROOT / "data/models/emoji"
+    figures = json.loads((models / "training/evaluation.json").read_text(encoding="utf-8"))
+    card = (models / "README.md").read_text(encoding="utf-8")
+    assert table(figures) in card and set(VARIANTS) <= set(figures)
+    assert all(len(row) == 7 for row in figures.values())
+
+
+def test_the_bundled_baseline_draws_what_it_is_asked_for_with_the_plain_pipeline():
+    pipe = load_pipeline(ROOT / "data/models/emoji", "baseline", torch.device("cpu"))
+    scenes = [heldout_scene(index) for index in range(6)]
+    judged = [judge(image, scene) for image, scene in zip(draw(pipe, scenes, 2), scenes, strict=True)]
+    assert all(each.background for each in judged)
+    assert np.mean([drawn for each in judged for drawn in each.drawn]) > 0.8

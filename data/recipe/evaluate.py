@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -34,6 +35,7 @@ from sd35h5.gates.files import load_gates  # noqa: E402
 from sd35h5.gates.modules import GATES_FILE, install_gates  # noqa: E402
 
 STEPS, GUIDANCE = 28, 4.5
+MARKS = "<!-- table: made by python data/recipe/evaluate.py --card -->\n", "<!-- end of table -->"
 
 
 def load_pipeline(models: Path, variant: str, device: torch.device) -> StableDiffusion3Pipeline:
@@ -135,6 +137,13 @@ def table(results: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
+def renew_card(card: Path, new: str) -> None:
+    """Replace the table between the card's marks."""
+    before, _, rest = card.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    card.write_text(f"{before}{MARKS[0]}{new}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
 def sheet(images: Tensor, path: Path, columns: int = 8) -> None:
     """Write a contact sheet of images (N, 3, y, x) in -1..1."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -156,16 +165,20 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4, help="captions a call of the pipeline")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
+        "--card", action="store_true", help="also renew the table and samples of the models' README.md"
+    )
+    parser.add_argument(
         "--sheet", type=Path, help="also write a sheet of each variant's first images, NAME-variant.png"
     )
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scenes = [heldout_scene(index) for index in range(arguments.count)]
-    results = {}
+    results, first = {}, []
     for variant in arguments.variants:
         pipe = load_pipeline(arguments.models, variant, device)
         images = draw(pipe, scenes, arguments.batch)
         results[variant] = measure(images, scenes)
+        first.append(F.avg_pool2d(images[:8], 2))
         if arguments.sheet:
             sheet(images[:32], arguments.sheet.with_name(f"{arguments.sheet.stem}-{variant}.png"))
         if variant == arguments.variants[0]:
@@ -173,8 +186,13 @@ def main() -> int:
             extra = {"ceiling": measure(through_vae(pipe, scenes), scenes), "floor": measure(images, others)}
     results |= extra
     print(table(results))
+    text = json.dumps(results, indent=1) + "\n"
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.json.write_text(text)
+    if arguments.card:
+        (arguments.models / "training/evaluation.json").write_text(text)
+        sheet(torch.cat(first), arguments.models / "training/samples.png")
+        renew_card(arguments.models / "README.md", table(results))
     return 0
 
 
