@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from sd35h5.capturing.config import (
     CaptureConfig,
+    CausalOptions,
     Flag,
     Model,
     Output,
@@ -62,6 +63,7 @@ class CommandLine:
     sampling: Sampling = field(default_factory=Sampling)
     tiers: Tiers = field(default_factory=Tiers)
     gating: GateOptions = field(default_factory=GateOptions)
+    causal: CausalOptions = field(default_factory=CausalOptions)
     output: Output = field(default_factory=Output)
     action: Action = field(default_factory=Action)
 
@@ -75,7 +77,9 @@ def main(args: list[str] | None = None) -> int:
         args=args,
         use_underscores=True,
     )
-    config = CaptureConfig(line.model, line.prompts, line.sampling, line.tiers, line.gating, line.output)
+    config = CaptureConfig(
+        line.model, line.prompts, line.sampling, line.tiers, line.gating, line.causal, line.output
+    )
     try:
         return _act(config, line.action)
     except KeyboardInterrupt:

@@ -21,7 +21,10 @@ from sd35h5.capturing import config
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GROUPS = (
-    *(getattr(config, name) for name in ("Model", "Prompts", "Sampling", "Tiers", "GateOptions", "Output")),
+    *(
+        getattr(config, name)
+        for name in ("Model", "Prompts", "Sampling", "Tiers", "GateOptions", "CausalOptions", "Output")
+    ),
     capture_cli.Action,
 )
 NOT_OURS = {"--no-deps", "--extra-index-url"}  # pip's

@@ -30,6 +30,15 @@ def told_gates(attributes: Mapping[str, str]) -> tuple[str, str]:
     return line, CAUTIONS.get(told["weights"], "")
 
 
+def told_intervention(attributes: Mapping[str, str]) -> str:
+    """Return what was altered in a run's attention, in a line, empty if nothing."""
+    told = str(attributes.get("intervention") or "none")
+    control = str(attributes.get("intervention_control") or "none")
+    if told == "none":
+        return ""
+    return told[:200] if control == "none" else f"as much mass as {told[:200]} in other keys ({control[:40]})"
+
+
 def card(run: data.Run) -> None:
     """Draw one run: model, gate, size, and how far it is while it is still being captured."""
     store = data.store(run)
@@ -43,6 +52,8 @@ def card(run: data.Run) -> None:
         )
         if caution:
             st.caption(f":material/warning: {caution}")
+        if intervention := told_intervention(store.attributes):
+            st.caption(f":material/content_cut: intervention: {panels.plain(intervention)}")
         if store.status == "capturing":
             done = sizes["sample"]
             st.progress(

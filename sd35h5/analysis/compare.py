@@ -30,7 +30,8 @@ FREE_FIELDS = frozenset({
     "gate_activation", "gate_zero_rows", "gate_init",
     "gate_override", "device", "out", "overwrite", "prompt", "prompts", "prompts_json", "prompt_ids", "limit",
     "seed", "num_images", "maps", "words", "map_steps", "map_heads", "map_pool", "topk", "top_steps",
-    "text_queries", "branches", "precision", "no_images", "no_unconditional",
+    "text_queries", "branches", "precision", "no_images", "no_unconditional", "intervene",
+    "control",
 })  # fmt: skip
 SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
 PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]

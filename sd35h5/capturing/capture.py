@@ -20,6 +20,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from sd35h5.capturing.budget import describe_choice, within_budget
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
+from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
 from sd35h5.capturing.plan import check_size, in_bytes, make_plan
 from sd35h5.capturing.probe import Probe, check_processors, installed, regrouped_attentions
@@ -95,7 +96,8 @@ def capture(
 
     Args:
         overwrite: remove what is at `out` first.
-        options: fields of `config.Tiers`, such as `maps="off"` or `map_steps="all"`.
+        options: fields of `config.Tiers`, such as `maps="off"` or `map_steps="all"`, and of
+            `interventions.CausalOptions`: `intervene="mask:clip_bos"`, `control="random:0"`.
 
     Raises:
         CaptureError: another pipeline class, an unknown attention processor, a capture under way on it.
@@ -103,11 +105,11 @@ def capture(
     """
     out = Path(out)
     _check_pipeline(pipe)
-    tiers = _tiers(options)
-    settings = json.loads(json.dumps(asdict(tiers)))
+    tiers, causal = _options(options)
+    settings = json.loads(json.dumps(asdict(tiers) | asdict(causal)))
     name = str(getattr(pipe.config, "_name_or_path", "") or "a pipeline in memory")
     parts = begin_run(out, settings, 0, overwrite=overwrite)
-    with _generating(Session(pipe, parts, tiers, settings, name, "")) as generate:
+    with _generating(Session(pipe, parts, tiers, settings, name, "", causal=causal)) as generate:
         yield generate
     _finish(parts, out)
 
@@ -143,17 +145,19 @@ def _check_pipeline(pipe: object) -> None:
     check_processors(pipe.transformer)
 
 
-def _tiers(options: Mapping[str, Any]) -> Tiers:
-    try:
-        return Tiers(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        )
-    except TypeError:
-        known = Tiers.__dataclass_fields__
-        unknown = ", ".join(repr(name) for name in options if name not in known)
+def _options(options: Mapping[str, Any]) -> tuple[Tiers, CausalOptions]:
+    known = Tiers.__dataclass_fields__ | CausalOptions.__dataclass_fields__
+    if unknown := [repr(name) for name in options if name not in known]:
         raise ConfigError(
-            f"capture has no option {unknown}: it has {', '.join(known)}, and overwrite"
-        ) from None
+            f"capture has no option {', '.join(unknown)}: it has {', '.join(known)}, and overwrite"
+        )
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    if isinstance(given.get("intervene"), str):
+        given["intervene"] = (given["intervene"],)
+    causal = {name: given.pop(name) for name in CausalOptions.__dataclass_fields__ if name in given}
+    options = Tiers(**given), CausalOptions(**causal)
+    parse_interventions(options[1])
+    return options
 
 
 def _pixels(result: object) -> np.ndarray | None:
@@ -241,7 +245,9 @@ def run(config: CaptureConfig) -> Path:
     pipe.set_progress_bar_config(disable=True)
     if config.output.overwrite:
         parts = begin_run(out, settings, planned, overwrite=True)
-    session = Session(pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources)
+    session = Session(
+        pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal
+    )
     try:
         _draw_all(config, prompts, todo, session)
     except BaseException:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.selectors import check_rows, choose_steps, count_rows, parse_raw
 from sd35h5.capturing.tokens import check_phrases
 from sd35h5.errors import ConfigError
@@ -131,11 +132,12 @@ class CaptureConfig:
     sampling: Sampling = field(default_factory=Sampling)
     tiers: Tiers = field(default_factory=Tiers)
     gating: GateOptions = field(default_factory=GateOptions)
+    causal: CausalOptions = field(default_factory=CausalOptions)
     output: Output = field(default_factory=Output)
 
     def flat(self) -> dict[str, object]:
         """All that decides the data, by option name: what must be equal to continue a capture."""
-        parts = (self.model, self.prompts, self.sampling, self.tiers, self.gating)
+        parts = (self.model, self.prompts, self.sampling, self.tiers, self.gating, self.causal)
         options = {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
         return json.loads(json.dumps(options))
 
@@ -189,6 +191,7 @@ def validate(config: CaptureConfig) -> list[Prompt]:
     if not 1 <= sampling.max_sequence_length <= 512:
         raise ConfigError(f"--max_sequence_length {sampling.max_sequence_length} is outside 1..512")
     validate_tiers(config.tiers, sampling.steps)
+    parse_interventions(config.causal)
     prompts = load_prompts(config.prompts)
     texts = [prompt.text for prompt in prompts]
     check_phrases(config.tiers.words, texts)

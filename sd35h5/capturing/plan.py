@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sd35h5.capturing.config import MAX_MAPS, CaptureConfig, Prompt
+from sd35h5.capturing.interventions import check_interventions, parse_interventions
 from sd35h5.capturing.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.capturing.tokens import CLIP_TOKENS
 from sd35h5.errors import ConfigError
@@ -65,6 +66,8 @@ def make_plan(config: CaptureConfig, facts: ModelFacts) -> Plan:
     }  # fmt: skip
     raw = raw_indices(tiers.raw, sampling.steps, facts.layers, facts.heads, tokens) or {}
     sizes |= {name: len(indices) for name, indices in raw.items()}
+    whole = facts.layers, facts.heads, sampling.steps
+    check_interventions(parse_interventions(config.causal), whole, patches, tokens)
     mapped = len(choose("map_layers", tiers.map_layers, facts.layers, "layer"))
     own = {"maps": {"layer": mapped}, "attn2": {"layer": facts.second_attentions, "query": 1}}
     parts = [
@@ -81,6 +84,7 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
     names = [(name, branches) for name in schema.VARIABLES if name.startswith("tokens/")]
     names += [("sinks/mass_image", kept)] + [("sinks/mass_text", kept)] * tiers.text_queries
     names += [("sinks/mass_group", branches), ("sinks/entropy_text", branches)]
+    names += [("sinks/altered_mass", branches)] * bool(config.causal.intervene)
     if tiers.topk:
         names += [(name, 1) for name in schema.VARIABLES if name.startswith("topk/")]
     if tiers.maps != "off":
@@ -134,6 +138,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
         f"{config.model.model_id}: {facts.layers} layers, {facts.heads} heads of {facts.head_dim}, {gates}"
         + second * bool(facts.second_attentions),
         "  " + ", ".join(told),
+        *_told_interventions(config),
         "a sample, before compression:",
     ]
     for part in plan.parts:
@@ -144,6 +149,12 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
         f"{_count(samples, 'sample')}: about {in_bytes(samples * plan.file_bytes)} in {config.output.out}"
     )
     return "\n".join(lines)
+
+
+def _told_interventions(config: CaptureConfig) -> list[str]:
+    control = f", control {config.causal.control}: other keys of the same mass" * bool(config.causal.control)
+    texts = [each.text for each in parse_interventions(config.causal)]
+    return [f"  intervention: {' '.join(texts)}{control}"] * bool(texts)
 
 
 def in_bytes(count: float) -> str:

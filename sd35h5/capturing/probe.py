@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
     from diffusers.models.attention_processor import Attention
 
+    from sd35h5.capturing.altering import AlteredPass
     from sd35h5.gates.modules import AttentionGate
 
 log = logging.getLogger("sd35h5")
@@ -74,6 +75,11 @@ class PassResult:
     row_sum_error: float = float("nan")
 
 
+def attend_plainly(layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
+    """Attend as the model does. Returns: what to measure, the output, and the LSE or None."""
+    return joint, *attend(joint.query, joint.key, joint.value)
+
+
 class Probe:
     """Measures one call of the transformer at a time: `begin`, then every layer reports, then `end`."""
 
@@ -85,6 +91,12 @@ class Probe:
         self._second: dict[int, Tensor] = {}
         self._second_seen: dict[int, dict[str, Tensor]] = {}
         self._noted = False
+        self.altered: AlteredPass | None = None  # the interventions of the call under way
+
+    def attend_joint(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
+        """Attend, as the interventions alter it. Returns: what to measure, the output, and the LSE or None."""
+        altered = None if self.altered is None else self.altered.attend(layer, joint)
+        return altered or attend_plainly(layer, joint)
 
     def begin(self, plan: PassPlan) -> None:
         """Measure what the plan says until `end`."""
@@ -281,10 +293,17 @@ class ProbeProcessor:
 
     Args:
         measure: takes (layer, joint, lse, gates): `Probe.measure`, or `Probe.measure_second` for an attn2.
+        attend: takes (layer, joint): `Probe.attend_joint`, or `attend_plainly`.
     """
 
-    def __init__(self, layer: int, measure: Callable[..., None], gate: AttentionGate | None):
-        self.layer, self.measure, self.gate = layer, measure, gate
+    def __init__(
+        self,
+        layer: int,
+        measure: Callable[..., None],
+        gate: AttentionGate | None,
+        attend: Callable[[int, JointQKV], tuple[JointQKV, Tensor, Tensor | None]] = attend_plainly,
+    ):
+        self.layer, self.measure, self.gate, self.attend = layer, measure, gate, attend
 
     def __call__(
         self,
@@ -296,7 +315,7 @@ class ProbeProcessor:
         **kwargs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         joint = project_joint(attn, hidden_states, encoder_hidden_states)
-        attended, lse = attend(joint.query, joint.key, joint.value)
+        joint, attended, lse = self.attend(self.layer, joint)
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
         self.measure(self.layer, joint, lse, gates)
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
@@ -332,7 +351,7 @@ def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None
     for name, processor in before.items():
         layer, gate = int(name.split(".")[1]), getattr(processor, "gate", None)
         if name.endswith(".attn.processor"):
-            processors[name] = ProbeProcessor(layer, probe.measure, gate)
+            processors[name] = ProbeProcessor(layer, probe.measure, gate, probe.attend_joint)
         elif not getattr(processor, "regrouped", False):
             processors[name] = ProbeProcessor(layer, probe.measure_second, gate)
         elif gate is not None:

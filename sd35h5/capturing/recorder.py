@@ -122,6 +122,7 @@ class SampleRecorder:
         map_tokens: Sequence[int],
         gates: Gates | None,
         rows: Sequence[tuple[int, int]] = (),
+        altered: bool = False,
     ) -> None:
         self._layout, self._facts, self._map_tokens, self._rows = layout, facts, map_tokens, rows
         self._cond = layout.branches.index("cond")
@@ -140,6 +141,7 @@ class SampleRecorder:
         self._top: dict[str, list[np.ndarray]] = {}
         self._second_top: dict[str, list[np.ndarray]] = {}
         self._second_entropy = _nan(*steps)
+        self._altered_mass = _nan(*shape, *steps) if altered else None
         self._row_sum_error = float("nan")
         try:
             self._put_tables(tables)
@@ -180,6 +182,11 @@ class SampleRecorder:
             for query, mass in enumerate(_numpy(result.atlas["patch_mass"])):
                 self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
 
+    def add_altered(self, step: int, rows: Sequence[str], mass: Tensor) -> None:
+        """Take the mass that was altered in one pass, (batch row, query stream, layer, head)."""
+        for row, branch in enumerate(rows):
+            self._altered_mass[self._layout.branches.index(branch), :, step] = _numpy(mass[row])
+
     def _add_second(self, step: int, second: dict[str, np.ndarray]) -> None:
         """Take what the image's queries see in the second attentions, (layer, head, …)."""
         self._second_entropy[step] = second.pop("entropy_all")
@@ -202,6 +209,8 @@ class SampleRecorder:
         put("sinks/mass_group", self._group)
         put("sinks/entropy_text", self._entropy)
         put("samples/row_sum_error", self._row_sum_error)
+        if self._altered_mass is not None:
+            put("sinks/altered_mass", self._altered_mass)
         if self._gates is not None:
             for name, values in zip(GATE_STATISTICS, self._gates, strict=True):
                 put(f"gates/{name}", values)

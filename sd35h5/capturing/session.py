@@ -16,6 +16,7 @@ from torch import nn
 
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import Tiers
+from sd35h5.capturing.interventions import CausalOptions, control_seed, parse_interventions
 from sd35h5.capturing.probe import check_processors
 from sd35h5.capturing.recorder import Layout
 from sd35h5.capturing.tokens import TokenTable, truncation_note
@@ -48,10 +49,12 @@ class Session:
     def __init__(
         self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
         model_id: str,
-        revision: str, sources: Mapping[str, dict] | None = None,
+        revision: str, sources: Mapping[str, dict] | None = None, causal: CausalOptions | None = None,
     ) -> None:  # fmt: skip
         self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
         check_processors(pipe.transformer)
+        causal = causal or CausalOptions()
+        self.interventions, self.control = parse_interventions(causal), control_seed(causal)
         self.gates = gates_of(pipe.transformer)
         self.attn2_layout = attn2_layout_of(pipe.transformer)
         config = pipe.transformer.config
@@ -63,6 +66,8 @@ class Session:
                 "model_id": model_id, "model_revision": revision, "model_shape": self.model_shape,
                 **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
                 **({"gate_weights": "dropped"} if "dropped" in (sources or {}).get("gates", {}) else {}),
+                "intervention": " ".join(each.text for each in self.interventions) or "none",
+                "intervention_control": causal.control or "none",
             },
             scales={},
             provenance={

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sd35h5.capturing.altering import Interventions
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import MAX_MAPS, pairing_key, validate_tiers
 from sd35h5.capturing.probe import PassPlan, Probe
@@ -47,6 +48,7 @@ class PassWatcher:
         self._membership: dict[str, Tensor] = {}
         self._map_tokens: Tensor | None = None
         self._queries: Tensor | None = None
+        self._interventions: Interventions | None = None
 
     def before(self, module: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, not the batch size."""
@@ -58,6 +60,7 @@ class PassWatcher:
         if self._step >= len(self._layout.timesteps):
             raise CaptureError(f"the pipeline calls its transformer more often than its {self._step} steps")
         self._rows = self._batch_rows(skipped is not None, latents.shape[0])
+        self._probe.altered = self._interventions.at(self._step, self._rows)
         if self._recorder is not None:
             self._probe.begin(self._plan(frozenset(skipped or ())))
 
@@ -65,6 +68,9 @@ class PassWatcher:
         """Forward hook of the transformer."""
         if self._recorder is not None:
             self._recorder.add(self._step, self._rows, self._probe.end())
+            if (altered := self._probe.altered) is not None and altered.mass:
+                self._recorder.add_altered(self._step, self._rows, altered.stacked_mass(self._layout.layers))
+        self._probe.altered = None
         if self._on_step is not None and self._rows != ("skip",):
             self._on_step()
 
@@ -87,6 +93,7 @@ class PassWatcher:
     def abandon(self, interrupted: bool) -> None:
         """After an error: leave no half-written file, and the probe idle."""
         self._probe.abandon()
+        self._probe.altered = None
         if self._recorder is not None:
             self._recorder.abandon()
             self._recorder = None
@@ -139,6 +146,11 @@ class PassWatcher:
         self._layout = layout = self._make_layout(latents, text_states.shape[1])
         validate_tiers(tiers, len(layout.timesteps))
         rows = choose_rows(tiers.rows, layout.patches, len(layout.token_encoders), tables["cond"])
+        self._interventions = Interventions(
+            session.interventions, (layout.layers, layout.heads, len(layout.timesteps)), layout.patches,
+            {branch: table.groups for branch, table in tables.items()},
+            session.control, self._identity.index, latents.device,
+        )  # fmt: skip
         key = pairing_key(self._pairing_fields(latents))
         if session.check_sealed(self._identity, call, key):
             return
@@ -170,7 +182,7 @@ class PassWatcher:
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
-            rows=rows,
+            rows=rows, altered=bool(session.interventions),
         )  # fmt: skip
 
     def _token_tables(self, text_tokens: int) -> dict[str, TokenTable]:

@@ -43,6 +43,7 @@ FILE_ATTRIBUTES = (
 MODEL_ATTRIBUTES = (
     "model_id", "model_revision", "model_shape",
     "gate_type", "gate_activation", "gate_target", "gate_layers", "gate_override", "gate_weights", "attn2_layout",
+    "intervention", "intervention_control",
 )  # fmt: skip
 PROVENANCE = ("config", "schema", "environment", "components", "events", "origin")
 
@@ -271,6 +272,10 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
             ),
             _ENTROPY_TEXT,
             _ENTROPY_ALL,
+            _variable(
+                "sinks/altered_mass", _STEPS, "float32",
+                f"mass of the keys that an intervention alters, before it alters them: {_SHARE}",
+            ),
             *_TOPK,
             _variable("maps/map_token_index", "sample branch map_token", "int16", "token of the map"),
             _large(
