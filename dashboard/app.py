@@ -16,6 +16,7 @@ views = ROOT / "dashboard" / "views"
 page = st.navigation([
     st.Page(views / "overview.py", title="Overview", icon=":material/grid_view:", default=True),
     st.Page(views / "sinks.py", title="Sinks", icon=":material/filter_center_focus:"),
+    st.Page(views / "tokens.py", title="Tokens", icon=":material/segment:"),
     st.Page(views / "maps.py", title="Maps", icon=":material/image_search:"),
     st.Page(views / "compare.py", title="Compare", icon=":material/compare:"),
 ])  # fmt: skip

@@ -17,7 +17,7 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
-from sd35h5.analysis import compare, effects, maps, metrics, pictures, sinks, topkeys
+from sd35h5.analysis import chips, compare, effects, maps, metrics, pictures, sinks, topkeys
 from sd35h5.errors import Sd35h5Error
 from sd35h5.store.reader import Store, open_store
 from sd35h5.store.verifying import verify
@@ -271,6 +271,12 @@ def token_mass(
 def tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
     """Return a sample's token table with the words' strings."""
     return metrics.with_words(store(run).tokens(sample, branch))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def truncation(run: Run, sample: int, branch: str) -> dict[str, str]:
+    """Return what each encoder did not see of a sample's text."""
+    return chips.truncation(store(run), sample, branch)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

@@ -8,7 +8,7 @@ from functools import partial
 import altair as alt
 import streamlit as st
 
-from dashboard import data, sidebar
+from dashboard import address, data, sidebar
 from sd35h5.analysis import metrics
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
@@ -56,16 +56,26 @@ def clickable(figure: alt.TopLevelMixin, name: str) -> None:
     )
 
 
-def about(view: sidebar.View) -> str:
-    """Say in a line which part of the run the numbers are means over."""
+def choose_x() -> str:
+    """Offer the x axes of curves over denoising steps."""
+    options = ["step", "timestep", "sigma"]
+    address.begin("x", "x", "step", address.one_of(options))
+    x = st.segmented_control("x axis", options, key="x", label_visibility="collapsed") or "step"
+    address.write("x", x, "step")
+    return x
+
+
+def about(view: sidebar.View, one: bool = False) -> str:
+    """Say in a line which part of the run the numbers are means over; `one` where they are of the shown sample only."""
 
     def span(name: str, places: tuple[int, ...]) -> str:
         return f"{name} {places[0]}" if len(places) == 1 else f"{name}s {places[0]}–{places[-1]}"
 
     count = f"{len(view.samples)} sample{'s' if len(view.samples) > 1 else ''}"
+    count = f"sample {view.sample}" if one else f"mean of {count}"
     where = [span("layer", view.layers), span("head", view.heads), span("step", view.steps)]
     target = "first token (token 0)" if view.target == metrics.FIRST_TOKEN else view.target
-    return f"{target} · {view.branch} · mean of {count} · {' · '.join(where)}"
+    return f"{target} · {view.branch} · {count} · {' · '.join(where)}"
 
 
 METRIC_TITLES = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 import xarray as xr
 
-from dashboard import data
+from dashboard import address, data
 from sd35h5.analysis import metrics
 from sd35h5.store.schema import GROUPS
 
@@ -16,6 +16,7 @@ METRIC_NAMES = {
     "first_token_share": "× average text token",
     "text_mass_fraction": "fraction of text mass (0..1)",
 }
+PADS = ("clip_pad", "t5_pad", "t5_absent")
 
 
 @dataclass(frozen=True)
@@ -53,28 +54,38 @@ class View:
 
 
 def choose(runs: tuple[data.Run, ...]) -> View | None:
-    """Draw the sidebar and return what is chosen; None when there is no run."""
+    """Draw the sidebar and return what is chosen, which the URL then says; None when there is no run."""
+    address.open_tab()
     if not runs:
         return None
     with st.sidebar:
         by_name = {run.name: run for run in runs}
         first = next((name for name in by_name if "baseline" in name), runs[0].name)
-        run = by_name[st.selectbox("Run", list(by_name), index=list(by_name).index(first), key="run")]
-        rest = [name for name in by_name if name != run.name]
-        others = (
-            st.multiselect(
-                "Compare with",
-                rest,
-                default=_comparable(run, by_name, rest),
-                key=f"others-{run.name}",
-                help="shown beside the run on Overview, Maps and Compare",
-            )
-            if rest
-            else []
-        )
+        address.begin("run", "run", first, address.one_of(by_name))
+        if st.session_state["run"] not in by_name:  # it was moved away meanwhile
+            st.session_state["run"] = first
+        run = by_name[st.selectbox("Run", list(by_name), key="run")]
+        others = _choose_others(run, by_name)
         with data.sentence(run):
-            return _choose_within(run, tuple(by_name[name] for name in others))
+            view = _choose_within(run, others)
+            _write_address(view, first)
+            if sentence := address.refused():
+                st.caption(f":material/link_off: {sentence}")
+            return view
     return None
+
+
+def _choose_others(run: data.Run, by_name: dict[str, data.Run]) -> tuple[data.Run, ...]:
+    rest = [name for name in by_name if name != run.name]
+    if not rest:
+        return ()
+    key = f"others-{run.name}"
+    address.begin(key, "with", _comparable(run, by_name, rest), address.several_of(rest, "\n"))
+    st.session_state[key] = [name for name in st.session_state[key] if name in rest]
+    chosen = st.multiselect(
+        "Compare with", rest, key=key, help="shown beside the run on Overview, Maps, Gates and Compare"
+    )
+    return tuple(by_name[name] for name in chosen)
 
 
 def _comparable(run: data.Run, by_name: dict[str, data.Run], rest: list[str]) -> list[str]:
@@ -88,37 +99,21 @@ def _comparable(run: data.Run, by_name: dict[str, data.Run], rest: list[str]) ->
 
 
 def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
-    opened = data.store(run)
-    table = data.samples(run)
-    names = {row["sample"]: f"{row['sample']} · {row['prompt']}" for row in table.to_dict("records")}
-    chosen = st.multiselect(
-        "Samples",
-        list(names),
-        format_func=names.get,
-        key=f"samples-{run.name}",
-        placeholder="all samples",
-        help="numbers are means over these; none chosen means all",
-    ) or list(names)
-    sample = st.selectbox(
-        "Shown sample",
-        chosen,
-        format_func=names.get,
-        key=f"sample-{run.name}",
-        help="whose tokens and maps are shown: they belong to one prompt",
-    )
-    branches = list(opened.labels("branch"))
-    branch = (
-        st.segmented_control("Branch", branches, default=branches[0], key=f"branch-{run.name}") or branches[0]
-    )
-    target = _choose_target(run, tuple(chosen), sample, branch)
+    sizes = data.store(run).sizes
+    chosen, sample = _choose_samples(run)
+    branch = _choose_branch(run)
+    target = _choose_target(run, chosen, sample, branch)
     allowed = [
         name
         for name in METRIC_NAMES
         if target != metrics.Target("group", "image") or name == "first_token_mean"
     ]
-    metric = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=f"metric-{len(allowed)}")
-    ranges = [_choose_range(name, opened.sizes[name]) for name in ("layer", "head", "step")]
-    cell = st.session_state.get("cell")
+    key = f"metric-{len(allowed)}"
+    address.begin(key, "metric", allowed[0], address.one_of(allowed))
+    metric = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=key)
+    ranges = [_choose_range(name, sizes[name]) for name in ("layer", "head", "step")]
+    address.begin("cell", "cell", None, address.cell_within(sizes["layer"], sizes["head"]))
+    cell = st.session_state["cell"]
     if cell is not None and (cell[0] not in ranges[0] or cell[1] not in ranges[1]):
         cell = None
     if cell is not None:
@@ -129,12 +124,66 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
             width="stretch",
             help="the clicked cell filters the charts: press to see all layers and heads again",
         )
-    return View(run, others, tuple(chosen), sample, branch, target, metric, *ranges, cell)
+    return View(run, others, chosen, sample, branch, target, metric, *ranges, cell)
+
+
+def _choose_samples(run: data.Run) -> tuple[tuple[int, ...], int]:
+    """Return the samples that numbers are means over, and the one whose tokens and maps are shown."""
+    table = data.samples(run)
+    names = {row["sample"]: f"{row['sample']} · {row['prompt']}" for row in table.to_dict("records")}
+    key, shown = f"samples-{run.name}", f"sample-{run.name}"
+    address.begin(key, "samples", [], address.several_of(names))
+    chosen = st.multiselect(
+        "Samples",
+        list(names),
+        format_func=names.get,
+        key=key,
+        placeholder="all samples",
+        help="numbers are means over these; none chosen means all",
+    ) or list(names)
+    address.begin(shown, "sample", chosen[0], address.one_of(chosen))
+    if st.session_state[shown] not in chosen:
+        st.session_state[shown] = chosen[0]
+    sample = st.selectbox(
+        "Shown sample",
+        chosen,
+        format_func=names.get,
+        key=shown,
+        help="whose tokens and maps are shown: they belong to one prompt",
+    )
+    return tuple(chosen), sample
+
+
+def _choose_branch(run: data.Run) -> str:
+    branches, key = list(data.store(run).labels("branch")), f"branch-{run.name}"
+    address.begin(key, "branch", branches[0], address.one_of(branches))
+    return st.segmented_control("Branch", branches, key=key) or branches[0]
 
 
 def _choose_target(run: data.Run, chosen: tuple[int, ...], sample: int, branch: str) -> metrics.Target:
     """Offer the first token, the groups that are there, words by their string, and the shown sample's
-    tokens."""
+    tokens; one choice for all runs and branches, where they have it."""
+    options = target_options(run, chosen, sample, branch)
+    names = {target: name for name, target in options.items()}
+    known = {address.target_text(target): target for target in names}
+    address.begin("target", "target", metrics.FIRST_TOKEN, known.get)
+    key = f"target-{run.name}-{branch}"
+    wanted = names.get(st.session_state["target"])
+    if wanted is not None:
+        st.session_state[key] = wanted
+    name = st.selectbox(
+        "Token or group",
+        list(options),
+        key=key,
+        on_change=lambda: st.session_state.update(target=options[st.session_state[key]]),
+    )
+    return options[name]
+
+
+def target_options(
+    run: data.Run, chosen: tuple[int, ...], sample: int, branch: str
+) -> dict[str, metrics.Target]:
+    """Return what can be chosen as the token: name -> target."""
     table = data.tokens(run, sample, branch)
     there = set(table["group"])
     options = {"first token (clip_bos)": metrics.FIRST_TOKEN}
@@ -146,21 +195,50 @@ def _choose_target(run: data.Run, chosen: tuple[int, ...], sample: int, branch: 
         words |= dict.fromkeys(word for word in data.tokens(run, place, branch)["word_text"] if word)
     options |= {f"word “{word}”": metrics.Target("word", word) for word in words}
     if len(chosen) == 1:
-        shown = table[~table["group"].isin(["clip_bos", "clip_pad", "t5_pad", "t5_absent"])]
+        shown = table[~table["group"].isin(["clip_bos", *PADS])]
         for row in shown.to_dict("records"):
             text = metrics.clean(row["text"]) or row["text"]
             options[f"token {row['token']}: {text} ({row['encoder']})"] = metrics.Target(
                 "token", int(row["token"])
             )
-    name = st.selectbox("Token or group", list(options), key=f"target-{run.name}-{branch}")
-    return options[name]
+    return options
+
+
+def target_of(token: dict, samples: int) -> metrics.Target:
+    """Return what a clicked token of `data.tokens` means: itself in one sample, across several its word or group."""
+    if token["group"] == "clip_bos":
+        return metrics.FIRST_TOKEN
+    if token["group"] in PADS or (samples > 1 and not token["word_text"]):
+        return metrics.Target("group", token["group"])
+    if samples > 1:
+        return metrics.Target("word", token["word_text"])
+    return metrics.Target("token", int(token["token"]))
 
 
 def _choose_range(name: str, size: int) -> tuple[int, ...]:
     if size == 1:
         return (0,)
-    low, high = st.slider(f"{name.capitalize()}s", 0, size - 1, (0, size - 1), key=f"{name}s-{size}")
+    key = f"{name}s-{size}"
+    address.begin(key, f"{name}s", (0, size - 1), address.span_within(size))
+    low, high = st.slider(f"{name.capitalize()}s", 0, size - 1, key=key)
     return tuple(range(low, high + 1))
+
+
+def _write_address(view: View, first: str) -> None:
+    """Say in the URL what is chosen where it is not the default."""
+    sizes = data.store(view.run).sizes
+    count = len(data.samples(view.run))
+    address.write("run", view.run.name, first)
+    if f"others-{view.run.name}" in st.session_state:
+        address.write("with", [other.name for other in view.others] or address.NONE)
+    address.write("samples", ",".join(map(str, view.samples)) if len(view.samples) < count else "")
+    address.write("sample", str(view.sample), str(view.samples[0]))
+    address.write("branch", view.branch, data.store(view.run).labels("branch")[0])
+    address.write("target", address.target_text(view.target), address.target_text(metrics.FIRST_TOKEN))
+    address.write("metric", view.metric, next(iter(METRIC_NAMES)))
+    for name, places in (("layer", view.layers), ("head", view.heads), ("step", view.steps)):
+        address.write(f"{name}s", address.span_text(places) if len(places) < sizes[name] else "")
+    address.write("cell", "" if view.cell is None else f"{view.cell[0]}.{view.cell[1]}")
 
 
 def forget_cell() -> None:

@@ -3,17 +3,17 @@ to it."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
+from pages import frames_of, open_page, text_of
 from stores import make_store
 from streamlit.testing.v1 import AppTest
 
@@ -38,34 +38,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def app(monkeypatch):
     """Start the dashboard with these paths on one of its pages."""
-
-    def start(*paths: Path, page: str = "overview", **state) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["app.py", *map(str, paths)])
-        test = AppTest.from_file(str(ROOT / "dashboard" / "app.py"), default_timeout=60)
-        for name, value in state.items():
-            test.session_state[name] = value
-        test.switch_page(f"views/{page}.py")
-        test.run()
-        assert not test.exception, test.exception
-        return test
-
-    return start
-
-
-def text_of(test: AppTest) -> str:
-    """Return all words of the page."""
-    kinds = (test.markdown, test.caption, test.info, test.warning, test.error, test.subheader)
-    captions = [image.caption for pictures in test.get("image") for image in pictures.proto.imgs]
-    return "\n".join([str(element.value) for kind in kinds for element in kind] + captions)
-
-
-def frames_of(test: AppTest) -> list[pd.DataFrame]:
-    """Return the data of each chart, as the browser gets it."""
-    found = []
-    for chart in test.get("vega_lite_chart"):
-        for dataset in chart.proto.datasets:
-            found.append(pa.ipc.open_stream(io.BytesIO(dataset.data.data)).read_pandas())
-    return found
+    return partial(open_page, monkeypatch)
 
 
 def heatmap_of(test: AppTest) -> pd.DataFrame:
@@ -248,7 +221,7 @@ def test_compare_without_another_run_says_what_to_do(app, folder):
     assert "Compare with" in text_of(test)
 
 
-@pytest.mark.parametrize("page", ["overview", "sinks", "maps", "compare"])
+@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "compare"])
 def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, page):
     (tmp_path / "empty.h5").write_bytes(b"")
     (tmp_path / "foreign.h5").write_text("a shopping list")
@@ -262,7 +235,7 @@ def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, 
     assert "There is no run to show yet" in words
 
 
-@pytest.mark.parametrize("page", ["overview", "sinks", "maps", "compare"])
+@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "compare"])
 def test_good_files_are_shown_beside_bad_ones(app, folder, tmp_path, page):
     (tmp_path / "foreign.h5").write_text("a shopping list")
     test = app(folder, tmp_path, page=page)
@@ -326,7 +299,7 @@ def test_a_rewritten_file_is_read_anew(app, tmp_path):
 
 def test_text_of_a_file_is_shown_as_text(app, tmp_path):
     path = make_store(tmp_path / "run.h5", prompts=("<b>bold</b> **stars** :red[red] $x$",), samples=1)
-    for page in ("overview", "sinks", "maps"):
+    for page in ("overview", "sinks", "tokens", "maps"):
         words = text_of(app(path, page=page))
         assert r"\*\*stars\*\*" in words
         assert "**stars**" not in words
@@ -337,7 +310,7 @@ def test_one_layer_one_head_one_step_and_a_large_model_draw(app, tmp_path):
     make_store(tmp_path / "tiny.h5", layers=1, heads=1, steps=1, samples=1)
     make_store(tmp_path / "wide.h5", layers=38, heads=38, steps=2, samples=1, height=32, width=32)
     for name in ("tiny", "wide"):
-        for page in ("overview", "sinks", "maps", "compare"):
+        for page in ("overview", "sinks", "tokens", "maps", "compare"):
             app(tmp_path / f"{name}.h5", page=page)
 
 
@@ -345,7 +318,7 @@ def test_the_dashboard_never_imports_torch(folder):
     code = f"""
 import sys; sys.argv = ["app.py", {str(folder)!r}]
 from streamlit.testing.v1 import AppTest
-for page in ("overview", "sinks", "maps", "compare"):
+for page in ("overview", "sinks", "tokens", "maps", "compare"):
     test = AppTest.from_file({str(ROOT / "dashboard" / "app.py")!r}, default_timeout=60)
     test.switch_page(f"views/{{page}}.py"); test.run(); assert not test.exception
 import json

@@ -30,18 +30,14 @@ def heatmap(view, values) -> None:
 
 def curve(view, values) -> None:
     """Draw the metric over steps: all chosen layers and heads, and the clicked cell beside them."""
-    x = st.segmented_control(
-        "x axis", ["step", "timestep", "sigma"], default="step", key="x", label_visibility="collapsed"
-    )
+    x = panels.choose_x()
     prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
     everything = metrics.over_steps(view.within(values), prompts).assign(series="mean of layers and heads")
     frames = [everything]
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    panels.chart(
-        charts.step_curve(pd.concat(frames), view.label, x=x or "step", height=panels.tall(view, 430) - 40)
-    )
+    panels.chart(charts.step_curve(pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40))
     if len(set(prompts)) > 1:
         st.caption(
             f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"

@@ -100,7 +100,7 @@ def token_name(row: dict[str, object]) -> str:
     return f"{short} · {row['encoder']} {row['token']}"
 
 
-def group_color(seen: Sequence[str]) -> alt.Color:
+def group_color(seen: Sequence[str], columns: int = 3) -> alt.Color:
     """Return the colour of groups: always the same, the legend showing only those that are there."""
     names = list(seen)
     return alt.Color(
@@ -109,7 +109,11 @@ def group_color(seen: Sequence[str]) -> alt.Color:
         sort=names,
         scale=alt.Scale(domain=names, range=[GROUP_COLORS[name] for name in names]),
         legend=alt.Legend(
-            orient="top", columns=3, symbolStrokeColor="#7f7f7f", symbolStrokeWidth=0.5, symbolType="square"
+            orient="top",
+            columns=columns,
+            symbolStrokeColor="#7f7f7f",
+            symbolStrokeWidth=0.5,
+            symbolType="square",
         ),
     )
 

@@ -1,0 +1,101 @@
+"""Tokens: the prompt as its real tokens, coloured by mass; a click makes a token the token of all pages."""
+
+from functools import partial
+
+import streamlit as st
+
+from dashboard import address, data, panels, sidebar
+from sd35h5.analysis import charts, chips, metrics, token_figures
+
+COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
+
+
+def read_masses(view):
+    """Return the shown sample's tokens with their mass, at the clicked cell or over all chosen layers and heads."""
+    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    return data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
+
+
+def chosen_tokens(view) -> frozenset[int]:
+    """Return the shown sample's tokens that are the token of all pages."""
+    table = data.tokens(view.run, view.sample, view.branch)
+    column = {"token": "token", "group": "group", "word": "word_text"}[view.target.kind]
+    return frozenset(table.loc[table[column] == view.target.value, "token"].tolist())
+
+
+def choose_clicked(view, key: str) -> None:
+    """Make the clicked token the token of all pages."""
+    clicked = st.session_state[key]["selection"].get("token") or []
+    table = data.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
+    if clicked and int(clicked[0]["token"]) in table.index:
+        token = table.loc[int(clicked[0]["token"])].to_dict()
+        st.session_state["target"] = sidebar.target_of(token, len(view.samples))
+
+
+def prompt(view, masses) -> None:
+    """Draw the prompt as chips."""
+    address.begin("chips-log", "log", True, {"1": True, "0": False}.get)
+    log = st.toggle(
+        "Logarithmic colours", key="chips-log", help="so that one heavy token leaves the others apart"
+    )
+    address.write("log", "1" if log else "0", "1")
+    folded = chips.token_chips(masses)
+    key = f"chips-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
+    figure = token_figures.token_chips(folded, log=log, chosen=chosen_tokens(view), select="token", room=145)
+    st.altair_chart(
+        figure, width="content", key=key, on_select=partial(choose_clicked, view, key), selection_mode="token"
+    )
+    st.caption(
+        "Click a token, or choose it under “Token or group” in the sidebar: it becomes the token of all pages"
+        + (", by its word or group, since several samples are chosen. " if len(view.samples) > 1 else ". ")
+        + "The foot of a chip tells its group; padding is one chip, coloured by the mean of its tokens, Σ their sum."
+    )
+    for encoder, rest in data.truncation(view.run, view.sample, view.branch).items():
+        st.warning(
+            f"{encoder.upper().replace('_', '-')} did not see the end of this text, “{panels.plain(rest)}”.",
+            icon=":material/content_cut:",
+        )
+
+
+def bars(view, masses) -> None:
+    """Draw the groups and the tokens ranked by mass."""
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Groups of text tokens**")
+        panels.chart(token_figures.group_bars(chips.group_totals(masses)))
+        if len(view.samples) > 1:
+            across_prompts(view)
+    with right:
+        st.markdown("**Heaviest text tokens**")
+        address.begin("token-count", "top", "top 24", address.one_of(COUNTS, lambda name: str(COUNTS[name])))
+        top = COUNTS[st.selectbox("How many", list(COUNTS), key="token-count", label_visibility="collapsed")]
+        address.write("top", str(top), "24")
+        keys = data.store(view.run).sizes["token"] + panels.patches(view.run)
+        uniform = 1 / keys if panels.patches(view.run) else None
+        panels.chart(
+            charts.token_bars(metrics.with_pads_averaged(masses), top=top, uniform=uniform, room=120)
+        )
+        st.caption("dashed: uniform attention, 1 ÷ number of keys" if uniform else "")
+
+
+def across_prompts(view) -> None:
+    """Draw the chosen group or word in every chosen sample."""
+    st.markdown(f"**{panels.plain(str(view.target).capitalize())} across prompts**")
+    with data.sentence(view.run):
+        values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+        table = data.samples(view.run).set_index("sample", drop=False).loc[list(view.samples)]
+        found = chips.sample_means(view.at_cell(values), table)
+        panels.chart(token_figures.sample_bars(found, view.label))
+        absent = int(found["value"].isna().sum())
+        if absent:
+            st.caption(f"{absent} of {len(found)} chosen samples do not have it")
+
+
+view = panels.current()
+where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
+st.subheader("Tokens: how much attention each gets")
+st.caption(panels.plain(f"“{panels.prompt(view.run, view.sample)}” · {panels.about(view, one=True)}{where}"))
+with data.sentence(view.run):
+    found = read_masses(view)
+    prompt(view, found)
+    bars(view, found)
