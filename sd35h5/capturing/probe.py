@@ -15,7 +15,8 @@ from torch import Tensor
 from sd35h5.capturing import reductions, tiers
 from sd35h5.capturing.attend import attend, blocked_lse
 from sd35h5.capturing.gate_measures import gate_group_means, gated_contribution
-from sd35h5.capturing.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction, Workspace
+from sd35h5.capturing.reducer import Reducer, reducer_for
+from sd35h5.capturing.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction
 from sd35h5.capturing.tiers import TierPlan
 from sd35h5.errors import CaptureError
 from sd35h5.gates.attention import JointAttention, JointQKV, finish_joint, project_joint
@@ -86,7 +87,7 @@ class Probe:
     def __init__(self, layers: int, heads: int, gated: bool, second_gated: bool = False) -> None:
         self.layers, self.heads, self.gated, self.second_gated = layers, heads, gated, second_gated
         self.plan: PassPlan | None = None
-        self._workspace = Workspace()
+        self._reducer: Reducer | None = None
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._second: dict[int, Tensor] = {}
         self._second_seen: dict[int, dict[str, Tensor]] = {}
@@ -101,6 +102,8 @@ class Probe:
     def begin(self, plan: PassPlan) -> None:
         """Measure what the plan says until `end`."""
         self.plan, self._seen, self._second, self._second_seen = plan, {}, {}, {}
+        if self._reducer is None:
+            self._reducer = reducer_for(plan.membership.device)
 
     def abandon(self) -> None:
         """Forget the pass under way, after an error."""
@@ -123,9 +126,10 @@ class Probe:
                 f"the attention of layer {', '.join(map(str, missing))} never ran its processor: "
                 "something else replaced it"
             )
+        mass = self._stack(seen, "mass")
         result = PassResult(
-            mass=self._stack(seen, "mass").permute(1, 3, 0, 2, 4),
-            group=self._stack(seen, "group").permute(1, 3, 4, 0, 2),
+            mass=mass.permute(1, 3, 0, 2, 4),
+            group=self._group_mass(mass, plan.membership),
             entropy=self._stack(seen, "entropy").permute(1, 3, 0, 2),
             gates=self._stack(seen, "gates").permute(1, 2, 3, 0, 4) if self.gated else None,
             gate_groups=self._stack(seen, "gate_groups").permute(1, 2, 3, 0, 4) if self.gated else None,
@@ -138,8 +142,8 @@ class Probe:
             atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
         )
         if plan.check:
-            measured = (*seen.values(), *second_seen.values())
-            result.row_sum_error = max(float(values["error"]) for values in measured)
+            errors = [values["error"] for values in (*seen.values(), *second_seen.values())]
+            result.row_sum_error = float(torch.stack(errors).max())  # the one synchronisation of a sample
             if not result.row_sum_error <= ROW_SUM_TOLERANCE:
                 raise CaptureError(
                     f"rows of attention sum to 1 ± {result.row_sum_error:.2g} at the first step, "
@@ -154,6 +158,12 @@ class Probe:
         fill = float("nan") if like.is_floating_point() else (255 if like.dtype == torch.uint8 else -1)
         gap = torch.full_like(like, fill)
         return torch.stack([seen.get(layer, {}).get(name, gap) for layer in range(self.layers)])
+
+    def _group_mass(self, mass: Tensor, membership: Tensor) -> Tensor:
+        """(batch row, query stream, group, layer, head), of all layers in one product, not a launch for each."""
+        every_head = mass.transpose(0, 1).flatten(1, 2)  # (B, layer * head, query stream, token)
+        groups = reductions.group_mass(every_head, membership)
+        return groups.unflatten(1, (self.layers, self.heads)).permute(0, 3, 4, 1, 2)
 
     def _stack_rows(self, seen: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: self._stack(seen, f"rows_{name}").transpose(0, 1) for name in ("image", "text")}
@@ -196,7 +206,7 @@ class Probe:
             lse = blocked_lse(joint.query, joint.key)
         row = plan.branches.index("cond")
         self._second_seen[layer] = tiers.measure_second(
-            joint, lse, row, plan.patches, plan.top, self._workspace
+            joint, lse, row, plan.patches, plan.top, self._reducer
         )
 
     @torch.no_grad()
@@ -217,19 +227,11 @@ class Probe:
             self._note_fallback()
             lse = blocked_lse(joint.query, joint.key)
         row = plan.branches.index("cond") if "cond" in plan.branches else -1
-        text = reductions.reduce_keys(
-            joint.query, joint.key[:, :, image:], lse, image,
-            workspace=self._workspace, entropy=True, columns=plan.tiers.columns(layer), columns_row=row,
-        )  # fmt: skip
-        values = {
-            "mass": text.mass,
-            "group": reductions.group_mass(text.mass, plan.membership),
-            "entropy": text.entropy,
-        }
+        text = self._reducer.reduce_keys(joint.query, joint.key[:, :, image:], lse, image, entropy=True)
+        values = {"mass": text.mass, "entropy": text.entropy}
         if plan.check or plan.top or plan.tiers.atlas:
             values |= self._measure_image_keys(plan, joint, lse, text, row)
-        if text.columns is not None:
-            values |= tiers.measure_columns(plan.tiers, layer, text.columns, plan.patches)
+        values |= tiers.measure_maps(plan.tiers, layer, joint, lse, row, plan.patches, self._reducer)
         if plan.tiers.rows is not None:
             values |= tiers.measure_rows(plan.tiers.rows, joint, lse, row, plan.patches)
         if self.gated:
@@ -245,10 +247,9 @@ class Probe:
     ) -> dict[str, Tensor]:
         """Measure the other half of the keys: all rows for the self check, else the cond row alone."""
         image, rows = joint.image_tokens, slice(None) if plan.check else slice(row, row + 1)
-        keys = reductions.reduce_keys(
-            joint.query[rows], joint.key[rows, :, :image], lse[rows], image,
-            workspace=self._workspace, entropy=plan.tiers.atlas,
-        )  # fmt: skip
+        keys = self._reducer.reduce_keys(
+            joint.query[rows], joint.key[rows, :, :image], lse[rows], image, entropy=plan.tiers.atlas
+        )
         values = {}
         if plan.check:
             values["error"] = (keys.row_sum + text.row_sum - 1).abs().max()

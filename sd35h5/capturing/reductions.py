@@ -1,5 +1,7 @@
 """Reductions of one attention call in plain torch: query, key, log-sum-exp in; masses, entropies, maps out.
 
+`reduce_keys` and `attention_maps` are the contract that the kernels in kernels.py keep too.
+
 With the log-sum-exp of each row, A[q, k] = exp(q·k/√d − LSE[q]) needs no softmax pass. The probabilities
 live in tiles of queries and are never whole; one tile's exponentials serve the mass, the groups, the
 entropy, the maps and the self check.
@@ -34,23 +36,20 @@ class KeyReduction:
             renormalised, in nats; None unless asked for. A query whose whole share of these keys is below
             1e-30 counts as 0.
         row_entropy: (batch, heads, queries), the same of each query; None unless asked for.
-        columns: (heads, image queries, M), A[image query, key] of the chosen keys in one batch row; None
-            unless asked for.
     """
 
     mass: Tensor
     row_sum: Tensor
     entropy: Tensor | None
     row_entropy: Tensor | None
-    columns: Tensor | None
 
     def of_row(self, row: int) -> KeyReduction:
-        """The reduction of one batch row alone, which keeps its axis; without columns."""
+        """The reduction of one batch row alone, which keeps its axis."""
         rows = slice(row % len(self.mass), row % len(self.mass) + 1)
         entropy, row_entropy = (
             None if each is None else each[rows] for each in (self.entropy, self.row_entropy)
         )
-        return KeyReduction(self.mass[rows], self.row_sum[rows], entropy, row_entropy, None)
+        return KeyReduction(self.mass[rows], self.row_sum[rows], entropy, row_entropy)
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,6 @@ def reduce_keys(
     *,
     workspace: Workspace,
     entropy: bool = False,
-    columns: Tensor | None = None,
-    columns_row: int = -1,
     tile: int | None = None,
 ) -> KeyReduction:
     """Measure how both streams' queries attend to the given keys, in one pass over their exponentials.
@@ -99,7 +96,6 @@ def reduce_keys(
         key: (batch, heads, K, d), any part of the joint key axis.
         lse: (batch, heads, S) float32, log-sum-exp of q·kᵀ/√d over the **whole** joint key axis.
         image_tokens: number of image queries; the others are text queries.
-        columns: int64 (M), positions along K whose columns are returned for batch row `columns_row`.
         tile: queries a tile; chosen by memory if None. The result does not depend on it.
     """
     batch, heads, queries, width = query.shape
@@ -111,9 +107,6 @@ def reduce_keys(
     mass = query.new_zeros((flat, 2, keys), dtype=torch.float32)
     row_sum = query.new_empty((flat, queries), dtype=torch.float32)
     row_entropy = torch.empty_like(row_sum) if entropy else None
-    picked = None
-    if columns is not None:
-        picked = query.new_empty((heads, image_tokens, len(columns)), dtype=torch.float32)
     for stream, start, end in _tiles(queries, image_tokens, tile or _tile_rows(flat, keys, query.device)):
         shape = (flat, end - start, keys)
         logits = workspace.take("logits", shape, query.device)
@@ -121,9 +114,6 @@ def reduce_keys(
         share = torch.exp2(logits, out=workspace.take("share", shape, query.device))
         mass[:, stream] += share.sum(1)
         torch.sum(share, 2, out=row_sum[:, start:end])
-        if picked is not None and stream == IMAGE:
-            row = columns_row % batch * heads
-            torch.index_select(share[row : row + heads], 2, columns, out=picked[:, start:end])
         if row_entropy is not None:
             row_entropy[:, start:end] = _row_entropy(logits, share, row_sum[:, start:end])
     counts = torch.tensor([image_tokens, queries - image_tokens], device=query.device).clamp(min=1)
@@ -132,7 +122,6 @@ def reduce_keys(
         row_sum=row_sum.view(batch, heads, queries),
         entropy=None if row_entropy is None else _stream_means(row_entropy, batch, image_tokens),
         row_entropy=None if row_entropy is None else row_entropy.view(batch, heads, queries),
-        columns=picked,
     )
 
 
@@ -176,7 +165,7 @@ def group_mass(text_mass: Tensor, membership: Tensor) -> Tensor:
 
     Returns: float32 (batch, heads, query stream, text groups + 1), the image last.
     """
-    groups = text_mass @ membership.unsqueeze(1)
+    groups = (text_mass.flatten(1, 2) @ membership).unflatten(1, text_mass.shape[1:3])
     return torch.cat([groups, (1 - groups.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
 
 
@@ -193,16 +182,29 @@ def joint_entropy(parts: Sequence[KeyReduction], image_tokens: int) -> Tensor:
 
 
 def attention_rows(query: Tensor, key: Tensor, lse: Tensor) -> Tensor:
-    """A[q, :] of chosen queries over the whole joint key axis.
+    """A[q, k] of chosen queries and keys.
 
     Args:
         query, lse: (heads, R, d) and float32 (heads, R) of the chosen queries.
-        key: (heads, S, d).
+        key: (heads, K, d), any part of the joint key axis.
 
-    Returns: float32 (heads, R, S); each row sums to 1.
+    Returns: float32 (heads, R, K); over all keys each row sums to 1.
     """
     logits = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
     return (logits - lse.unsqueeze(-1)).exp()
+
+
+def attention_maps(query: Tensor, key: Tensor, lse: Tensor, patches: tuple[int, int], pool: int) -> Tensor:
+    """Maps of A[patch, key] of chosen keys, averaged over pool × pool patches.
+
+    Args:
+        query, lse: (heads, patches, d) and float32 (heads, patches) of the image's queries, row-major.
+        key: (heads, M, d).
+        patches: (y, x) of the image.
+
+    Returns: float32 (heads, M, y, x); cells at the edge average the patches that they have.
+    """
+    return pool_columns(attention_rows(query, key, lse), *patches, pool)
 
 
 def top_keys(image_mass: Tensor, text_mass: Tensor, value: Tensor, count: int) -> TopKeys:

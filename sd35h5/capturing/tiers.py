@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sd35h5.capturing import reductions
-from sd35h5.capturing.reductions import IMAGE, KeyReduction, Workspace
+from sd35h5.capturing.reducer import Reducer
+from sd35h5.capturing.reductions import IMAGE, KeyReduction
 from sd35h5.gates.attention import JointQKV
 
 
@@ -65,40 +65,35 @@ class TierPlan:
     atlas: bool = False
     raw: RawPlan | None = None
 
-    def columns(self, layer: int) -> Tensor | None:
-        """Text positions whose columns of A this layer needs: those of the maps, then those of raw."""
-        maps, raw = self.of_layer(layer)
-        wanted = [each.tokens for each in (maps, raw) if each is not None]
-        return torch.cat(wanted) if wanted else None
-
     def of_layer(self, layer: int) -> tuple[MapPlan | None, RawPlan | None]:
         """The parts that this layer takes part in."""
         maps = self.maps if self.maps is not None and self.maps.wants(layer) else None
         return maps, self.raw if self.raw is not None and layer in self.raw.layers else None
 
 
-def measure_columns(
-    plan: TierPlan, layer: int, columns: Tensor, patches: tuple[int, int]
+def measure_maps(
+    plan: TierPlan,
+    layer: int,
+    joint: JointQKV,
+    lse: Tensor,
+    row: int,
+    patches: tuple[int, int],
+    reducer: Reducer,
 ) -> dict[str, Tensor]:
-    """Make maps of the columns that `TierPlan.columns` named, and hand the raw ones on.
-
-    Args:
-        columns: (heads, image patches, columns).
+    """Make the maps of batch row `row` in this layer, and hand the raw probabilities on.
 
     Returns: `maps` (map, y, x), mean over heads, with `per_head` also `head_maps` (map, head, y, x); or nothing.
     """
     maps, raw = plan.of_layer(layer)
-    count = len(maps.tokens) if maps is not None else 0
+    image = joint.image_tokens
+    query, key, lse = joint.query[row, :, :image], joint.key[row, :, image:], lse[row, :, :image]
     if raw is not None:
-        chosen = columns[raw.heads, :, count:].transpose(1, 2)
-        raw.keep(layer, chosen.unflatten(-1, patches))
+        chosen = key[raw.heads][:, raw.tokens]
+        raw.keep(layer, reducer.attention_maps(query[raw.heads], chosen, lse[raw.heads], patches, 1))
     if maps is None:
         return {}
-    mapped = columns[..., :count]
-    if not maps.per_head:
-        return {"maps": reductions.pool_columns(mapped.mean(0), *patches, maps.pool)}
-    each = reductions.pool_columns(mapped, *patches, maps.pool).transpose(0, 1)
-    return {"maps": each.mean(1), "head_maps": each}
+    each = reducer.attention_maps(query, key[:, maps.tokens], lse, patches, maps.pool).transpose(0, 1)
+    return {"maps": each.mean(1)} | ({"head_maps": each} if maps.per_head else {})
 
 
 def measure_rows(
@@ -129,7 +124,7 @@ def measure_atlas(
 
 
 def measure_second(
-    joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int], ranks: int, workspace: Workspace
+    joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int], ranks: int, reducer: Reducer
 ) -> dict[str, Tensor]:
     """What is kept of MMDiT-X's second, image-only attention, of batch row `row`.
 
@@ -140,9 +135,7 @@ def measure_second(
         `top_index`, `top_mass`, `top_value_norm` (head, rank).
     """
     one = slice(row, row + 1)
-    keys = reductions.reduce_keys(
-        joint.query[one], joint.key[one], lse[one], joint.image_tokens, workspace=workspace, entropy=True
-    )
+    keys = reducer.reduce_keys(joint.query[one], joint.key[one], lse[one], joint.image_tokens, entropy=True)
     mass = keys.mass[0, :, IMAGE]
     values = {
         "error": (keys.row_sum - 1).abs().max(),
