@@ -48,6 +48,20 @@ def test_the_report_is_one_file_with_every_figure_in_it(report):
     assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:)', page)
 
 
+def test_the_pictures_of_each_pair_are_compared_beside_the_mass_that_was_altered(report, folder, tmp_path):
+    table = pd.read_csv(report[0] / "images.csv")
+    assert table["run"].tolist() == ["gated"] * 7 and table["altered_mass"].isna().all()
+    with open_store(folder / "base.h5") as base, open_store(folder / "gated.h5") as gated:
+        first, second = base.image(6) / 255, gated.image(6) / 255
+    assert table["rms"].iloc[6] == pytest.approx(np.sqrt(np.mean((first - second) ** 2)))
+    assert table["ssim"].between(-0.1, 0.1).all()  # noise beside noise
+    masked = make_store(
+        tmp_path / "masked.h5", samples=7, prompts=MANY, steps=2, intervention="mask:clip_bos"
+    )
+    comparison.compare_runs([folder / "base.h5", masked], tmp_path / "out", Question(resamples=100))
+    assert "mask:clip_bos" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_sentences_hold_the_numbers_of_the_tables(report, folder):
     out, page = report
     row = pd.read_csv(out / "overall.csv").set_index("measure").loc["first_token_mean"]

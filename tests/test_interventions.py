@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import HEADS, LAYERS, T5_TOKENS, pixels, plain_image
+from conftest import HEADS, LAYERS, pixels, plain_image
 
 from sd35h5 import capture, open_store
 from sd35h5.analysis import compare
+from sd35h5.analysis.images import image_differences
 from sd35h5.capturing.altering import Interventions, equal_mass_keys
 from sd35h5.capturing.attend import blocked_lse
 from sd35h5.capturing.interventions import CausalOptions, named_keys, parse_interventions
@@ -18,6 +19,7 @@ from sd35h5.capturing.probe import PassPlan, Probe
 from sd35h5.capturing.tiers import MapPlan, RowPlan, TierPlan
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.gates.attention import JointQKV
+from sd35h5.store import info
 from sd35h5.store.schema import GROUPS
 
 PATCHES, GROUP_OF = (2, 5), np.array([0, 1, 1, 2, 4, 6, 6])  # 10 patches, 7 tokens
@@ -86,7 +88,7 @@ def _scale_the_start(logits, values):
 def _mask_heaviest(logits, values):
     share = np.exp(logits)
     share /= share.sum(-1, keepdims=True)
-    heaviest = share.mean(2).argsort(-1)[..., -2:]
+    heaviest = share[:, :, :IMAGE].mean(2).argsort(-1)[..., -2:]
     for batch, head in np.ndindex(2, 4):
         logits[batch, head, :, heaviest[batch, head]] = -np.inf
 
@@ -324,8 +326,14 @@ def test_an_altered_capture_measures_masks_and_pairs_with_its_baseline(tiny_pipe
         "mask:clip_bos@layers 1-2@steps 2-4@heads 1"
     ]
     assert "sinks/altered_mass" not in baseline.variables
+    assert any("mask:clip_bos@layers=1-2" in line for line in info.as_text(info.describe(altered)))
     pairing = compare.pair(baseline, altered)
     assert len(pairing.pairs) == 1 and pairing.unpaired.empty
+    told = image_differences(baseline, altered, pairing).iloc[0]
+    assert told["rms"] == pytest.approx(np.sqrt(np.mean((same / 255 - other / 255) ** 2)))
+    assert told["altered_mass"] == pytest.approx(
+        float(share.sel(branch="cond", query="image").mean()), rel=1e-6
+    )
     assert compare.setting_differences({"a": baseline, "b": altered})["field"].tolist() == ["intervene"]
 
 
@@ -338,17 +346,11 @@ def test_a_control_run_alters_as_much_mass_in_other_keys(tiny_pipeline, call, tm
     )
     assert (first != second).any() and control.attributes["intervention_control"] == "random:5"
     shares = [
-        store.read("sinks/altered_mass", sample=0, step=0).sel(layer=0).mean("query").values
+        store.read("sinks/altered_mass", sample=0, step=0, query="image").sel(layer=0).values
         for store in (altered, control)
     ]
     assert shares[0].shape == (2, HEADS) and (shares[0] > 0.05).all()
-    image = call["height"] // 16 * call["width"] // 16
-    weights = np.array([image, 77 + T5_TOKENS]) / (image + 77 + T5_TOKENS)
-    means = [
-        (store.read("sinks/altered_mass", sample=0, step=0).sel(layer=0).values * weights[:, None]).sum(-2)
-        for store in (altered, control)
-    ]
-    np.testing.assert_allclose(*means, atol=0.01)
+    np.testing.assert_allclose(*shares, atol=0.01)
     assert LAYERS == control.sizes["layer"]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sd35h5.analysis import charts, compare, comparison_html, effects, figures, means, scales, sinks, topkeys
+from sd35h5.analysis.images import image_differences
 from sd35h5.analysis.measures import MEASURES
 from sd35h5.analysis.report import make_folder, save_chart
 from sd35h5.analysis.targets import FIRST_TOKEN, Target
@@ -244,6 +245,13 @@ def tables(found: Comparison) -> dict[str, pd.DataFrame]:
         "sink_rates": found.rates,
         "samples": found.samples,
         "key_kinds": found.kinds,
+        "images": pd.concat(
+            [
+                image_differences(found.stores[found.reference], found.stores[name], one).assign(run=name)
+                for name, one in found.pairings.items()
+            ],
+            ignore_index=True,
+        ),
         "pairs": pd.concat(pairs, ignore_index=True),
         "unpaired": pd.concat(alone, ignore_index=True),
     }

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 #: attributes that tell a file from another
 IDENTITY = (
-    "model_id", "model_revision", "model_shape", "gate_type", "gate_target", "gate_override", "file_uuid",
+    "model_id", "model_revision", "model_shape", "gate_type", "gate_target", "gate_override", "intervention",
+    "intervention_control", "file_uuid",
     "created_utc", "writer",
 )  # fmt: skip
 CAPTIONS = {
@@ -151,7 +152,7 @@ def _sink(found: Comparison, name: str) -> str:
 
 
 def runs(found: Comparison) -> pd.DataFrame:
-    """Return a row a run: role, model, gate, shape, samples, pairs."""
+    """Return a row a run: role, model, gate, intervention, shape, samples, pairs."""
     rows = []
     for name, store in found.stores.items():
         paired = found.pairings[name].pairs if name in found.pairings else None
@@ -161,6 +162,8 @@ def runs(found: Comparison) -> pd.DataFrame:
                 "run": name,
                 "role": "reference" if paired is None else "compared",
                 "gate": store.attributes.get("gate_type", ""),
+                "intervention": store.attributes.get("intervention", "none"),
+                "control": store.attributes.get("intervention_control", "none"),
                 "model": Path(store.attributes.get("model_id", "")).name,
                 "layers × heads": f"{sizes['layer']} × {sizes['head']}",
                 "steps": sizes["step"],

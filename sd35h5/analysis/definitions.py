@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sd35h5.analysis import effects, gating, metrics, sinks, topkeys
+from sd35h5.analysis import effects, gating, images, metrics, sinks, topkeys
 from sd35h5.analysis.measures import MEASURES
 
 #: heading -> the functions under it, in reading order
@@ -23,6 +23,7 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
         topkeys.top_keys, topkeys.kind_shares, topkeys.patch_shares, topkeys.stability, topkeys.value_norm_ratio,
     ),
     "Gates": (gating.gate_statistic, gating.gate_heads, gating.contribution),
+    "Causal runs": (images.altered_mass, images.image_rms, images.ssim, images.image_differences),
     "Paired comparison": (
         effects.paired_effects, effects.overall_effect, effects.bootstrap_interval, effects.sign_flip_p,
         effects.false_discovery,

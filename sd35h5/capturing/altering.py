@@ -117,20 +117,18 @@ class AlteredPass:
 
     def _alter(self, layer: int, joint: JointQKV, acting: Sequence[_Alteration]) -> tuple[Tensor, Tensor]:
         """What is added to the logits, and whose values are zero: both (batch row, head, query stream, key)."""
-        image, total = joint.image_tokens, joint.query.shape[2]
+        image = joint.image_tokens
         _, lse = attend(joint.query, joint.key, joint.value)
         if lse is None:
             lse = blocked_lse(joint.query, joint.key)
         workspace = reductions.Workspace()
         mass = reductions.reduce_keys(joint.query, joint.key, lse, image, workspace=workspace).mass
-        counts = mass.new_tensor([image, total - image])
         random = None if self.lots is None else np.random.default_rng([*self.lots, layer])
         bias, touched = torch.zeros_like(mass), torch.zeros_like(mass, dtype=torch.bool)
         zeroed, acts = touched.clone(), touched[..., 0].clone()
         for each in acting:
             streams = list(each.intervention.streams)
-            weights = counts[streams] / counts[streams].sum()
-            seen = (mass[:, :, streams] * weights[:, None]).sum(2)
+            seen = mass[:, :, streams[0]]  # by the image's queries, unless only the text's are altered
             chosen = each.keys(seen, self.branches)
             if random is not None:
                 lots = torch.from_numpy(random.random(seen.shape)).to(seen.device)
