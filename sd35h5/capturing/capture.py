@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from sd35h5.capturing.budget import describe_choice, within_budget
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
+from sd35h5.capturing.encoder_masks import check_masks, masked_encoders
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
 from sd35h5.capturing.plan import check_size, in_bytes, make_plan
@@ -86,7 +87,12 @@ class Generate:
 
 @contextmanager
 def capture(
-    pipe: StableDiffusion3Pipeline, out: str | Path, *, overwrite: bool = False, **options: Any
+    pipe: StableDiffusion3Pipeline,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    encoder_masks: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[Generate]:
     """Capture what a pipeline draws: `with capture(pipe, "run.h5") as generate: generate("a cat", seed=0)`.
 
@@ -96,6 +102,8 @@ def capture(
 
     Args:
         overwrite: remove what is at `out` first.
+        encoder_masks: text encoders in which padding is masked, of `clip` and `t5`; the picture is then no
+            longer the plain pipeline's.
         options: fields of `config.Tiers`, such as `maps="off"` or `map_steps="all"`, and of
             `interventions.CausalOptions`: `intervene="mask:clip_bos"`, `control="random:0"`.
 
@@ -106,10 +114,12 @@ def capture(
     out = Path(out)
     _check_pipeline(pipe)
     tiers, causal = _options(options)
-    settings = json.loads(json.dumps(asdict(tiers) | asdict(causal)))
+    masks = check_masks(encoder_masks)
+    settings = json.loads(json.dumps(asdict(tiers) | asdict(causal) | {"encoder_masks": masks}))
     name = str(getattr(pipe.config, "_name_or_path", "") or "a pipeline in memory")
     parts = begin_run(out, settings, 0, overwrite=overwrite)
-    with _generating(Session(pipe, parts, tiers, settings, name, "", causal=causal)) as generate:
+    session = Session(pipe, parts, tiers, settings, name, "", causal=causal, encoder_masks=masks)
+    with _generating(session) as generate:
         yield generate
     _finish(parts, out)
 
@@ -130,7 +140,7 @@ def _generating(session: Session) -> Iterator[Generate]:
             "joint attention: only their gates are measured",
             len(second),
         )
-    with installed(transformer, probe):
+    with installed(transformer, probe), masked_encoders(session.pipe, session.encoder_masks):
         yield Generate(session, probe)
 
 
@@ -246,8 +256,9 @@ def run(config: CaptureConfig) -> Path:
     if config.output.overwrite:
         parts = begin_run(out, settings, planned, overwrite=True)
     session = Session(
-        pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal
-    )
+        pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal,
+        config.sampling.encoder_masks,
+    )  # fmt: skip
     try:
         _draw_all(config, prompts, todo, session)
     except BaseException:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from sd35h5.capturing.encoder_masks import CLIP, T5
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.selectors import check_rows, choose_steps, count_rows, parse_raw
 from sd35h5.capturing.tokens import check_phrases
@@ -59,6 +60,16 @@ class Sampling:
     """Width in pixels, a multiple of 16; the model's own size if not given."""
     max_sequence_length: int = 256
     """T5 tokens, 1 to 512. The text axis has these after CLIP's 77."""
+    apply_lg_attn_mask: Flag = False
+    """Mask padding inside CLIP-L and CLIP-G, as sd-scripts does for models trained so. The picture is then no
+    longer the plain pipeline's."""
+    apply_t5_attn_mask: Flag = False
+    """The same inside T5."""
+
+    @property
+    def encoder_masks(self) -> tuple[str, ...]:
+        """Text encoders with a mask: of `clip` and `t5`."""
+        return (CLIP,) * self.apply_lg_attn_mask + (T5,) * self.apply_t5_attn_mask
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,8 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--guidance {sampling.guidance} is no guidance scale: use 0 or more")
     if not 1 <= sampling.max_sequence_length <= 512:
         raise ConfigError(f"--max_sequence_length {sampling.max_sequence_length} is outside 1..512")
+    if sampling.apply_t5_attn_mask and config.model.no_t5:
+        raise ConfigError("--apply_t5_attn_mask masks padding inside T5, and --no_t5 draws without it")
     validate_tiers(config.tiers, sampling.steps)
     parse_interventions(config.causal)
     prompts = load_prompts(config.prompts)

@@ -50,7 +50,9 @@ class Session:
         self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
         model_id: str,
         revision: str, sources: Mapping[str, dict] | None = None, causal: CausalOptions | None = None,
+        encoder_masks: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
+        self.encoder_masks = encoder_masks
         self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
         check_processors(pipe.transformer)
         causal = causal or CausalOptions()

@@ -257,7 +257,7 @@ class PassWatcher:
             "height": latents.shape[-2] * factor,
             "width": latents.shape[-1] * factor,
             "max_sequence_length": call.get("max_sequence_length"),
-            "encoder_masks": [],
+            "encoder_masks": list(self._session.encoder_masks),
             "t5": pipe.text_encoder_3 is not None,
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
             "batch_size": 1,
