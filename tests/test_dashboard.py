@@ -260,29 +260,45 @@ def test_an_empty_folder_says_what_to_do(app, tmp_path):
 
 
 def test_without_a_path_runs_and_the_examples_are_opened(folder, tmp_path, monkeypatch):
-    from dashboard import data
+    from dashboard import finding
 
     (tmp_path / "data").mkdir()
     (tmp_path / "runs").mkdir()
     (tmp_path / "data" / "example-baseline.h5").write_bytes((folder / "other.h5").read_bytes())
     (tmp_path / "runs" / "mine.h5").write_bytes((folder / "other.h5").read_bytes())
     monkeypatch.chdir(folder)
-    found = data.find((), tmp_path)
+    found = finding.find((), tmp_path)
     assert [run.name for run in found.runs] == ["mine", "example-baseline"]
 
 
 def test_equal_names_are_told_apart(folder, tmp_path):
-    from dashboard import data
+    from dashboard import finding
 
     paths = [Path("/a/x/run.h5"), Path("/a/y/run.h5"), Path("/b/y/run.h5"), Path("/a/z.h5.parts")]
-    assert data.distinct_names(paths) == ["x/run", "y/run (1)", "y/run (2)", "z"]
+    assert finding.distinct_names(paths) == ["x/run", "y/run (1)", "y/run (2)", "z"]
 
 
-def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):
-    from dashboard import data
+def test_links_out_of_the_folder_are_refused(app, folder, tmp_path):
+    inside, linked = tmp_path / "inside", tmp_path / "parts"
+    make_store(inside / "mine.h5", layers=LAYERS, heads=HEADS, steps=STEPS)
+    (inside / "link.h5").symlink_to(folder / "other.h5")
+    make_store(linked / "run.h5", packed=False, planned=5)
+    (inside / "folder.h5.parts").symlink_to(linked / "run.h5.parts")
+    make_store(inside / "live.h5", packed=False, planned=5)
+    (inside / "live.h5.parts" / "000004.h5").symlink_to(folder / "other.h5")
+    make_store(inside / "told.h5", packed=False, planned=5)
+    (inside / "told.h5.parts" / "run.json").unlink()
+    (inside / "told.h5.parts" / "run.json").symlink_to(linked / "run.h5.parts" / "run.json")
+    test = app(inside)
+    words = text_of(test).replace("\\", "")
+    for name in ("link.h5", "folder.h5.parts", "live.h5.parts", "told.h5.parts"):
+        assert f"**{name}**: It is a link, or holds one, that leads out of the folder" in words
+    assert test.sidebar.selectbox(key="run").options == ["mine"]
 
+
+def test_a_link_that_was_given_by_name_is_opened(app, folder, tmp_path):
     (tmp_path / "link.h5").symlink_to(folder / "other.h5")
-    assert data.stores_in(tmp_path) == []
+    assert app(tmp_path / "link.h5").sidebar.selectbox(key="run").value == "link"
 
 
 def test_a_rewritten_file_is_read_anew(app, tmp_path):

@@ -60,6 +60,11 @@ class Parts:
         found = (self._dataset(path, name) for path in paths)
         return sum(dataset.id.get_storage_size() for dataset in found if dataset is not None)
 
+    def chunks(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a chunk in the first file that has the variable; None where it is one piece."""
+        found = (self._dataset(path, name) for path, _ in self._where)
+        return next((dataset.chunks for dataset in found if dataset is not None), None)
+
     def is_stored(self, name: str, sample: int) -> bool:
         """Whether any value of a variable was written for a sample."""
         path, position = self._where[sample]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from sd35h5.store.schema import SCALES, Variable, variable
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+    from sd35h5.store.remote import RemoteParts
 
 _FLAG_DIMS = tuple(name for name, scale in SCALES.items() if scale.labels and scale.is_dimension)
 _TRUE_STEPS = ("step", "top_step", "map_step", "raw_step")
@@ -43,8 +46,9 @@ def open_store(path: str | Path, trusted: bool = True) -> Store:
 class Store:
     """What a capture measured, by name and labelled dimension; values are read when they are asked for."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts | RemoteParts, max_read_bytes: int | None = None) -> None:
         self._parts = parts
+        self._max_read_bytes = max_read_bytes
         self.path: Path = parts.path
         self.name: str = parts.name
         self.planned: int = parts.planned
@@ -93,6 +97,10 @@ class Store:
     def bytes_on_disk(self, name: str | None = None) -> int:
         """Bytes that a variable takes, compressed, or that the files take."""
         return self._parts.bytes_on_disk(name)
+
+    def chunks(self, name: str) -> tuple[int, ...] | None:
+        """Shape of one stored chunk of a variable, None where it is one piece."""
+        return self._parts.chunks(self._spec(name).name)
 
     def read(self, name: str, **sel: Any) -> xr.DataArray:
         """Read a variable, or the part of it that is selected, with its coordinates.
@@ -208,7 +216,14 @@ class Store:
         spec = variable(name)
         wanted = tuple(key.get(dim, np.arange(self.sizes[dim])) for dim in spec.dims)
         lists = tuple(np.atleast_1d(w) for w in wanted)
-        out = np.full([len(w) for w in lists], fill_of(spec), numpy_dtype(spec))
+        shape, dtype = [len(w) for w in lists], numpy_dtype(spec)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._max_read_bytes is not None and nbytes > self._max_read_bytes:
+            raise StoreError(
+                f"{name} of {self.name}: this part of it takes {nbytes >> 20} MiB, more than the "
+                f"{self._max_read_bytes >> 20} MiB that are read at once: choose fewer samples or steps"
+            )
+        out = np.full(shape, fill_of(spec), dtype)
         self._parts.read_into(out, spec, lists)
         return out[tuple(0 if isinstance(w, int) else slice(None) for w in wanted)]
 

@@ -1,0 +1,80 @@
+"""Values that were read or computed, kept for the next time: bounded in number and in bytes, the oldest goes
+first."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import streamlit as st
+
+MAX_ENTRIES = 512
+MAX_BYTES = 128 << 20
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kept:
+    """Values by key, each as its pickle: its bytes are then known, and no page can change what another gets.
+
+    What is unpickled was pickled by this process; readers of files send none (sd35h5.store.readers).
+    """
+
+    def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
+        self.max_entries, self.max_bytes = max_entries, max_bytes
+        self.nbytes = 0
+        self._values: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Hashable) -> Any:
+        """Return a copy of the value; KeyError where it is not kept (any more)."""
+        with self._lock:
+            self._values.move_to_end(key)
+            value = self._values[key]
+        return pickle.loads(value)
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keep a value, and forget the ones that were not asked for longest until all fit again."""
+        data = pickle.dumps(value, protocol=5)
+        if len(data) > self.max_bytes:
+            return
+        with self._lock:
+            self.nbytes += len(data) - len(self._values.pop(key, b""))
+            self._values[key] = data
+            while self.nbytes > self.max_bytes or len(self._values) > self.max_entries:
+                self.nbytes -= len(self._values.popitem(last=False)[1])
+
+
+@st.cache_resource(show_spinner=False)
+def kept() -> Kept:
+    """Return what the server keeps for all its visitors."""
+    return Kept()
+
+
+def cached(spinner: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Keep what a function returns for equal arguments; a `Run` among them changes when its file does."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            key = (function.__module__, function.__qualname__, args, tuple(sorted(kwargs.items())))
+            try:
+                return kept().get(key)
+            except KeyError:
+                with st.spinner(spinner) if spinner else nullcontext():
+                    value = function(*args, **kwargs)
+                kept().put(key, value)
+                return value
+
+        return wrapped
+
+    return decorate
