@@ -96,11 +96,13 @@ def main(args: list[str] | None = None) -> int:
 def _act(config: CaptureConfig, action: Action) -> int:
     from sd35h5.capturing.budget import describe_choice, within_budget
     from sd35h5.capturing.demo import demo_configs, run_demo
+    from sd35h5.capturing.plan import make_plan
 
     configs = demo_configs(config) if action.demo else [config]
     for each in configs:  # before torch is imported: a wrong value is told at once
         prompts, facts = validate(each), read_facts(each.model, offline_guess=action.dry_run)
         chosen = within_budget(each, facts, len(prompts) * each.prompts.num_images)
+        make_plan(chosen, facts)  # refuses layers, heads and tokens that this model does not have
         if action.dry_run:
             print(describe_choice(chosen, facts, prompts))
     if action.dry_run:

@@ -19,6 +19,7 @@ from sd35h5 import open_store
 from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts, Sampling, Tiers
 from sd35h5.capturing.demo import VARIANTS, demo_configs, run_demo
 from sd35h5.errors import ConfigError
+from sd35h5.gates.options import GateOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -295,6 +296,34 @@ def test_the_demo_captures_all_three_transformers_with_equal_seeds(
     opened = [open_store(path) for path in stores]
     assert [store.attributes["gate_type"] for store in opened] == ["none", "headwise", "elementwise"]
     assert len({store.samples["pairing_key"][0] for store in opened}) == 1
+
+
+def test_the_demo_refuses_gate_options_which_its_baseline_cannot_take(tiny_folder):
+    asked = CaptureConfig(gating=GateOptions(gate_override="open"))
+    with pytest.raises(
+        ConfigError, match="--demo draws the baseline, too, which has no gates for --gate_override"
+    ):
+        demo_configs(asked, tiny_folder)
+
+
+def test_an_intervention_where_the_model_ends_is_refused_before_anything_is_loaded_or_made(
+    tiny_folder, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(capture_cli, "_load_capture", lambda: pytest.fail("torch was loaded"))
+    flags = [
+        "--model_id",
+        str(tiny_folder),
+        "--prompt",
+        "a cat",
+        *SMALL,
+        "--intervene",
+        "mask:clip_bos@layers",
+        "1-3",
+    ]
+    assert capture_cli.main(flags) == 1
+    assert "--intervene @layers names layer 3, but 3 layers are numbered 0..2" in _said(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_demo_needs_the_bundled_models(tmp_path):

@@ -12,8 +12,9 @@ from conftest import T5_TOKENS, plain_image
 from safetensors.torch import load_file
 from weights import all_in_one, original_mmdit, original_state, output, save, small_pipeline
 
-from sd35h5.capturing.config import Model
+from sd35h5.capturing.config import CaptureConfig, Model, Prompt
 from sd35h5.capturing.pipelines import load, offload
+from sd35h5.capturing.plan import describe_plan
 from sd35h5.errors import ConfigError
 from sd35h5.gates.forms import fuse_gates, separate_gates
 from sd35h5.gates.modules import build_gates, save_gates
@@ -188,6 +189,12 @@ def test_gates_in_the_transformers_own_file_are_handed_on_and_drawn_with(form, g
         tmp_path / "gated.safetensors",
         form({f"model.diffusion_model.{k}": t for k, t in plain.items()}, held),
     )
+    config = CaptureConfig(Model(model_id=str(tmp_path / "base"), dit_path=str(file)))
+    facts = read_facts(config.model)
+    attentions = len({key.rsplit(".", 2)[0] for key in held})
+    assert facts.own_gates == f"{gate_type} gates in {attentions} attentions of gated.safetensors"
+    planned = describe_plan(config, facts, [Prompt("p000", "a cat")])  # what --dry_run prints
+    assert facts.own_gates in planned and "gates/below_0_1" in planned
     base, source = split_gates(find_part("transformer", Model(dit_path=str(file)), None))
     extra = source.tensors.keys() - held.keys()  # form (a) widens the last text stream too, with zeros
     assert not any(source.tensors[key].any() for key in extra) and not held.keys() - source.tensors.keys()

@@ -238,6 +238,7 @@ def run(config: CaptureConfig) -> Path:
         config = within_budget(config, facts, planned)
         say(describe_choice(config, facts, prompts))
     settings = settings_of(config, facts, prompts)
+    size = in_bytes(make_plan(config, facts).file_bytes)
     if not config.output.overwrite:  # what is to be overwritten goes when the model is there, not before
         parts = begin_run(out, settings, planned)
         sealed = sealed_indices(parts)
@@ -247,7 +248,6 @@ def run(config: CaptureConfig) -> Path:
         return _finish(parts, out)
     if sealed:
         say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
-    size = in_bytes(make_plan(config, facts).file_bytes)
     say(f"drawing {len(todo)} samples of {config.sampling.steps} steps, about {size} each, into {out}")
     pipe, gates, sources = load(config.model, facts, config.gating)
     if gates is not None and gates.untrained:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sd35h5.capturing.config import CaptureConfig, Model, Output
 from sd35h5.errors import ConfigError
+from sd35h5.gates.options import GateOptions
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 RUNS = Path("runs")
@@ -40,6 +41,12 @@ def demo_configs(
         if is_given:
             raise ConfigError(
                 f"--demo brings its own models and writes to {RUNS}/: leave {name} away, or leave --demo away"
+            )
+    for field in fields(GateOptions):
+        if getattr(config.gating, field.name) != field.default:
+            raise ConfigError(
+                f"--demo draws the baseline, too, which has no gates for --{field.name}: leave it away, or capture one "
+                f"model: --model_id {model} --transformer {VARIANTS['headwise']}"
             )
     missing = [name for name in VARIANTS.values() if not (model / name).is_dir()]
     if missing or not prompts.is_file():

@@ -110,8 +110,8 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
 
 def _is_gated(config: CaptureConfig, facts: ModelFacts) -> bool:
     """Whether it will draw with gates, as far as that shows before the weights are read."""
-    held = facts.gates_file is not None or config.gating.gate_init is not None
-    return held and config.gating.gate_type != "none"
+    held = facts.gates_file is not None or facts.own_gates or config.gating.gate_init is not None
+    return bool(held) and config.gating.gate_type != "none"
 
 
 def _part(name: str, sizes: dict[str, int], present: int, rounded: bool) -> Part:
@@ -124,7 +124,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
     """The plan as text: the model, the samples, a line for each array, and the sum."""
     plan, sampling = make_plan(config, facts), config.sampling
     samples = len(prompts) * config.prompts.num_images
-    gates = f"gates from {facts.gates_file}" if facts.gates_file else "no gates"
+    gates = f"gates from {facts.gates_file}" if facts.gates_file else facts.own_gates or "no gates"
     pixels = f"{plan.sizes['pixel_y']} × {plan.sizes['pixel_x']} px"
     second = f"\n  {facts.second_attentions} layers have a second, image-only attention: group attn2"
     images = _count(config.prompts.num_images, "image")

@@ -1,4 +1,4 @@
-"""The forms in which checkpoints hold gates, as pure functions on keys, shapes and state dicts.
+"""The forms in which checkpoints hold gates, as pure functions on keys, shapes and state dicts. Torch-free.
 
 (a) fused: the rows of `joint_blocks.i.{x_block,context_block}.attn[2].qkv` beyond q, k and v;
 (b) separate: `joint_blocks.i.{x_block,context_block}.attn[2].gate_proj`;
@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sd35h5.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FUSED, SEPARATE, OURS = "a", "b", "c"
 _PREFIX = r"(?:model\.diffusion_model\.|diffusion_model\.)?"
@@ -150,6 +151,8 @@ def fuse_gates(
     Args:
         zero_rows: widen the layers without a gate too, with zeros, as trainers do.
     """
+    import torch  # nothing else here needs it: the plan of a capture is printed without
+
     heads_or_channels = {tensor.shape[0] for tensor in gates.values()}
     if len(heads_or_channels) != 1:
         raise ConfigError(f"gates of {sorted(heads_or_channels)} rows are not of one type")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd35h5.errors import CaptureError, ConfigError
+from sd35h5.gates.forms import find_gates
 from sd35h5.weights.configs import COMPONENT_CONFIGS, SCHEDULER, TRANSFORMERS
 from sd35h5.weights.layouts import COMPONENTS
 from sd35h5.weights.options import Model
-from sd35h5.weights.sources import find_parts, from_base
+from sd35h5.weights.sources import Part, find_parts, from_base
 
 GATES_NAME = "gates.safetensors"
 _FILES = {
@@ -30,6 +31,7 @@ class ModelFacts:
         scale: pixels a patch: the VAE's factor times the patch size.
         gates_file: the gates that will be put on the transformer, or None.
         revision: commit of the hub, or empty.
+        own_gates: which gates the transformer's own file holds, in words, as far as its header tells; or empty.
     """
 
     layers: int
@@ -42,6 +44,7 @@ class ModelFacts:
     second_attentions: int
     gates_file: Path | None
     revision: str
+    own_gates: str = ""
 
 
 def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
@@ -87,6 +90,7 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
         second_attentions=len(shape.get("dual_attention_layers") or ()),
         gates_file=gates_file(model, folder or _own_folder(model)) or hub_gates,
         revision=revision,
+        own_gates=_own_gates(alone["transformer"]) if "transformer" in alone else "",
     )
 
 
@@ -94,6 +98,21 @@ def _own_folder(model: Model) -> Path | None:
     """The folder that --dit_path names, or None."""
     path = Path(model.dit_path).expanduser()
     return path if model.dit_path and path.is_dir() else None
+
+
+def _own_gates(part: Part) -> str:
+    """Which gates a transformer's file holds: `headwise gates in 12 attentions of FILE`, or empty."""
+    shapes = {key: entry.shape for key, entry in part.entries.items()}
+    try:
+        found = find_gates(shapes)
+    except ConfigError as error:
+        raise ConfigError(f"{part.said}: {error}") from error
+    if not found:
+        return ""
+    attentions = {key.rsplit(".", 2)[0] for key in found}
+    rows = next(rows.stop - rows.start for rows in found.values())
+    gate_type = "headwise" if rows == part.config["num_attention_heads"] else "elementwise"
+    return f"{gate_type} gates in {len(attentions)} attentions of {part.files[0].name}"
 
 
 def _has_t5(read: dict[str, dict]) -> bool:
