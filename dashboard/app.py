@@ -18,6 +18,7 @@ page = st.navigation([
     st.Page(views / "sinks.py", title="Sinks", icon=":material/filter_center_focus:"),
     st.Page(views / "tokens.py", title="Tokens", icon=":material/segment:"),
     st.Page(views / "maps.py", title="Maps", icon=":material/image_search:"),
+    st.Page(views / "gates.py", title="Gates", icon=":material/valve:"),
     st.Page(views / "compare.py", title="Compare", icon=":material/compare:"),
 ])  # fmt: skip
 found = finding.find(tuple(sys.argv[1:]), ROOT)

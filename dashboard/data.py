@@ -18,7 +18,7 @@ import xarray as xr
 from dashboard import finding
 from dashboard.caching import cached
 from dashboard.finding import Run, without_paths
-from sd35h5.analysis import chips, compare, effects, maps, metrics, pictures, sinks, topkeys
+from sd35h5.analysis import chips, compare, effects, gating, maps, metrics, pictures, sinks, topkeys
 from sd35h5.errors import Sd35h5Error
 from sd35h5.store.reader import Store
 from sd35h5.store.remote import open_through
@@ -121,6 +121,34 @@ def surviving_cells(
 ) -> pd.DataFrame:
     """Return p and q of every cell of a difference; `key` says what it is the difference of."""
     return effects.surviving_cells(_difference, prompts)
+
+
+@cached("Reading …")
+def gate_statistic(run: Run, name: str, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return a statistic of the gate: (sample, step, layer, head)."""
+    return gating.gate_statistic(store(run), name, branch, query, list(chosen))
+
+
+@cached("Reading …")
+def gate_heads(
+    run: Run, branch: str, query: str, chosen: tuple[int, ...], steps: tuple[int, ...]
+) -> pd.DataFrame:
+    """Return a row a (layer, head): the gate's statistics over the chosen steps, and whether it is dead or open."""
+    return gating.gate_heads(store(run), branch, query, list(chosen), steps)
+
+
+@cached("Reading …")
+def group_gates(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return the mean gate of the queries at each group: (sample, group, step, layer, head)."""
+    return gating.group_gates(store(run), branch, list(chosen))
+
+
+@cached("Reading …")
+def gated_keys(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.Dataset:
+    """Return the captured heaviest keys with what each adds after the gate, as `added`."""
+    keys = topkeys.top_keys(store(run), branch, "image", list(chosen))
+    added = store(run).read("gates/contribution", sample=list(chosen), branch=branch, query="image")
+    return keys.assign(added=(keys["mass"].dims, added.transpose(*keys["mass"].dims).values))
 
 
 @cached("Reading …")

@@ -3,6 +3,7 @@ show."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import altair as alt
@@ -13,6 +14,11 @@ from sd35h5.analysis import metrics
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
+GATE_FACTS = ("target", "activation", "layers", "override")
+CAUTIONS = {  # attribute gate_weights -> what to know before comparing
+    "untrained": "untrained gates: all weights are zero, so that each gate is a constant",
+    "dropped": "a gated model drawn without its gates, which is not the baseline",
+}
 NOTHING = (
     "There is no run to show yet. Capture one with `python capture_cli.py --demo`, or open others: "
     "`streamlit run dashboard/app.py -- FOLDER_OR_FILE`."
@@ -100,3 +106,25 @@ def patches(run: data.Run) -> int:
 def tall(view: sidebar.View, height: int) -> int:
     """Return the height of a heatmap: more for many heads, so that a cell can still be hit."""
     return height if len(view.heads) <= 16 else round(height * 1.4)
+
+
+def told_gates(attributes: Mapping[str, str]) -> tuple[str, str]:
+    """Return which gates a run drew with, in a line, and what to beware of, empty if nothing."""
+    told = {
+        name: str(attributes.get(f"gate_{name}") or "none")[:80] for name in ("type", *GATE_FACTS, "weights")
+    }
+    line = told["type"]
+    if line != "none":
+        facts = (told[name] for name in GATE_FACTS[:3])
+        line = " · ".join([line, *(fact for fact in facts if fact not in ("none", "[]"))])
+        line += f" · forced {told['override']}" if told["override"] != "none" else ""
+    return line, CAUTIONS.get(told["weights"], "")
+
+
+def told_intervention(attributes: Mapping[str, str]) -> str:
+    """Return what was altered in a run's attention, in a line, empty if nothing."""
+    told = str(attributes.get("intervention") or "none")
+    control = str(attributes.get("intervention_control") or "none")
+    if told == "none":
+        return ""
+    return told[:200] if control == "none" else f"as much mass as {told[:200]} in other keys ({control[:40]})"

@@ -140,11 +140,16 @@ def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gate
             statistics |= {"below_0_1": (gate < 0.1).mean(0), "below_0_5": (gate < 0.5).mean(0)}
             for name, value in statistics.items():
                 writer.put(f"gates/{name}", value, query=query, **where)
+            of_query = group[:text] if query else group[text:]
+            means = [gate[of_query == g].mean(0) if (of_query == g).any() else np.full((layers, heads), np.nan)
+                     for g in range(len(schema.GROUPS))]  # fmt: skip
+            writer.put("gates/group_mean", np.stack(means), query=query, **where)
         if query == 0 and tokens_too:
             writer.put("sinks/mass_image", mass[..., :text], **where)
         if branch == 0 and step in (steps := header.scales["top_step"].tolist()):
             at = steps.index(step)
-            _write_top(writer, mass, rng, text, branch=branch, query=query, top_step=at)
+            where_top = {"branch": branch, "query": query, "top_step": at}
+            _write_top(writer, mass, rng, text, gate.mean(0) if gates else None, **where_top)
             if query == 0:
                 tokens = np.flatnonzero(np.isin(token_group[:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
                 maps = np.full((MAP_TOKENS, layers, sizes["y"], sizes["x"]), np.nan)
@@ -154,13 +159,16 @@ def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gate
                 writer.put("maps/image_to_text", maps, branch=branch, map_step=at)
 
 
-def _write_top(writer, mass, rng, text, **at):
+def _write_top(writer, mass, rng, text, gate, **at):
     order = np.argsort(-mass, -1, kind="stable")[..., :TOP_K]
     is_text = order < text
     writer.put("topk/top_stream", np.where(is_text, 1, 0), **at)
     writer.put("topk/top_index", np.where(is_text, order, order - text), **at)
     writer.put("topk/top_mass", np.take_along_axis(mass, order, -1), **at)
-    writer.put("topk/top_value_norm", rng.uniform(1, 9, order.shape), **at)
+    norm = rng.uniform(1, 9, order.shape)
+    writer.put("topk/top_value_norm", norm, **at)
+    if gate is not None:
+        writer.put("gates/contribution", np.take_along_axis(mass, order, -1) * norm * gate[..., None], **at)
 
 
 def token_table(prompt: str, t5_length: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ be paired."""
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, panels
+from dashboard import data, gate_rows, panels
 from sd35h5.analysis import charts, compare, effects, metrics, scales
 
 SIGNIFICANT = 0.05
@@ -154,6 +154,15 @@ def unpaired(view, found: list[compare.Pairing]) -> None:
     st.dataframe(alone.rename(columns=named), hide_index=True)
 
 
+def gates(view) -> None:
+    """Draw the gates of the runs that have some, over the samples that pair."""
+    found = {run: gate_rows.partners(view, run) for run in (view.run, *view.others)[: gate_rows.MOST]}
+    found = {run: samples for run, samples in found.items() if samples and "gates/mean" in data.store(run)}
+    if found:
+        st.markdown("**Mean gate by layer, head and stream**")
+        gate_rows.draw(view, found)
+
+
 view = panels.current()
 st.subheader("Compare")
 if not view.others:
@@ -185,4 +194,6 @@ if pairs:
         slopes(view, pairs, pairings)
     st.markdown(f"**Images** · “{panels.plain(panels.prompt(view.run, view.sample))}”")
     images(view, pairings)
+    with data.sentence(view.run, *view.others):
+        gates(view)
 unpaired(view, all_pairings)

@@ -1,42 +1,11 @@
 """Overview: the runs as cards, their images as a contact sheet, and what differs between their settings."""
 
-from collections.abc import Mapping
-
 import streamlit as st
 
 from dashboard import data, panels
 
 PAGE = 12
 ACROSS = 5
-GATE_FACTS = ("target", "activation", "layers", "override")
-
-
-CAUTIONS = {  # attribute gate_weights -> what to know before comparing
-    "untrained": "untrained gates: all weights are zero, so that each gate is a constant",
-    "dropped": "a gated model drawn without its gates, which is not the baseline",
-}
-
-
-def told_gates(attributes: Mapping[str, str]) -> tuple[str, str]:
-    """Return which gates a run drew with, in a line, and what to beware of, empty if nothing."""
-    told = {
-        name: str(attributes.get(f"gate_{name}") or "none")[:80] for name in ("type", *GATE_FACTS, "weights")
-    }
-    line = told["type"]
-    if line != "none":
-        facts = (told[name] for name in GATE_FACTS[:3])
-        line = " · ".join([line, *(fact for fact in facts if fact not in ("none", "[]"))])
-        line += f" · forced {told['override']}" if told["override"] != "none" else ""
-    return line, CAUTIONS.get(told["weights"], "")
-
-
-def told_intervention(attributes: Mapping[str, str]) -> str:
-    """Return what was altered in a run's attention, in a line, empty if nothing."""
-    told = str(attributes.get("intervention") or "none")
-    control = str(attributes.get("intervention_control") or "none")
-    if told == "none":
-        return ""
-    return told[:200] if control == "none" else f"as much mass as {told[:200]} in other keys ({control[:40]})"
 
 
 def card(run: data.Run) -> None:
@@ -45,14 +14,14 @@ def card(run: data.Run) -> None:
     sizes = store.sizes
     with st.container(border=True):
         st.markdown(f"**{panels.plain(run.name)}**")
-        gate, caution = told_gates(store.attributes)
+        gate, caution = panels.told_gates(store.attributes)
         st.caption(
             f"gate: {panels.plain(gate)} · {sizes['layer']} layers × {sizes['head']} heads · "
             f"{sizes['step']} steps · {sizes['token']} text tokens"
         )
         if caution:
             st.caption(f":material/warning: {caution}")
-        if intervention := told_intervention(store.attributes):
+        if intervention := panels.told_intervention(store.attributes):
             st.caption(f":material/content_cut: intervention: {panels.plain(intervention)}")
         if store.status == "capturing":
             done = sizes["sample"]

@@ -22,7 +22,10 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
     "Which key is the sink": (
         topkeys.top_keys, topkeys.kind_shares, topkeys.patch_shares, topkeys.stability, topkeys.value_norm_ratio,
     ),
-    "Gates": (gating.gate_statistic, gating.gate_heads, gating.contribution),
+    "Gates": (
+        gating.gate_statistic, gating.gate_heads, gating.group_gates, gating.contribution,
+        gating.contribution_shares,
+    ),
     "Causal runs": (images.altered_mass, images.image_rms, images.ssim, images.image_differences),
     "Paired comparison": (
         effects.paired_effects, effects.overall_effect, effects.bootstrap_interval, effects.sign_flip_p,

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.analysis.targets import chosen_samples, plain
+from sd35h5.analysis.topkeys import KINDS, UNKNOWN
 from sd35h5.errors import StoreError
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def gate_statistic(
 
 
 def gate_heads(
-    store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
+    store: Store,
+    branch: str = "cond",
+    query: str = "image",
+    samples: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Return a row a (layer, head): the gate's statistics and whether the head is dead, open or varying.
 
@@ -61,6 +66,7 @@ def gate_heads(
     reduced = {}
     for name in STATISTICS:
         values = gate_statistic(store, name, branch, query, samples)
+        values = values if steps is None else values.isel(step=list(steps))
         reduce = {"min": values.min, "max": values.max}.get(name, values.mean)
         reduced[name] = reduce(["sample", "step"], skipna=True).transpose("layer", "head").to_series()
     table = pd.DataFrame(reduced).reset_index().astype({"layer": int, "head": int})
@@ -69,6 +75,42 @@ def gate_heads(
         [table["mean"].isna(), dead, opened], ["not applied", "dead", "open"], "varying"
     )
     return table
+
+
+def group_gates(store: Store, branch: str = "cond", samples: Sequence[int] | None = None) -> xr.DataArray:
+    """Return the mean gate of the queries at each token group and of the image's patches.
+
+    Formula: mean of g over the group's queries and, in elementwise gates, the head's channels; text groups from
+    the text stream's gate, `image` from the image stream's.
+    Units: 1 (g = σ(…) is 0..1, 2σ(…) 0..2).  Source: gates/group_mean, exact float32, every branch.
+    Caveat: this is the gate of the queries *at* a token, on what they read; a key that others read (a sink) is
+    weakened by their gates: see `contribution_shares`.
+    Returns: float64 (sample, group, step, layer, head); NaN where a group has no token or a gate is not applied.
+    """
+    if "gates/group_mean" not in store:
+        raise StoreError(f"{store.name} holds no gate means of token groups")
+    values = store.read("gates/group_mean", sample=chosen_samples(store, samples), branch=branch)
+    is_image = values["group"] == "image"
+    found = values.sel(query="image", drop=True).where(is_image, values.sel(query="text", drop=True))
+    return found.astype(np.float64).transpose("sample", "group", "step", "layer", "head")
+
+
+def contribution_shares(keys: xr.Dataset, gated: xr.DataArray) -> pd.DataFrame:
+    """Return, by kind of key, its part of the heaviest keys' mass and its part of what they add after the gate.
+
+    Formula: Σ over the kind's keys ÷ Σ over all captured heaviest keys, of mass and of mass × ‖v‖ × mean gate.
+    Units: 1 (0..1; both sum to 1 over the kinds).  Source: `top_keys` and gates/contribution, exact float32.
+    Caveat: of the captured top-k only; norms of what is added, which may cancel each other.
+    Args: gated: gates/contribution of the same keys, (sample, top_step, layer, head, rank).
+    Returns: kind, mass, added; only kinds that are there.
+    """
+    kinds, mass = keys["kind"].values, np.nan_to_num(keys["mass"].values)
+    added = np.nan_to_num(gated.transpose(*keys["mass"].dims).values)
+    there = (kinds != UNKNOWN) & np.isfinite(gated.transpose(*keys["mass"].dims).values)
+    sums = [np.bincount(kinds[there], values[there], len(KINDS)) for values in (mass, added)]
+    shares = [values / values.sum() if values.sum() > 0 else values * np.nan for values in sums]
+    table = pd.DataFrame({"kind": KINDS, "mass": shares[0], "added": shares[1]})
+    return table[sums[0] > 0].reset_index(drop=True)
 
 
 def contribution(keys: xr.Dataset, gate: xr.DataArray | None = None) -> xr.DataArray:

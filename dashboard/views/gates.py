@@ -1,0 +1,113 @@
+"""Gates: mean gate by layer × head and stream, dead and open heads, the gate at the sink and what passes it."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import address, data, gate_rows, panels
+from sd35h5.analysis import charts, gate_figures, gating, metrics, scales
+
+
+def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -> None:
+    """Draw the mean gate of both streams over steps, of the clicked cell or all chosen heads."""
+    frames = []
+    for query in gate_rows.STREAMS:
+        values = view.at_cell(data.gate_statistic(run, "mean", view.branch, query, samples))
+        if np.isfinite(values.values).any():
+            frames.append(metrics.over_steps(values, prompts).assign(series=f"{query} queries"))
+    if not frames:
+        st.caption("This head has no gate.")
+        return
+    panels.chart(
+        charts.step_curve(pd.concat(frames), "mean gate (0 closed … open)", x=panels.choose_x(), height=330)
+    )
+
+
+def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -> None:
+    """Draw the mean gate of the queries at each token group over steps: the sink beside the rest."""
+    mass = view.at_cell(data.group_gates(run, view.branch, samples))
+    there = [name for name in mass["group"].values if np.isfinite(mass.sel(group=name).values).any()]
+    frames = [
+        metrics.over_steps(mass.sel(group=name, drop=True), prompts).assign(series=str(name), low=np.nan)
+        for name in there
+    ]
+    if frames:
+        colors = [scales.GROUP_COLORS[name] for name in there]
+        figure = charts.step_curve(
+            pd.concat(frames), "mean gate of the queries at the group", x=st.session_state["x"] or "step",
+            height=370, colors=colors,
+        )  # fmt: skip
+        panels.chart(figure)
+
+
+def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:
+    """Draw what the kinds of heaviest keys hold of the mass, and of what is added after the gate."""
+    keys = data.gated_keys(run, view.branch, samples)
+    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    steps = [place for place, step in enumerate(keys["top_step"].values) if step in view.steps]
+    keys = keys.isel(layer=list(layers), head=list(heads), top_step=steps)
+    found = gating.contribution_shares(keys, keys["added"]) if steps else pd.DataFrame()
+    if found.empty:
+        st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
+        return
+    panels.chart(gate_figures.contribution_bars(found))
+    st.caption(
+        "ring: the kind's part of the mass of the heaviest keys; bar: its part of what they add to the output, "
+        "mass × mean gate × value norm. A bar short of its ring: the gate or a small value holds that sink back."
+    )
+
+
+def detail(view, gated: dict[data.Run, tuple[int, ...]]) -> None:
+    """Draw one run's gates over steps, at the groups, and what passes them."""
+    names = {run.name: run for run in gated}
+    address.begin("gates-of", "of", next(iter(names)), address.one_of(names))
+    if st.session_state["gates-of"] not in names:
+        st.session_state["gates-of"] = next(iter(names))
+    run = names[
+        st.selectbox("Over steps and after the gate, of", list(names), key="gates-of") if len(names) > 1
+        else next(iter(names))
+    ]  # fmt: skip
+    address.write("of", run.name, next(iter(names)))
+    samples = gated[run]
+    prompts = list(data.samples(run).set_index("sample").loc[list(samples), "prompt_id"])
+    where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
+    left, right = st.columns(2)
+    with left, data.sentence(run):
+        st.markdown(f"**Both streams over the denoising steps**{where}")
+        streams(view, run, samples, prompts)
+    with right, data.sentence(run):
+        st.markdown(f"**At each token group over the denoising steps**{where}")
+        at_groups(view, run, samples, prompts)
+    with st.columns(2)[0], data.sentence(run):
+        st.markdown(f"**What passes the gate, by kind of key**{where}")
+        passed(view, run, samples)
+
+
+def show(view) -> None:
+    """Lay out the page: gated runs below each other, those without in a sentence, one in detail."""
+    runs = (view.run, *view.others)[: gate_rows.MOST]
+    gated, without = {}, []
+    for run in runs:
+        samples = gate_rows.partners(view, run)
+        if "gates/mean" not in data.store(run):
+            without.append(run.name)
+        elif not samples:
+            st.caption(f"{panels.plain(run.name)}: no sample of it pairs with the chosen ones")
+        else:
+            gated[run] = samples
+    if without:
+        st.caption(
+            f"Without gates: {panels.plain(', '.join(without))}. "
+            + ("" if gated else "Choose a gated run, or one beside this under “Compare with”.")
+        )
+    if not gated:
+        return
+    gate_rows.draw(view, gated)
+    detail(view, gated)
+
+
+view = panels.current()
+st.subheader("Gates: what lets attention through")
+st.caption(panels.plain(f"{view.branch} · {panels.about(view).partition(view.branch + ' · ')[2]}"))
+with data.sentence(view.run):
+    show(view)
