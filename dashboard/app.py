@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # streamlit puts dashboard/ there, not the checkout
     sys.path.insert(0, str(ROOT))
 
-from dashboard import finding, sidebar  # noqa: E402
+from dashboard import exports, finding, sidebar  # noqa: E402
 
 st.set_page_config(page_title="sd35h5", page_icon=":material/visibility:", layout="wide")
 views = ROOT / "dashboard" / "views"
@@ -25,3 +25,4 @@ found = finding.find(tuple(sys.argv[1:]), ROOT)
 st.session_state["found"] = found
 st.session_state["view"] = sidebar.choose(found.runs)
 page.run()
+exports.offer(page.title)

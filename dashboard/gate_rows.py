@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, panels
+from dashboard import data, panels, recipes
 from sd35h5.analysis import gate_figures, gating
 
 STREAMS = ("image", "text")
@@ -47,7 +47,9 @@ def _row(view, run: data.Run, samples: tuple[int, ...], top: float) -> None:
                 figure = gate_figures.gate_heatmap(
                     found, largest=top, chosen=view.cell, select="cell", height=panels.tall(view, 320)
                 )
-                panels.clickable(figure, f"gates-{run.name}-{query}")
+                title = f"{run.name}: mean gate, {query} queries"
+                code = recipes.gate_heads(view, run, samples, query)
+                panels.clickable(figure, f"gates-{run.name}-{query}", title, found, code)
 
 
 def _counted(found: pd.DataFrame) -> str:

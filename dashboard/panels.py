@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 
 import altair as alt
+import pandas as pd
 import streamlit as st
 
 from dashboard import address, data, sidebar
 from sd35h5.analysis import metrics
+from sd35h5.analysis.view_html import Shown
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
@@ -28,6 +30,7 @@ NOTHING = (
 def current(open_refused: bool = False) -> sidebar.View:
     """Return what the sidebar says; without a run, say what to do and end the page."""
     st.html(STYLE)
+    st.session_state["shown"] = []
     open_refused = open_refused or st.session_state["view"] is None
     refused = st.session_state["found"].refused
     if refused:
@@ -49,17 +52,26 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def chart(figure: alt.TopLevelMixin, key: str | None = None) -> None:
-    """Draw a chart at the width of its column."""
+def chart(
+    figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str = "", key: str | None = None
+) -> None:
+    """Draw a chart at the width of its column, and keep it with its numbers for the exports of the view."""
+    keep(Shown(name, figure, table, code))
     st.altair_chart(figure, width="stretch", key=key)
 
 
-def clickable(figure: alt.TopLevelMixin, name: str) -> None:
+def clickable(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str = "") -> None:
     """Draw a layer × head chart whose clicked cell filters the other charts of all pages."""
-    key = sidebar.chart_key(name)
+    keep(Shown(name, figure, table, code))
+    key = sidebar.chart_key(key)
     st.altair_chart(
         figure, width="stretch", key=key, on_select=partial(sidebar.remember_cell, key), selection_mode="cell"
     )
+
+
+def keep(shown: Shown) -> None:
+    """Keep a figure of this view for its exports; `current` begins a view anew."""
+    st.session_state["shown"].append(shown)
 
 
 def choose_x() -> str:

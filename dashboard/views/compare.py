@@ -4,7 +4,7 @@ be paired."""
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, gate_rows, panels
+from dashboard import data, gate_rows, panels, recipes
 from sd35h5.analysis import charts, compare, effects, metrics, scales
 
 SIGNIFICANT = 0.05
@@ -47,7 +47,10 @@ def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]
     for name, (before, after) in cells.items():
         columns = st.columns(3)
         titles = (view.run.name, name, f"{name} − {view.run.name}")
-        for column, title, frame in zip(columns, titles, (before, after, changes[name]), strict=True):
+        codes = recipes.compared(view, next(run for run in view.others if run.name == name))
+        for column, title, frame, code in zip(
+            columns, titles, (before, after, changes[name]), codes, strict=True
+        ):
             with column:
                 st.markdown(f"**{panels.plain(title)}**")
                 if frame is changes[name]:
@@ -70,7 +73,7 @@ def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]
                         width=230,
                         height=panels.tall(view, 320),
                     )
-                panels.clickable(figure, f"compare-{name}-{title}")
+                panels.clickable(figure, f"compare-{name}-{title}", title, frame, code)
     st.caption(" ".join(dict.fromkeys(marks_mean(len(frame), prompts) for frame, prompts in found.values())))
 
 
@@ -95,7 +98,8 @@ def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
         if not frames:
             frames.append(metrics.over_steps(_cell(view, before), prompts).assign(series=view.run.name))
         frames.append(metrics.over_steps(_cell(view, after), prompts).assign(series=name))
-    panels.chart(charts.step_curve(pd.concat(frames), view.label, height=340))
+    table = pd.concat(frames)
+    panels.chart(charts.step_curve(table, view.label, height=340), "Over the denoising steps", table)
 
 
 def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
@@ -109,11 +113,8 @@ def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
             rows += list(
                 zip([run] * len(table), table["reference_sample"], table["prompt"], means, strict=True)
             )
-    panels.chart(
-        charts.paired_slopes(
-            pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"]), view.label, height=340
-        )
-    )
+    table = pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"])
+    panels.chart(charts.paired_slopes(table, view.label, height=340), "Each pair", table)
 
 
 def _cell(view, values):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, data, gate_rows, panels
+from dashboard import address, data, gate_rows, panels, recipes
 from sd35h5.analysis import charts, gate_figures, gating, metrics, scales
 
 
@@ -18,9 +18,10 @@ def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -
     if not frames:
         st.caption("This head has no gate.")
         return
-    panels.chart(
-        charts.step_curve(pd.concat(frames), "mean gate (0 closed … open)", x=panels.choose_x(), height=330)
-    )
+    table, x = pd.concat(frames), panels.choose_x()
+    figure = charts.step_curve(table, "mean gate (0 closed … open)", x=x, height=330)
+    code = recipes.gate_curves(view, run, samples, list(dict.fromkeys(table["series"])))
+    panels.chart(figure, f"{run.name}: gate over the denoising steps", table, code)
 
 
 def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -> None:
@@ -28,16 +29,18 @@ def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str])
     mass = view.at_cell(data.group_gates(run, view.branch, samples))
     there = [name for name in mass["group"].values if np.isfinite(mass.sel(group=name).values).any()]
     frames = [
-        metrics.over_steps(mass.sel(group=name, drop=True), prompts).assign(series=str(name), low=np.nan)
+        metrics.over_steps(mass.sel(group=name, drop=True), prompts).assign(series=str(name))
         for name in there
     ]
     if frames:
         colors = [scales.GROUP_COLORS[name] for name in there]
+        table = pd.concat(frames)
         figure = charts.step_curve(
-            pd.concat(frames), "mean gate of the queries at the group", x=st.session_state["x"] or "step",
+            table.assign(low=np.nan), "mean gate of the queries at the group", x=st.session_state["x"] or "step",
             height=370, colors=colors,
         )  # fmt: skip
-        panels.chart(figure)
+        code = recipes.group_gates(view, run, samples, [str(name) for name in there])
+        panels.chart(figure, f"{run.name}: gate at each token group", table, code)
 
 
 def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:
@@ -50,7 +53,8 @@ def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:
     if found.empty:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
         return
-    panels.chart(gate_figures.contribution_bars(found))
+    code = recipes.contributions(view, run, samples)
+    panels.chart(gate_figures.contribution_bars(found), f"{run.name}: what passes the gate", found, code)
     st.caption(
         "ring: the kind's part of the mass of the heaviest keys; bar: its part of what they add to the output, "
         "mass × mean gate × value norm. A bar short of its ring: the gate or a small value holds that sink back."

@@ -7,8 +7,9 @@ import numpy as np
 import streamlit as st
 import xarray as xr
 
-from dashboard import data, panels
+from dashboard import data, panels, recipes
 from sd35h5.analysis import maps, metrics, pictures
+from sd35h5.analysis.view_html import Shown, picture_bytes
 
 SHEET_WIDTH = 900  # pixels
 ACROSS = 8
@@ -29,6 +30,7 @@ class Panel:
     small: np.ndarray | None
     values: xr.DataArray
     layers: xr.DataArray
+    map_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,11 @@ def panel(view, run: data.Run, word: dict, layer: int | None) -> Panel | None:
     same = table.index[[tokens == word["tokens"] for tokens in table["tokens"]]]
     if same.empty:
         return None
-    layers = data.token_maps(run, sample, table.loc[same[0], "map_tokens"], view.branch)
+    map_tokens = table.loc[same[0], "map_tokens"]
+    layers = data.token_maps(run, sample, map_tokens, view.branch)
     values = layers.mean("layer", skipna=True) if layer is None else layers.sel(layer=layer)
     image, small = data.image(run, sample, LARGE), data.image(run, sample, SMALL)
-    return Panel(run, sample, image, small, values, layers)
+    return Panel(run, sample, image, small, values, layers, map_tokens)
 
 
 def shape(one: Panel) -> tuple[int, int]:
@@ -220,6 +223,16 @@ def show(view) -> None:
         "attention of image patches to the word, mean over heads (0..1); one scale for all runs and steps"
     )
     sheets(view, shown, step, layer, look, scale)
+    for one in shown:
+        kept(view, one, step, layer, drawn(one, one.values.sel(map_step=step).values, look, scale))
+
+
+def kept(view, one: Panel, step: int, layer: int | None, picture: np.ndarray) -> None:
+    """Keep a run's picture and its map's values for the exports."""
+    table = one.values.sel(map_step=step, drop=True).rename("value").to_dataframe()["value"].reset_index()
+    table = table[["y", "x", "value"]]
+    code = recipes.token_map(view, one.run, one.sample, one.map_tokens, step, layer)
+    panels.keep(Shown(f"{one.run.name}: map at step {step}", picture_bytes(picture), table, code))
 
 
 view = panels.current()

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from dashboard import data, panels
+from dashboard import data, panels, recipes
+from sd35h5.analysis.view_html import Shown
 
 PAGE = 12
 ACROSS = 5
@@ -81,6 +82,7 @@ for start in range(0, len(found.runs), 3):
 st.subheader("Images")
 with data.sentence(view.run, *view.others):
     contact_sheet(view)
+    panels.keep(Shown("Samples", None, data.samples(view.run), recipes.run_samples(view.run)))
 if view.others:
     st.subheader("What differs between these runs")
     with data.sentence(view.run, *view.others):

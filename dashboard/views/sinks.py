@@ -4,8 +4,9 @@ choice and the clicked cell."""
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, panels
+from dashboard import data, panels, recipes
 from sd35h5.analysis import charts, figures, metrics, sinks
+from sd35h5.analysis.view_html import Shown
 
 KINDS = {
     "padding averaged": metrics.with_pads_averaged,
@@ -25,6 +26,9 @@ def heatmap(view, values) -> None:
             frame, view.label, chosen=view.cell, select="cell", width=340, height=panels.tall(view, 430)
         ),
         "heat",
+        "Layer × head",
+        frame,
+        recipes.heatmap(view),
     )
 
 
@@ -37,7 +41,8 @@ def curve(view, values) -> None:
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    panels.chart(charts.step_curve(pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40))
+    figure = charts.step_curve(pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40)
+    panels.chart(figure, "Over the denoising steps", frames[0].drop(columns="series"), recipes.curve(view))
     if len(set(prompts)) > 1:
         st.caption(
             f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"
@@ -47,18 +52,21 @@ def curve(view, values) -> None:
 def tokens(view) -> None:
     """Draw the heaviest tokens of the shown sample."""
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
-    frame = data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
+    masses = data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
     sizes = data.store(view.run).sizes
     first, second, third = st.columns([3, 2, 2])
     kind = first.selectbox("Tokens", list(KINDS), key="kind", label_visibility="collapsed")
     top = second.selectbox("How many", list(COUNTS), index=1, key="top", label_visibility="collapsed")
     log = third.toggle("Log scale", key="log")
-    frame = KINDS[kind](frame)
+    frame = KINDS[kind](masses)
     keys = sizes["token"] + panels.patches(view.run)
     panels.chart(
         charts.token_bars(
             frame, top=COUNTS[top], uniform=1 / keys if keys > sizes["token"] else None, log=log, room=120
-        )
+        ),
+        "Heaviest text tokens",
+        masses,
+        recipes.tokens(view),
     )
     st.caption("dashed: uniform attention, 1 ÷ number of keys" if keys > sizes["token"] else "")
 
@@ -69,7 +77,10 @@ def groups(view) -> None:
     layer = None
     if view.cell is not None:
         mass, layer = mass.sel(head=[view.cell[1]]), view.cell[0]
-    panels.chart(charts.group_mass(metrics.groups_over_layers(mass), layer=layer, height=560))
+    table = metrics.groups_over_layers(mass)
+    panels.chart(
+        charts.group_mass(table, layer=layer, height=560), "Where the mass goes", table, recipes.groups(view)
+    )
 
 
 def rates(view) -> None:
@@ -81,7 +92,8 @@ def rates(view) -> None:
     if view.cell is not None:
         cell = sinks.sink_curve(view.at_cell(mass), prompts, uniform)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    panels.chart(figures.sink_curve(pd.concat(frames), epsilon=sinks.EPSILON, uniform=uniform, height=430))
+    figure = figures.sink_curve(pd.concat(frames), epsilon=sinks.EPSILON, uniform=uniform, height=430)
+    panels.chart(figure, "Sink rate over ε", frames[0].drop(columns="series"), recipes.rates(view))
     st.caption(
         "share of heads, steps and samples whose mass exceeds ε; "
         "line: mean over prompts; band: 10th to 90th percentile across them"
@@ -100,15 +112,19 @@ def which_key(view) -> None:
         label_visibility="collapsed",
     )  # fmt: skip
     frame, by = (found.by_step, "top_step") if over == "over steps" else (found.by_layer, "layer")
-    panels.chart(figures.key_kinds(frame, by, height=470))
+    panels.chart(
+        figures.key_kinds(frame, by, height=470), "Which key is the sink?", frame, recipes.kinds(view, by)
+    )
     st.caption(panels.plain(told(found)))
     if found.patches["share"].sum() > 0:
         st.markdown("**Where on the image those patches lie**")
         rows, columns = found.patches[["y", "x"]].max() + 1
         tall = min(560, round(PATCHES * rows / columns) + 120)  # 120 pixels for axis and legend
-        st.altair_chart(
-            figures.patch_heatmap(found.patches, width=PATCHES + 50, height=tall), width="content"
+        figure = figures.patch_heatmap(found.patches, width=PATCHES + 50, height=tall)
+        panels.keep(
+            Shown("Where on the image those patches lie", figure, found.patches, recipes.patches(view))
         )
+        st.altair_chart(figure, width="content")
 
 
 def told(found: data.HeaviestKeys) -> str:

@@ -4,8 +4,9 @@ from functools import partial
 
 import streamlit as st
 
-from dashboard import address, data, panels, sidebar
+from dashboard import address, data, panels, recipes, sidebar
 from sd35h5.analysis import charts, chips, metrics, token_figures
+from sd35h5.analysis.view_html import Shown
 
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
@@ -42,6 +43,7 @@ def prompt(view, masses) -> None:
     folded = chips.token_chips(masses)
     key = f"chips-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
     figure = token_figures.token_chips(folded, log=log, chosen=chosen_tokens(view), select="token", room=145)
+    panels.keep(Shown("Tokens of the prompt", figure, masses, recipes.tokens(view)))
     st.altair_chart(
         figure, width="content", key=key, on_select=partial(choose_clicked, view, key), selection_mode="token"
     )
@@ -62,7 +64,10 @@ def bars(view, masses) -> None:
     left, right = st.columns(2)
     with left:
         st.markdown("**Groups of text tokens**")
-        panels.chart(token_figures.group_bars(chips.group_totals(masses)))
+        totals = chips.group_totals(masses)
+        panels.chart(
+            token_figures.group_bars(totals), "Groups of text tokens", totals, recipes.token_groups(view)
+        )
         if len(view.samples) > 1:
             across_prompts(view)
     with right:
@@ -73,7 +78,10 @@ def bars(view, masses) -> None:
         keys = data.store(view.run).sizes["token"] + panels.patches(view.run)
         uniform = 1 / keys if panels.patches(view.run) else None
         panels.chart(
-            charts.token_bars(metrics.with_pads_averaged(masses), top=top, uniform=uniform, room=120)
+            charts.token_bars(metrics.with_pads_averaged(masses), top=top, uniform=uniform, room=120),
+            "Heaviest text tokens",
+            masses,
+            recipes.tokens(view),
         )
         st.caption("dashed: uniform attention, 1 ÷ number of keys" if uniform else "")
 
@@ -85,7 +93,8 @@ def across_prompts(view) -> None:
         values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
         table = data.samples(view.run).set_index("sample", drop=False).loc[list(view.samples)]
         found = chips.sample_means(view.at_cell(values), table)
-        panels.chart(token_figures.sample_bars(found, view.label))
+        figure = token_figures.sample_bars(found, view.label)
+        panels.chart(figure, f"{view.target} across prompts", found, recipes.across_prompts(view))
         absent = int(found["value"].isna().sum())
         if absent:
             st.caption(f"{absent} of {len(found)} chosen samples do not have it")

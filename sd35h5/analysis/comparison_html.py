@@ -13,6 +13,7 @@ import pandas as pd
 
 from sd35h5 import __version__
 from sd35h5.analysis import effects
+from sd35h5.analysis.html_page import document
 from sd35h5.analysis.measures import MEASURES
 
 if TYPE_CHECKING:
@@ -48,16 +49,6 @@ SIGNED = (
     f"sd35h5 {__version__}. The numbers behind every figure are in the CSV files beside this page; their definitions "
     "are in docs/metrics.md."
 )
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-h1{font-size:1.6rem} h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-figure{margin:1.5rem 0} img{max-width:min(100%,720px);height:auto} img.wide{max-width:100%}
-figcaption{color:#555;font-size:.9rem} .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.85rem;margin:1rem 0}
-th,td{text-align:left;padding:.25rem .7rem .25rem 0;border-bottom:1px solid #e5e5e5;vertical-align:top}
-td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums} td.long{overflow-wrap:anywhere}
-.answer{background:#f4f6f8;padding:.8rem 1.2rem;border-left:4px solid #0072B2}
-"""
 
 
 def page(found: Comparison, pictures: dict[str, Path]) -> str:
@@ -77,14 +68,7 @@ def page(found: Comparison, pictures: dict[str, Path]) -> str:
         "<h2>Provenance</h2>", _table(provenance(found)),
         f"<p>{escape(SIGNED)}</p>",
     ]  # fmt: skip
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width,initial-scale=1"><meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(f'{names} against {found.reference}')}</title><style>{STYLE}</style></head><body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
+    return document(f"{names} against {found.reference}", parts)
 
 
 def answer(found: Comparison, name: str) -> list[str]:

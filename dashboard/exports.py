@@ -1,0 +1,45 @@
+"""The exports of a view: CSV, PNG, SVG and Python of each figure, and all of them as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import panels
+from sd35h5.analysis import view_html
+from sd35h5.analysis.report import safe_name
+
+
+def offer(title: str) -> None:
+    """Draw the view's exports below it; files are made when their button is pressed."""
+    shown: list[view_html.Shown] = st.session_state.get("shown", [])
+    view = st.session_state["view"]
+    if not shown or view is None:
+        return
+    with st.expander("Take it along: CSV, PNG, SVG, Python, HTML", icon=":material/download:"):
+        place = st.selectbox(
+            "Figure",
+            range(len(shown)),
+            format_func=lambda at: shown[at].name,
+            key=f"export-{title}-{len(shown)}",
+        )
+        one, name = shown[place], f"{safe_name(title)}-{safe_name(shown[place].name)}"
+        columns = st.columns(4)
+        _button(columns[0], "CSV", f"{name}.csv", lambda: one.table.to_csv(index=False), "text/csv")
+        if one.figure is not None:
+            _button(columns[1], "PNG", f"{name}.png", lambda: view_html.png(one), "image/png")
+        if one.figure is not None and not isinstance(one.figure, bytes):
+            _button(columns[2], "SVG", f"{name}.svg", lambda: view_html.svg(one), "image/svg+xml")
+        about = f"{view.run.name} · {panels.about(view)}"
+        whole = f"{safe_name(view.run.name)}-{safe_name(title)}.html"
+        _button(
+            columns[3], "Whole view as HTML", whole, lambda: view_html.page(title, about, shown), "text/html"
+        )
+        if one.code:
+            st.code(one.code, language="python")
+
+
+def _button(column, label: str, name: str, make, kind: str) -> None:
+    column.download_button(
+        label, make, file_name=name, mime=kind, on_click="ignore", width="stretch", key=f"download-{label}",
+        icon=":material/download:",
+    )  # fmt: skip

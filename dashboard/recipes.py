@@ -1,0 +1,196 @@
+"""The few lines of Python that read the numbers of a chart from the file: each ends with `table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dashboard import data
+from dashboard.sidebar import View
+
+IMPORTS = "import sd35h5\nfrom sd35h5.analysis import {}\n\nstore = sd35h5.open_store({!r})\n"
+
+
+def opened(run: data.Run, *modules: str) -> str:
+    """Return the imports and the opening of the run, called by its file's name."""
+    return IMPORTS.format(", ".join(modules or ("metrics",)), Path(run.path).name)
+
+
+def within(view: View, at_cell: bool = True, dims: tuple[str, ...] = ("step", "layer", "head")) -> str:
+    """Return `.isel(…)` of the chosen ranges and the clicked cell, "" where everything is chosen."""
+    sizes = data.store(view.run).sizes
+    places = {"step": view.steps, "layer": view.layers, "head": view.heads}
+    if at_cell and view.cell is not None:
+        places |= {"layer": (view.cell[0],), "head": (view.cell[1],)}
+    parts = [
+        f"{dim}={span(places[dim])}"
+        for dim in ("step", "layer", "head")
+        if dim in dims and len(places[dim]) < sizes[dim]
+    ]
+    return f".isel({', '.join(parts)})" if parts else ""
+
+
+def span(places: tuple[int, ...]) -> str:
+    """Return consecutive positions as a slice."""
+    return f"slice({places[0]}, {places[-1] + 1})"
+
+
+def samples(view: View, chosen: tuple[int, ...] | None = None) -> str:
+    """Return the chosen samples as an argument, None for all."""
+    chosen = view.samples if chosen is None else chosen
+    return repr(list(chosen)) if len(chosen) < data.store(view.run).sizes["sample"] else "None"
+
+
+def prompts(chosen: tuple[int, ...]) -> str:
+    """Return the line that gives the prompt of each sample."""
+    return f"prompts = list(store.samples.loc[{list(chosen)!r}, 'prompt_id'])\n"
+
+
+def target(view: View) -> str:
+    """Return the token as Python."""
+    return f"metrics.Target({view.target.kind!r}, {view.target.value!r})"
+
+
+def values(view: View, at_cell: bool = True, name: str | None = None) -> str:
+    """Return the lines that read the metric within the choice."""
+    call = f"metrics.{name or view.metric}(store, {target(view)}, {view.branch!r}, {samples(view)})"
+    return f"values = {call}{within(view, at_cell)}\n"
+
+
+def heatmap(view: View) -> str:
+    """Return what reads the layer × head heatmap."""
+    return opened(view.run) + values(view, at_cell=False) + "table = metrics.by_layer_head(values)"
+
+
+def curve(view: View) -> str:
+    """Return what reads the curve over steps."""
+    lines = opened(view.run) + values(view) + prompts(view.samples)
+    return lines + "table = metrics.over_steps(values, prompts)"
+
+
+def tokens(view: View) -> str:
+    """Return what reads the shown sample's tokens with their mass."""
+    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    chosen = f"steps={list(view.steps)}, layers={list(layers)}, heads={list(heads)}"
+    return opened(view.run) + f"table = metrics.token_mass(store, {view.sample}, {view.branch!r}, {chosen})"
+
+
+def token_groups(view: View) -> str:
+    """Return what reads the shown sample's groups."""
+    lines = tokens(view).replace("import metrics", "import chips, metrics")
+    return f"{lines}\ntable = chips.group_totals(table)"
+
+
+def across_prompts(view: View) -> str:
+    """Return what reads the metric of each sample."""
+    lines = opened(view.run, "chips", "metrics") + values(view)
+    return f"{lines}table = chips.sample_means(values, store.samples.loc[{list(view.samples)!r}])"
+
+
+def groups(view: View) -> str:
+    """Return what reads where the mass goes over layers."""
+    one = "" if view.cell is None else f".sel(head=[{view.cell[1]}])"
+    lines = f"mass = metrics.mean_group_mass(store, {view.branch!r}, 'image', {samples(view)})"
+    return f"{opened(view.run)}{lines}{within(view, at_cell=False)}{one}\ntable = metrics.groups_over_layers(mass)"
+
+
+def rates(view: View) -> str:
+    """Return what reads the sink rate over ε."""
+    lines = (
+        opened(view.run, "metrics", "sinks") + values(view, name="first_token_mean") + prompts(view.samples)
+    )
+    where = f"store, {target(view)}, {view.branch!r}, {samples(view)}"
+    lines += f"uniform = float(sinks.uniform_mass({where}).mean())\n"
+    return f"{lines}table = sinks.sink_curve(values, prompts, uniform)"
+
+
+def kinds(view: View, by: str) -> str:
+    """Return what reads of what kind the heaviest key is."""
+    lines = f"keys = topkeys.top_keys(store, {view.branch!r}, 'image', {samples(view)}, count=1)"
+    steps = f"\nkeys = keys.isel(top_step=keys['top_step'].isin({list(view.steps)!r}))"
+    layers = view.layers if view.cell is None else (view.cell[0],)
+    named = f".assign_coords(layer=range({layers[0]}, {layers[-1] + 1}))"
+    at = within(view, dims=("layer", "head"))
+    return f"{opened(view.run, 'topkeys')}{lines}{at}{named}{steps}\ntable = topkeys.kind_shares(keys, by={by!r})"
+
+
+def gate_heads(view: View, run: data.Run, chosen: tuple[int, ...], query: str) -> str:
+    """Return what reads the gate of each head."""
+    where = f"store, {view.branch!r}, {query!r}, {list(chosen)!r}, steps={list(view.steps)!r}"
+    return (
+        f"{opened(run, 'gating')}table = gating.gate_heads({where})\n"
+        f"table = table[table['layer'].isin({list(view.layers)!r}) & table['head'].isin({list(view.heads)!r})]"
+    )
+
+
+def gate_curves(view: View, run: data.Run, chosen: tuple[int, ...], series: list[str]) -> str:
+    """Return what reads the mean gate of both streams over steps."""
+    one = f"gating.gate_statistic(store, 'mean', {view.branch!r}, query, {list(chosen)!r}){within(view)}"
+    return _by_series(
+        run, chosen, "query", [name.removesuffix(" queries") for name in series], one, " + ' queries'"
+    )
+
+
+def group_gates(view: View, run: data.Run, chosen: tuple[int, ...], series: list[str]) -> str:
+    """Return what reads the gate at each group over steps."""
+    one = f"gating.group_gates(store, {view.branch!r}, {list(chosen)!r}){within(view)}.sel(group=name, drop=True)"
+    return _by_series(run, chosen, "name", series, one, "")
+
+
+def _by_series(
+    run: data.Run, chosen: tuple[int, ...], name: str, series: list[str], one: str, more: str
+) -> str:
+    return (
+        f"import pandas as pd\n{opened(run, 'gating', 'metrics')}{prompts(chosen)}table = pd.concat([\n"
+        f"    metrics.over_steps({one}, prompts).assign(series={name}{more})\n    for {name} in {series!r}\n])"
+    )
+
+
+def contributions(view: View, run: data.Run, chosen: tuple[int, ...]) -> str:
+    """Return what reads each kind of key's part of the mass and of what passes the gate."""
+    at = within(view, dims=("layer", "head"))
+    where = f"sample={list(chosen)!r}, branch={view.branch!r}, query='image'"
+    keys = f"topkeys.top_keys(store, {view.branch!r}, 'image', {list(chosen)!r}){at}"
+    return (
+        f"{opened(run, 'gating', 'topkeys')}keys = {keys}\n"
+        f"added = store.read('gates/contribution', {where}){at}\n"
+        f"steps = keys['top_step'].isin({list(view.steps)!r}).values\n"
+        "table = gating.contribution_shares(keys.isel(top_step=steps), added.isel(top_step=steps))"
+    )
+
+
+def compared(view: View, other: data.Run) -> tuple[str, str, str]:
+    """Return what reads the reference's heatmap, the other's, and their difference, paired samples only."""
+    asked = f"{view.metric!r}, {target(view)}, {view.branch!r}"
+    lines = (
+        "from dataclasses import replace\n\n"
+        + opened(view.run, "compare", "metrics")
+        + f"other = sd35h5.open_store({Path(other.path).name!r})\npairing = compare.pair(store, other)\n"
+        + f"chosen = pairing.pairs[pairing.pairs['reference_sample'].isin({list(view.samples)!r})]\n"
+        + "pairing = replace(pairing, pairs=chosen.reset_index(drop=True))\n"
+        + f"before, after = compare.paired_values(store, other, pairing, {asked})\n"
+    )
+    at = within(view, at_cell=False)
+    made = (f"before{at}", f"after{at}", f"compare.difference(before{at}, after{at})")
+    return tuple(f"{lines}table = metrics.by_layer_head({one})" for one in made)  # type: ignore[return-value]
+
+
+def token_map(
+    view: View, run: data.Run, sample: int, map_tokens: tuple[int, ...], step: int, layer: int | None
+) -> str:
+    """Return what reads a token's map at a step: y, x, value."""
+    mean = ".mean('layer')" if layer is None else f".sel(layer={layer}, drop=True)"
+    return (
+        f"{opened(run, 'maps')}values = maps.token_maps(store, {sample}, {list(map_tokens)!r}, {view.branch!r})\n"
+        f"values = values{mean}.sel(map_step={step}, drop=True)\n"
+        "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
+    )
+
+
+def run_samples(run: data.Run) -> str:
+    """Return what reads the run's samples."""
+    return f"import sd35h5\n\nstore = sd35h5.open_store({Path(run.path).name!r})\ntable = store.samples"
+
+
+def patches(view: View) -> str:
+    """Return what reads where on the image the heaviest keys lie."""
+    return kinds(view, "layer").rpartition("\n")[0] + "\ntable = topkeys.patch_shares(keys)"
