@@ -197,12 +197,14 @@ def test_components_that_do_not_fit_each_other_are_refused_before_anything_is_dr
         load(model, read_facts(model))
 
 
-@pytest.mark.parametrize("key", ["scaled_fp8", "encoder.block.0.layer.0.SelfAttention.q.scale_weight"])
-def test_scaled_fp8_is_refused_since_its_scales_would_be_lost(key, tmp_path, small):
-    state = plain_state(small.text_encoder_3) | {key: torch.ones(1)}
-    assert f"holds scaled fp8 weights ({key})" in _refusal(
-        "text_encoder_3", save(tmp_path / "a.safetensors", state)
-    )
+def test_factors_of_scaled_fp8_must_be_one_for_a_weight_that_is_there(tmp_path, small):
+    weight = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    stray = plain_state(small.text_encoder_3) | {"encoder.final.scale_weight": torch.ones(())}
+    said = _refusal("text_encoder_3", save(tmp_path / "a.safetensors", stray))
+    assert "has encoder.final.scale_weight, and no encoder.final.weight which it could scale" in said
+    blocks = plain_state(small.text_encoder_3) | {weight.replace("weight", "weight_scale"): torch.ones(4)}
+    said = _refusal("text_encoder_3", save(tmp_path / "b.safetensors", blocks))
+    assert f"of shape (4,) scales parts of {weight} apart: only one factor" in said
 
 
 def test_integers_are_no_weights(tmp_path, small):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ from weights import (
 )
 
 from sd35h5.capturing.config import Model
+from sd35h5.errors import ConfigError
+from sd35h5.gates.forms import find_gates
 from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS, published_name
 from sd35h5.weights.layouts import COMPONENTS
 from sd35h5.weights.loading import build, load_part
@@ -177,6 +180,43 @@ def test_fp8_is_cast_with_a_note(stored, tmp_path, small, caplog):
     assert (
         f"t5.safetensors is stored as {str(stored).removeprefix('torch.')}: cast to bfloat16" in caplog.text
     )
+
+
+@pytest.mark.parametrize("names", [("scale_weight", "scale_input"), ("weight_scale", "input_scale")])
+def test_scaled_fp8_weights_are_multiplied_by_their_factors(names, tmp_path, small, caplog):
+    """As ComfyUI stores them: linear layers in fp8 with a factor, all else plain; q, k and v share one factor."""
+    state = original_mmdit(small.transformer)
+    stored, expected = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, dict(state)
+    for key, tensor in state.items():
+        stored[key] = tensor.half()
+        expected[key] = tensor.half().float()
+        if re.search(r"\.(qkv|fc1|fc2|proj)\.weight$", key) and tensor.ndim == 2:
+            factor = tensor.abs().max().float() / 448  # the largest e4m3 number
+            stored[key] = (tensor / factor).to(torch.float8_e4m3fn)
+            expected[key] = stored[key].float() * factor
+            module = key.removesuffix("weight")
+            stored |= {module + names[0]: factor.reshape(()), module + names[1]: torch.ones(1)}
+    stored = {f"model.diffusion_model.{key}": tensor for key, tensor in stored.items()}
+    loaded = load_part(
+        _part("transformer", save(tmp_path / "scaled.safetensors", stored)), torch.float32, "cpu"
+    )
+    assert "float8_e4m3fn (scaled): cast to float32" in caplog.text
+    plain = load_part(
+        _part("transformer", save(tmp_path / "plain.safetensors", expected)), torch.float32, "cpu"
+    )
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    difference = output("transformer", loaded) - output("transformer", small.transformer)
+    assert difference.abs().max() < 0.1 * output("transformer", small.transformer).abs().max()
+
+
+def test_gates_in_scaled_fp8_are_refused_since_their_rows_would_be_read_unscaled():
+    shapes = {
+        "joint_blocks.0.x_block.attn.qkv.weight": (3 * 16 + 2, 16), "joint_blocks.0.x_block.attn.qkv.bias": (50,),
+        "joint_blocks.0.x_block.attn.ln_q.weight": (8,), "joint_blocks.0.x_block.attn.qkv.scale_weight": (),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="qkv.scale_weight: gates are not read from scaled fp8"):
+        find_gates(shapes)
 
 
 def test_t5_in_float16_keeps_the_parts_that_transformers_keeps_in_float32(small, small_folder):

@@ -15,7 +15,7 @@ from torch import Tensor
 from sd35h5.capturing import reductions, tiers
 from sd35h5.capturing.attend import attend, blocked_lse
 from sd35h5.capturing.gate_measures import gate_group_means, gated_contribution
-from sd35h5.capturing.reducer import Reducer, reducer_for
+from sd35h5.capturing.reducer import Reducer, reducer_for, torch_reducer
 from sd35h5.capturing.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction
 from sd35h5.capturing.tiers import TierPlan
 from sd35h5.errors import CaptureError
@@ -87,7 +87,9 @@ class Probe:
     def __init__(self, layers: int, heads: int, gated: bool, second_gated: bool = False) -> None:
         self.layers, self.heads, self.gated, self.second_gated = layers, heads, gated, second_gated
         self.plan: PassPlan | None = None
-        self._reducer: Reducer | None = None
+        self._reducer: Reducer | None = None  # of the pass under way
+        self._usual: Reducer | None = None
+        self._plain = torch_reducer()
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._second: dict[int, Tensor] = {}
         self._second_seen: dict[int, dict[str, Tensor]] = {}
@@ -102,8 +104,10 @@ class Probe:
     def begin(self, plan: PassPlan) -> None:
         """Measure what the plan says until `end`."""
         self.plan, self._seen, self._second, self._second_seen = plan, {}, {}, {}
-        if self._reducer is None:
-            self._reducer = reducer_for(plan.membership.device)
+        if self._usual is None:
+            self._usual = reducer_for(plan.membership.device)
+        # what measures altered attention is float32 and two channels wider: nothing for the kernels
+        self._reducer = self._usual if self.altered is None else self._plain
 
     def abandon(self) -> None:
         """Forget the pass under way, after an error."""

@@ -17,6 +17,7 @@ from sd35h5.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_SCALES = ("scale_weight", "weight_scale")  # as sd35h5.weights.scaled reads them
 FUSED, SEPARATE, OURS = "a", "b", "c"
 _PREFIX = r"(?:model\.diffusion_model\.|diffusion_model\.)?"
 _ORIGINAL = re.compile(
@@ -45,7 +46,7 @@ def find_gates(shapes: Mapping[str, Sequence[int]]) -> dict[str, GateRows]:
     The text gate of the last layer is found too, though it is never applied.
 
     Raises:
-        ConfigError: rows beyond q, k and v that are no gate, or a gate with a part missing.
+        ConfigError: rows beyond q, k and v that are no gate, a gate with a part missing, or scaled fp8.
     """
     found: dict[str, GateRows] = {}
     for key, shape in shapes.items():
@@ -62,6 +63,12 @@ def find_gates(shapes: Mapping[str, Sequence[int]]) -> dict[str, GateRows]:
                 raise ConfigError(f"{key} and {found[ours].source} are both a gate of the same attention")
             form = FUSED if match["module"] == "qkv" else SEPARATE
             found[ours] = GateRows(key, start, shape[0], form)
+    for rows in found.values():
+        module = rows.source.rpartition(".")[0]
+        if scale := next((name for name in _SCALES if f"{module}.{name}" in shapes), None):
+            raise ConfigError(
+                f"{module}.{scale}: gates are not read from scaled fp8, get the file in 16 or 32 bits"
+            )
     return found
 
 

@@ -19,6 +19,7 @@ from sd35h5.gates.files import GateSource, source_of
 from sd35h5.gates.forms import find_gates
 from sd35h5.weights.checkpoints import DTYPE_NAMES, FLOATS, sha256_of, stored_dtypes
 from sd35h5.weights.layouts import HARMLESS, TITLES, Layout, Place
+from sd35h5.weights.scaled import split_factors
 from sd35h5.weights.sources import Part
 
 log = logging.getLogger("sd35h5")
@@ -77,22 +78,25 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
         ConfigError: a sentence naming file, key and what was expected.
     """
     model = build(part.component, part.config)
+    whole, (part, scaled) = part, split_factors(part)
     _refuse_quantized(part)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = plan(part, expected)
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
     filled: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        state = _open(part, stack)
+        state, factors = _open(part, stack), _factors(whole, scaled, stack)
         for name, place in places.items():
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
             wide = any(module in name.split(".") for module in kept)
             target = torch.float32 if wide else dtype  # as transformers' own loader does
             tensor = _identity(expected[name]) if place is None else _taken(state, place)
+            if place is not None and place.key in factors:
+                tensor = tensor.float() * factors[place.key]
             filled[name] = tensor.to(device=device, dtype=target, copy=True)
     _assign(model, filled)
-    _note(part, dtype)
+    _note(part, dtype, scaled=bool(factors))
     return model
 
 
@@ -165,10 +169,6 @@ def _refuse_surplus(part: Part, used: set[str]) -> None:
 
 def _refuse_quantized(part: Part) -> None:
     for key, entry in part.entries.items():
-        if key.endswith(("scale_weight", "weight_scale", "scaled_fp8", "scale_input")):
-            raise ConfigError(
-                f"{part.said} holds scaled fp8 weights ({key}): give plain fp8, 16 or 32 bit weights"
-            )
         if entry.dtype not in FLOATS and not HARMLESS.search(key):
             raise ConfigError(
                 f"{part.said} holds {key} as {entry.dtype}: give weights of {', '.join(DTYPE_NAMES.values())}"
@@ -187,6 +187,12 @@ def _open(part: Part, stack: ExitStack) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path} cannot be read as a safetensors file: {error}") from error
     return state
+
+
+def _factors(part: Part, scaled: Mapping[str, str], stack: ExitStack) -> dict[str, float]:
+    """The factor of each weight that is scaled, by the weight's key."""
+    state = _open(replace(part, entries={key: part.entries[key] for key in scaled.values()}), stack)
+    return {weight: float(state[key].float().reshape(())) for weight, key in scaled.items()}
 
 
 def _taken(state: Mapping[str, Tensor], place: Place) -> Tensor:
@@ -215,13 +221,13 @@ def _assign(model: nn.Module, filled: dict[str, Tensor]) -> None:
         raise ConfigError(f"{left[0]} has no weights in the file")
 
 
-def _note(part: Part, dtype: torch.dtype) -> None:
+def _note(part: Part, dtype: torch.dtype, scaled: bool) -> None:
     """Tell of weights that lost precision before they came here."""
     stored = stored_dtypes(part.entries.values())
     if "float8" in stored:
         log.warning(
-            "%s is stored as %s: cast to %s, which brings back no precision",
-            part.files[0].name, stored, str(dtype).removeprefix("torch."),
+            "%s is stored as %s%s: cast to %s, which brings back no precision",
+            part.files[0].name, stored, " (scaled)" * scaled, str(dtype).removeprefix("torch."),
         )  # fmt: skip
 
 
