@@ -18,10 +18,11 @@ import xarray as xr
 from dashboard import finding
 from dashboard.caching import cached
 from dashboard.finding import Run, without_paths
-from sd35h5.analysis import chips, compare, effects, gating, maps, metrics, pictures, sinks, topkeys
+from sd35h5.analysis import chips, compare, contents, effects, gating, maps, metrics, pictures, sinks, topkeys
 from sd35h5.errors import Sd35h5Error
 from sd35h5.store.reader import Store
 from sd35h5.store.remote import open_through
+from sd35h5.store.verifying import verify
 
 
 @contextmanager
@@ -217,3 +218,16 @@ def pairing(reference: Run, other: Run) -> compare.Pairing:
 def setting_differences(runs: tuple[Run, ...]) -> pd.DataFrame:
     """Return the settings in which the runs differ."""
     return compare.setting_differences({run.name: store(run) for run in runs})
+
+
+@cached()
+def variables(run: Run) -> pd.DataFrame:
+    """Return the variables of a run's file with their dimensions, chunks and bytes."""
+    return contents.variables(store(run))
+
+
+@cached("Reading every value …")
+def deep_problem(run: Run) -> str:
+    """Return "" if every value is the one that was sealed, else a sentence; checked in a subprocess."""
+    report = verify(run.path, deep=True)
+    return without_paths("; ".join(report.problems[:2]), run.path)

@@ -3,6 +3,7 @@ show."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -123,14 +124,29 @@ def tall(view: sidebar.View, height: int) -> int:
 def told_gates(attributes: Mapping[str, str]) -> tuple[str, str]:
     """Return which gates a run drew with, in a line, and what to beware of, empty if nothing."""
     told = {
-        name: str(attributes.get(f"gate_{name}") or "none")[:80] for name in ("type", *GATE_FACTS, "weights")
+        name: str(attributes.get(f"gate_{name}") or "none")[:400] for name in ("type", *GATE_FACTS, "weights")
     }
     line = told["type"]
     if line != "none":
-        facts = (told[name] for name in GATE_FACTS[:3])
-        line = " · ".join([line, *(fact for fact in facts if fact not in ("none", "[]"))])
+        facts = (told["target"], told["activation"], told_layers(told["layers"]))
+        line = " · ".join([line, *(fact for fact in facts if fact not in ("none", ""))])
         line += f" · forced {told['override']}" if told["override"] != "none" else ""
     return line, CAUTIONS.get(told["weights"], "")
+
+
+def told_layers(text: str) -> str:
+    """Return a list of layers in short, "layers 0–2, 5"; another text as it is."""
+    if not re.fullmatch(r"\[\d{1,4}(, ?\d{1,4})*\]", text):
+        return text.replace("[]", "")[:80]
+    layers = sorted(map(int, text[1:-1].split(",")))
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    named = (str(first) if first == last else f"{first}–{last}" for first, last in spans)
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(named)}"
 
 
 def told_intervention(attributes: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ def test_the_card_of_a_run_tells_its_gates_and_what_to_beware_of(tmp_path, monke
     for name, changes in runs.items():
         make_store(tmp_path / f"{name}.h5", samples=1, steps=2, **changes)
     captions = _captions(tmp_path, monkeypatch)
-    assert "gate: headwise · joint · 2sigmoid · [0, 1, 2] · forced open · 3 layers" in captions
+    assert "gate: headwise · joint · 2sigmoid · layers 0–2 · forced open · 3 layers" in captions
     assert "untrained gates: all weights are zero" in captions and "which is not the baseline" in captions
     assert "gate: none · 3 layers" in captions
 

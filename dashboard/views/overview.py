@@ -4,17 +4,20 @@ import streamlit as st
 
 from dashboard import data, panels, recipes
 from sd35h5.analysis.view_html import Shown
+from sd35h5.store.info import nbytes
 
 PAGE = 12
 ACROSS = 5
 
 
 def card(run: data.Run) -> None:
-    """Draw one run: model, gate, size, and how far it is while it is still being captured."""
+    """Draw one run: model, gates, size, and how far it is while it is still being captured."""
     store = data.store(run)
     sizes = store.sizes
     with st.container(border=True):
         st.markdown(f"**{panels.plain(run.name)}**")
+        model = str(store.attributes.get("model_id") or "no name in the file")
+        st.caption(f"model: {panels.plain(model[:80])}")
         gate, caution = panels.told_gates(store.attributes)
         st.caption(
             f"gate: {panels.plain(gate)} · {sizes['layer']} layers × {sizes['head']} heads · "
@@ -30,7 +33,8 @@ def card(run: data.Run) -> None:
                 min(1.0, done / max(store.planned, 1)), f"capturing: {done} of {store.planned} samples"
             )
         else:
-            st.caption(f":material/verified: {sizes['sample']} samples, complete, verified")
+            size = nbytes(store.bytes_on_disk())
+            st.caption(f":material/verified: {sizes['sample']} samples, complete, verified · {size}")
 
 
 def contact_sheet(view) -> None:

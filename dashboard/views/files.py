@@ -1,0 +1,124 @@
+"""Files: is the run's file whole, what is in it, how large, where it comes from, and how to capture what it
+lacks."""
+
+import json
+
+import streamlit as st
+
+from dashboard import data, panels, recipes
+from sd35h5.analysis import contents, tiers
+from sd35h5.store.info import nbytes
+
+PARTS = {
+    "config": "Configuration",
+    "components": "Components",
+    "environment": "Environment",
+    "events": "Events",
+    "origin": "Origin",
+}
+
+
+def verdict(run: data.Run) -> None:
+    """Say what verification found; check every value on request."""
+    left, right = st.columns([4, 1], vertical_alignment="center")
+    with right:
+        deep = st.button("Check every value", key=f"deep-{run.name}", width="stretch", help=(
+            "reads the whole file and compares each sample with the hash that sealed it; "
+            "large files take minutes"
+        ))  # fmt: skip
+    with left:
+        if not deep:
+            st.success(
+                "Verified before it was opened: format, types, links and sizes are sound.",
+                icon=":material/verified:",
+            )
+        elif problem := data.deep_problem(run):
+            st.error(panels.plain(problem), icon=":material/error:")
+        else:
+            st.success("Every value is the one that was sealed.", icon=":material/verified:")
+
+
+def sizes(run: data.Run) -> None:
+    """Draw what the variables take, and list them as the file has them."""
+    table = data.variables(run)
+    stored, raw = int(table["stored"].sum()), int(table["raw"].sum())
+    st.markdown("**Sizes by dataset**")
+    st.caption(
+        f"{nbytes(data.store(run).bytes_on_disk())} on disk; the variables take {nbytes(stored)}, raw {nbytes(raw)}"
+    )
+    code = recipes.opened(run, "contents") + "table = contents.variables(store)"
+    panels.chart(contents.size_bars(table), "Sizes by dataset", table, code)
+
+
+def schema(run: data.Run) -> None:
+    """List the variables as the file has them."""
+    st.markdown("**Schema**")
+    st.dataframe(data.variables(run), hide_index=True, column_config={
+        "stored": st.column_config.NumberColumn("stored, bytes", format="localized"),
+        "raw": st.column_config.NumberColumn("raw, bytes", format="localized"),
+    })  # fmt: skip
+
+
+def held(run: data.Run) -> None:
+    """List the tiers, those in the file marked."""
+    st.markdown("**Tiers**")
+    st.dataframe(tiers.tiers(data.store(run)), hide_index=True, column_config={
+        "tier": st.column_config.TextColumn(width=110),
+        "held": st.column_config.CheckboxColumn("in file", width=60),
+    })  # fmt: skip
+
+
+def lacking(run: data.Run) -> None:
+    """Give the command line that captures the run again with the tiers that the file lacks."""
+    store = data.store(run)
+    table = tiers.tiers(store)
+    st.markdown("**Capture what is missing**")
+    absent = table.loc[~table["held"], "tier"].tolist()
+    if not absent:
+        st.caption("Every tier is in the file.")
+        return
+    wanted = st.multiselect(
+        "Capture also", absent, default=[name for name in absent if name != "raw"], key=f"tiers-{run.name}"
+    )
+    with data.sentence(run):
+        st.code(
+            tiers.capture_command(store, wanted, f"{store.name}-more.h5"), language="bash", wrap_lines=True
+        )
+        if prompts := tiers.prompts_file(store):
+            st.download_button(
+                tiers.PROMPTS_FILE,
+                json.dumps(prompts, ensure_ascii=False, indent=1),
+                tiers.PROMPTS_FILE,
+                "application/json",
+                icon=":material/download:",
+                help="the prompts that the command reads",
+            )
+    st.caption(
+        "The same pictures again, as every option is that of this file: samples of both files pair. "
+        "`--dry_run` behind it tells what it will take."
+    )
+
+
+def provenance(run: data.Run) -> None:
+    """Show where the file comes from, as the capture wrote it."""
+    store = data.store(run)
+    st.markdown("**Provenance**")
+    told = {**store.provenance, "config": store.config}
+    parts = {title: told[name] for name, title in PARTS.items() if told.get(name)}
+    parts["Attributes"] = store.attributes
+    for part, tab in zip(parts.values(), st.tabs(list(parts)), strict=True):
+        tab.dataframe(contents.facts(part), hide_index=True)
+
+
+view = panels.current(open_refused=True)
+st.subheader(panels.plain(f"{view.run.name}: what is in the file"))
+with data.sentence(view.run):
+    verdict(view.run)
+left, right = st.columns(2)
+with left, data.sentence(view.run):
+    sizes(view.run)
+with right, data.sentence(view.run):
+    held(view.run)
+for part in (lacking, schema, provenance):
+    with data.sentence(view.run):
+        part(view.run)

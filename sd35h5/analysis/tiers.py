@@ -1,0 +1,113 @@
+"""Which tiers a store holds, and the command line that captures it again with those that it lacks."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sd35h5.errors import StoreError
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+#: options of capture_cli.py that decide the data, in the order of its help; the names of a stored config
+FLAGS = (
+    "model_id", "transformer", "dit_path", "clip_l_path", "clip_g_path", "t5xxl_path", "vae_path",
+    "tokenizer_path", "no_t5", "offload", "gates", "device", "dtype", "negative_prompt", "num_images", "seed",
+    "steps", "guidance", "height", "width", "max_sequence_length", "apply_lg_attn_mask", "apply_t5_attn_mask",
+    "maps", "words", "map_steps", "map_layers", "map_heads", "map_pool", "topk", "top_steps", "branches",
+    "no_unconditional", "text_queries", "rows", "atlas", "raw", "precision", "no_images",
+    "gate_type", "gate_target", "gate_layers", "gate_activation", "gate_zero_rows", "gate_init", "gate_override",
+    "attn2_layout", "intervene", "control",
+)  # fmt: skip
+PROMPTS_FILE = "prompts.json"
+MOST_PROMPTS = 12  # on a command line; more are read from a file
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A part of a capture: what it is, the variable that shows that it is there, and the options that ask for it."""
+
+    name: str
+    what: str
+    variable: str
+    options: Mapping[str, Any]
+
+
+TIERS = (
+    Tier("sinks", "mass of every text token, group masses, entropy over text", "sinks/mass_group", {}),
+    Tier("topk", "the heaviest keys of each head, wherever they are", "topk/top_index", {"topk": 16}),
+    Tier("maps", "where the image looks at a token, mean over heads", "maps/image_to_text", {"maps": "words"}),
+    Tier("maps, per head", "the same for every head", "maps/image_to_text_per_head",
+         {"maps": "words", "map_heads": "all"}),
+    Tier("rows", "where chosen queries look", "rows/to_image", {"rows": ["centre"]}),
+    Tier("text", "how the text looks at every token", "sinks/mass_text", {"text_queries": True}),
+    Tier("atlas", "mass of every image patch, entropy over all keys", "atlas/mass_patch", {"atlas": True}),
+    Tier("raw", "unpooled probabilities of chosen layers and steps", "raw/probability",
+         {"raw": ["steps=0", "layers=0"]}),
+    Tier("images", "the generated images", "images/image", {"no_images": False}),
+)  # fmt: skip
+
+
+def tiers(store: Store) -> pd.DataFrame:
+    """Return what the store holds of each tier: columns tier, held (bool), what."""
+    rows = [(tier.name, tier.variable in store, tier.what) for tier in TIERS]
+    return pd.DataFrame(rows, columns=["tier", "held", "what"])
+
+
+def capture_command(store: Store, names: Iterable[str], out: str) -> str:
+    """Return the command line that captures the store again, with these tiers in addition.
+
+    Every option is written, also where it is the default. Values come from a file: they are quoted, and one that
+    could be read as another option is refused. Prompts with names of their own, and many, are read from a file
+    (see `prompts_file`).
+    Raises: StoreError where the configuration was not made by the command line.
+    """
+    config = dict(store.config)
+    for tier in TIERS:
+        if tier.name in names:
+            config |= tier.options
+    if not config.get("model_id"):
+        raise StoreError(f"{store.name} was captured from Python: give the options to sd35h5.capture there")
+    words = ["python", "capture_cli.py"]
+    for flag in FLAGS:
+        words += _option(flag, config.get(flag))
+    prompts = prompts_file(store)
+    words += ["--prompts_json", PROMPTS_FILE] if prompts else _option("prompt", config.get("prompts"))
+    return shlex.join([*words, *_option("out", out)])
+
+
+def prompts_file(store: Store) -> list[dict[str, str]] | None:
+    """Return what --prompts_json has to hold; None where the prompts can stand on the command line."""
+    texts, names = _texts(store.config.get("prompts")), _texts(store.config.get("prompt_ids"))
+    if not texts:
+        raise StoreError(f"{store.name} does not tell its prompts in its configuration")
+    usual = [f"p{number:03d}" for number in range(len(texts))]
+    if (
+        names in ([], usual)
+        and len(texts) <= MOST_PROMPTS
+        and not any(text.startswith("-") for text in texts)
+    ):
+        return None
+    names = names if len(names) == len(texts) else usual
+    return [{"id": name, "prompt": text} for name, text in zip(names, texts, strict=True)]
+
+
+def _option(flag: str, value: Any) -> list[str]:
+    """Return the words of an option, none where it was not given."""
+    if value is None or value is False or value == "" or value == []:
+        return []
+    if value is True:
+        return [f"--{flag}"]
+    words = _texts(value) if isinstance(value, list) else [str(value)]
+    if not isinstance(value, str | int | float | list) or any(word.startswith("-") for word in words):
+        raise StoreError(f"its configuration has a {flag} that cannot stand on a command line")
+    return [f"--{flag}", *words]
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []
