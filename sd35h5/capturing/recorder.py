@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from sd35h5.capturing.reductions import GATE_STATISTICS, pooled_centres
 from sd35h5.capturing.tokens import TokenTable
+from sd35h5.capturing.transfer import Transfer, round_mantissa
 from sd35h5.store import schema
 from sd35h5.store.writer import Header, SampleWriter
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sd35h5.capturing.probe import PassResult
     from sd35h5.gates.modules import Gates
 
 _IMAGE = schema.QUERIES.index("image")
+_LARGE = ("mass.", "maps", "head_maps", "rows.", "atlas.patch_mass", "second.patch_mass")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,9 @@ class SampleRecorder:
         self._cond = layout.branches.index("cond")
         self._kept = kept_branches
         self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
-        self._writer = SampleWriter(parts, facts.index, header)
+        self._transfer = Transfer()
+        self._rounds = header.precision == "rounded"
+        self._writer = SampleWriter(parts, facts.index, header, rounded_already=True)
         shape = (len(layout.branches), len(schema.QUERIES))
         steps = (len(layout.timesteps), layout.layers, layout.heads)
         self._group = _nan(*shape, len(schema.GROUPS), *steps)
@@ -151,43 +154,79 @@ class SampleRecorder:
 
     def add(self, step: int, rows: Sequence[str], result: PassResult) -> None:
         """Take one pass of the transformer; `rows` names the branch of each batch row."""
-        for row, branch in enumerate(rows):
-            at = self._layout.branches.index(branch)
-            self._group[at, :, :, step] = _numpy(result.group[row])
-            self._entropy[at, :, step] = _numpy(result.entropy[row])
-            if self._gates is not None:
-                self._gates[:, at, :, step] = _numpy(result.gates[:, row])
-                self._gate_groups[at, :, :, step] = _numpy(result.gate_groups[row])
-            if self._second_gates is not None:
-                self._second_gates[:, at, :, step] = _numpy(result.second_gates[:, row])
-            if branch in self._kept:
-                for query, name in enumerate(self._masses):
-                    self._writer.put(f"sinks/{name}", _numpy(result.mass[row, query]), branch=at, step=step)
         if result.row_sum_error == result.row_sum_error:
             self._row_sum_error = result.row_sum_error
-        if result.top is not None:
-            for name, values in result.top.items():
-                self._top.setdefault(name, []).append(_numpy(values))
-        if result.maps is not None:
-            self._put_maps(step, _numpy(result.maps))
-        if result.head_maps is not None:
-            self._put_head_maps(step, _numpy(result.head_maps))
-        if result.second is not None:
-            self._add_second(step, {name: _numpy(values) for name, values in result.second.items()})
-        if result.rows is not None:
-            self._put_rows(step, {name: _numpy(values) for name, values in result.rows.items()})
-        if result.atlas is not None:
-            at = self._layout.top_steps.index(step)
-            self._entropy_all[:, step] = _numpy(result.atlas["entropy_all"])
-            for query, mass in enumerate(_numpy(result.atlas["patch_mass"])):
-                self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
+        tensors = self._outgoing(rows, result)
+        self._transfer.send(tensors, lambda arrays: self._take(step, rows, arrays))
 
     def add_altered(self, step: int, rows: Sequence[str], mass: Tensor) -> None:
         """Take the mass that was altered in one pass, (batch row, query stream, layer, head)."""
-        for row, branch in enumerate(rows):
-            self._altered_mass[self._layout.branches.index(branch), :, step] = _numpy(mass[row])
 
-    def _add_second(self, step: int, second: dict[str, np.ndarray]) -> None:
+        def take(arrays: dict[str, np.ndarray]) -> None:
+            for row, branch in enumerate(rows):
+                self._altered_mass[self._layout.branches.index(branch), :, step] = arrays["altered"][row]
+
+        self._transfer.send({"altered": mass}, take)
+
+    def add_raw(self, step: int, layer: int, values: Tensor) -> None:
+        """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
+        raw = self._layout.raw
+        at = {"raw_step": raw["raw_step"].index(step), "raw_layer": raw["raw_layer"].index(layer)}
+        name = "raw/probability"
+        self._transfer.send(
+            {name: self._rounded(values)},
+            lambda arrays: self._writer.put(name, arrays[name], branch=self._cond, **at),
+        )
+
+    def _outgoing(self, rows: Sequence[str], result: PassResult) -> dict[str, Tensor]:
+        """What is written of a pass, by names like `entropy` and `top.mass`; large arrays rounded."""
+        fields = dict(vars(result))
+        mass = fields.pop("mass")[:, : len(self._masses)]
+        fields["mass"] = {branch: mass[row] for row, branch in enumerate(rows) if branch in self._kept}
+        tensors = {}
+        for name, value in fields.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            tensors |= {f"{name}.{part}".rstrip("."): each for part, each in parts.items()}
+        return {
+            name: self._rounded(each) if name.startswith(_LARGE) else each
+            for name, each in tensors.items()
+            if isinstance(each, Tensor)
+        }
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return round_mantissa(values) if self._rounds else values
+
+    def _take(self, step: int, rows: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+        """Write one pass of the transformer, or keep what is written at the end."""
+        for row, branch in enumerate(rows):
+            at = self._layout.branches.index(branch)
+            self._group[at, :, :, step] = arrays["group"][row]
+            self._entropy[at, :, step] = arrays["entropy"][row]
+            if self._gates is not None:
+                self._gates[:, at, :, step] = arrays["gates"][:, row]
+                self._gate_groups[at, :, :, step] = arrays["gate_groups"][row]
+            if self._second_gates is not None:
+                self._second_gates[:, at, :, step] = arrays["second_gates"][:, row]
+            if branch in self._kept:
+                for name, mass in zip(self._masses, arrays[f"mass.{branch}"], strict=True):
+                    self._writer.put(f"sinks/{name}", mass, branch=at, step=step)
+        for name, values in _part(arrays, "top").items():
+            self._top.setdefault(name, []).append(values.copy())
+        if "maps" in arrays:
+            self._put_maps(step, arrays["maps"])
+        if "head_maps" in arrays:
+            self._put_head_maps(step, arrays["head_maps"])
+        if second := _part(arrays, "second"):
+            self._take_second(step, second)
+        if chosen := _part(arrays, "rows"):
+            self._put_rows(step, chosen)
+        if atlas := _part(arrays, "atlas"):
+            at = self._layout.top_steps.index(step)
+            self._entropy_all[:, step] = atlas["entropy_all"]
+            for query, mass in enumerate(atlas["patch_mass"]):
+                self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
+
+    def _take_second(self, step: int, second: dict[str, np.ndarray]) -> None:
         """Take what the image's queries see in the second attentions, (layer, head, …)."""
         self._second_entropy[step] = second.pop("entropy_all")
         mass = second.pop("patch_mass")
@@ -195,16 +234,11 @@ class SampleRecorder:
             at = {"branch": self._cond, "query": _IMAGE, "top_step": self._layout.top_steps.index(step)}
             self._writer.put("attn2/mass_patch", mass, **at)
         for name, values in second.items():
-            self._second_top.setdefault(name, []).append(values)
-
-    def add_raw(self, step: int, layer: int, values: Tensor) -> None:
-        """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
-        raw = self._layout.raw
-        at = {"raw_step": raw["raw_step"].index(step), "raw_layer": raw["raw_layer"].index(layer)}
-        self._writer.put("raw/probability", _numpy(values), branch=self._cond, **at)
+            self._second_top.setdefault(name, []).append(values.copy())
 
     def seal(self, image: np.ndarray | None) -> Path:
         """Write what was gathered and make the file appear. Returns: the sealed file."""
+        self._transfer.finish()
         put = self._writer.put
         put("sinks/mass_group", self._group)
         put("sinks/entropy_text", self._entropy)
@@ -233,6 +267,7 @@ class SampleRecorder:
 
     def abandon(self) -> None:
         """Leave nothing behind."""
+        self._transfer.cancel()
         self._writer.abandon()
 
     def _put_tables(self, tables: Mapping[str, TokenTable]) -> None:
@@ -323,5 +358,6 @@ def _nan(*shape: int) -> np.ndarray:
     return np.full(shape, np.nan, dtype=np.float32)
 
 
-def _numpy(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy()
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Arrays named `name.KEY`, by KEY."""
+    return {key.partition(".")[2]: each for key, each in arrays.items() if key.startswith(f"{name}.")}

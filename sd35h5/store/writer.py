@@ -85,12 +85,16 @@ class SampleWriter:
     A block (the part of a variable that is one chunk) is handed to a few threads once it is full: they round,
     hash and deflate it and write it as a chunk. Only blocks that are partly filled are held in memory, and
     what waits for the threads, up to a bound: with a slow disk `put` waits. Use it from one thread at a time.
+
+    Args:
+        rounded_already: variables that are rounded in the file come rounded, say by the GPU.
     """
 
-    def __init__(self, parts: Path, index: int, header: Header) -> None:
+    def __init__(self, parts: Path, index: int, header: Header, rounded_already: bool = False) -> None:
         self.path = Path(parts) / part_name(index)
         self._temporary = self.path.with_name(self.path.name + ".tmp")
         self._header = header
+        self._rounds = header.precision == "rounded" and not rounded_already
         self._pending: dict[str, dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]] = {}
         self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
         self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
@@ -218,7 +222,7 @@ class SampleWriter:
                 dataset[tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = block
                 hashes[origin] = block_hash(spec, block)
                 return
-            rounds = spec.rounded and self._header.precision == "rounded"
+            rounds = spec.rounded and self._rounds
 
             def write() -> None:
                 values = round_mantissa(block) if rounds else block
