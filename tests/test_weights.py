@@ -22,6 +22,7 @@ from weights import (
     all_in_one,
     audit,
     mmdit_shapes,
+    openclip,
     original_mmdit,
     original_state,
     original_vae,
@@ -180,6 +181,18 @@ def test_fp8_is_cast_with_a_note(stored, tmp_path, small, caplog):
     assert (
         f"t5.safetensors is stored as {str(stored).removeprefix('torch.')}: cast to bfloat16" in caplog.text
     )
+
+
+@pytest.mark.parametrize("prefix", ["", "text_encoders.clip_g."])
+def test_clip_g_in_openclips_layout_gives_the_output_of_transformers(prefix, tmp_path, small, small_folder):
+    model = small.text_encoder_2
+    state = openclip(model, prefix)
+    part = _part("text_encoder_2", save(tmp_path / "g.safetensors", state), small_folder)
+    assert part.layout.name == "openclip" and part.derived
+    assert _same_output("text_encoder_2", model, part)
+    del state[f"{prefix}transformer.resblocks.1.attn.in_proj_bias"]
+    with pytest.raises(ConfigError, match=r"lacks .*1\.attn.in_proj_bias, text_model.*_proj.bias"):
+        load_part(_part("text_encoder_2", save(tmp_path / "h.safetensors", state)), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("names", [("scale_weight", "scale_input"), ("weight_scale", "input_scale")])

@@ -263,6 +263,28 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def openclip(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """A CLIP text encoder as OpenCLIP names its tensors, written down from its text transformer's modules."""
+    text = model.text_model
+    found = {
+        "token_embedding.weight": text.embeddings.token_embedding.weight,
+        "positional_embedding": text.embeddings.position_embedding.weight,
+        "ln_final.weight": text.final_layer_norm.weight, "ln_final.bias": text.final_layer_norm.bias,
+        "text_projection": model.text_projection.weight.T,  # x @ text_projection there
+    }  # fmt: skip
+    for number, layer in enumerate(text.encoder.layers):
+        key, attention = f"transformer.resblocks.{number}.", layer.self_attn
+        stacked = _stacked("", attention.q_proj, attention.k_proj, attention.v_proj)
+        found |= {f"{key}attn.in_proj_{kind.strip('.')}": tensor for kind, tensor in stacked.items()}
+        modules = {
+            "attn.out_proj": attention.out_proj, "ln_1": layer.layer_norm1, "ln_2": layer.layer_norm2,
+            "mlp.c_fc": layer.mlp.fc1, "mlp.c_proj": layer.mlp.fc2,
+        }  # fmt: skip
+        for name, module in modules.items():
+            found |= {f"{key}{name}.weight": module.weight, f"{key}{name}.bias": module.bias}
+    return {prefix + key: tensor.detach().clone().contiguous() for key, tensor in found.items()}
+
+
 def original_state(component: str, model: nn.Module) -> dict[str, Tensor]:
     """A component as a single file of the original release holds it."""
     makers = {"transformer": original_mmdit, "vae": original_vae}

@@ -70,13 +70,13 @@ class Interventions:
             )
             for each in interventions
         ]
-        self._control, self._sample = control, sample
+        self._control, self._sample, self._workspace = control, sample, reductions.Workspace()
 
     def at(self, step: int, branches: Sequence[str]) -> AlteredPass | None:
         """What is altered in a call of the transformer with these batch rows; None for nothing."""
         acting = [each for each in self._alterations if step in each.reach.steps]
         lots = None if self._control is None else (self._control, self._sample, step)
-        return AlteredPass(acting, branches, lots) if acting else None
+        return AlteredPass(acting, branches, lots, self._workspace) if acting else None
 
 
 @dataclass
@@ -92,6 +92,7 @@ class AlteredPass:
     alterations: Sequence[_Alteration]
     branches: Sequence[str]
     lots: tuple[int, ...] | None
+    workspace: reductions.Workspace
     mass: dict[int, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -121,8 +122,7 @@ class AlteredPass:
         _, lse = attend(joint.query, joint.key, joint.value)
         if lse is None:
             lse = blocked_lse(joint.query, joint.key)
-        workspace = reductions.Workspace()
-        mass = reductions.reduce_keys(joint.query, joint.key, lse, image, workspace=workspace).mass
+        mass = reductions.reduce_keys(joint.query, joint.key, lse, image, workspace=self.workspace).mass
         random = None if self.lots is None else np.random.default_rng([*self.lots, layer])
         bias, touched = torch.zeros_like(mass), torch.zeros_like(mass, dtype=torch.bool)
         zeroed, acts = touched.clone(), touched[..., 0].clone()

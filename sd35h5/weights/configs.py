@@ -141,7 +141,8 @@ def _clip(layout: Layout, keys: Collection[str], shape_of: ShapeOf, base: Config
         "intermediate_size": shape_of("text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
         "num_attention_heads": base["num_attention_heads"] if base["hidden_size"] == hidden
         else max(1, hidden // _HEAD_DIM),
-        "projection_dim": shape_of(projection, 2)[0] if has_projection else hidden,
+        "projection_dim": shape_of(projection, 2)[-1 if layout.name == "openclip" else 0]
+        if has_projection else hidden,
         "max_position_embeddings": shape_of("text_model.embeddings.position_embedding.weight", 2)[0],
     }  # fmt: skip
 

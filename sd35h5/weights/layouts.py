@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 COMPONENTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 TITLES = {
@@ -25,7 +25,7 @@ _PREFIXES = {
 _MARKS = {  # component -> layout -> how a key of it begins
     "transformer": {"original": "joint_blocks.", "diffusers": "transformer_blocks."},
     "text_encoder": {"transformers": "text_model."},
-    "text_encoder_2": {"transformers": "text_model."},
+    "text_encoder_2": {"transformers": "text_model.", "openclip": "transformer.resblocks."},
     "text_encoder_3": {"transformers": "encoder.block."},
     "vae": {"original": "decoder.up.", "diffusers": "decoder.up_blocks."},
 }
@@ -35,7 +35,7 @@ _OTHERS = (  # a part of a key -> what such a file is
     ("double_blocks.", "a FLUX transformer"),
     ("input_blocks.", "a UNet of Stable Diffusion 1, 2 or XL"),
     ("down_blocks.0.attentions.", "a UNet of Stable Diffusion 1, 2 or XL"),
-    ("resblocks.", "an OpenCLIP model in its own layout: convert it to transformers' layout"),
+    ("resblocks.", "an OpenCLIP model"),
 )
 HARMLESS = re.compile(r"(^|\.)(position_ids|logit_scale)$")
 
@@ -48,12 +48,14 @@ class Place:
         third: the tensor holds q, k and v one above the other; this one is number 0, 1 or 2.
         swap: shift and scale are exchanged: take the lower half of the rows first.
         flatten: a 1 × 1 convolution in the file, a matrix in the model.
+        transpose: the file's matrix is multiplied from the right.
     """
 
     key: str
     third: int | None = None
     swap: bool = False
     flatten: bool = False
+    transpose: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ class Layout:
 
     def place(self, parameter: str) -> Place:
         """Where the model's parameter, by its name in diffusers or transformers, is in the file."""
-        if self.name != "original":
+        if self.name not in ("original", "openclip"):
             return Place(self.prefix + parameter)
-        look_up: Callable[[str, int], Place] = _mmdit if self.component == "transformer" else _ldm_vae
-        place = look_up(parameter, self.depth)
-        return Place(self.prefix + place.key, place.third, place.swap, place.flatten)
+        originals: dict[str, Callable[[str, int], Place]] = {
+            "transformer": _mmdit, "vae": _ldm_vae, "text_encoder_2": _openclip
+        }  # fmt: skip
+        place = originals[self.component](parameter, self.depth)
+        return replace(place, key=self.prefix + place.key)
 
     def owns(self, key: str) -> bool:
         """Whether a key of the file belongs to this component."""
@@ -180,3 +184,30 @@ def _ldm_vae(parameter: str, depth: int) -> Place:
     key = re.sub(r"down_blocks\.(\d+)", r"down.\1", key).replace("resnets.", "block.")
     key = re.sub(r"(down|up)samplers\.0\.conv", r"\1sample.conv", key)
     return Place(key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out"))
+
+
+_OPENCLIP = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+}
+_OPENCLIP_LAYER = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}  # fmt: skip
+
+
+def _openclip(parameter: str, depth: int) -> Place:
+    """A parameter of CLIPTextModelWithProjection in OpenCLIP, as CLIP-G was released."""
+    if parameter == "text_projection.weight":
+        return Place("text_projection", transpose=True)
+    if parameter in _OPENCLIP:
+        return Place(_OPENCLIP[parameter])
+    match = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", parameter)
+    if match is None:
+        return Place(parameter)
+    layer, name, kind = match.groups()
+    if name[-6:] in ("q_proj", "k_proj", "v_proj"):
+        return Place(f"transformer.resblocks.{layer}.attn.in_proj_{kind}", third="qkv".index(name[-6]))
+    return Place(f"transformer.resblocks.{layer}.{_OPENCLIP_LAYER[name]}.{kind}")

@@ -137,12 +137,13 @@ def _place(part: Part, name: str) -> Place:
 
 
 def _what(layout: Layout, name: str, shape: tuple[int, ...]) -> str:
-    told = f"{name} of shape {shape}" if layout.name == "original" else f"of shape {shape}"
+    told = f"{name} of shape {shape}" if layout.name in ("original", "openclip") else f"of shape {shape}"
     return f"{told}, expected in {TITLES[layout.component]} of {layout.depth} blocks"
 
 
 def _wanted(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     """Shape of the file's tensor that holds a parameter of this shape."""
+    shape = shape[::-1] if place.transpose else shape
     return (3 * shape[0], *shape[1:]) if place.third is not None else shape
 
 
@@ -202,6 +203,7 @@ def _taken(state: Mapping[str, Tensor], place: Place) -> Tensor:
         tensor = tensor.chunk(3, dim=0)[place.third]
     if place.swap:
         tensor = torch.cat(tensor.chunk(2, dim=0)[::-1])
+    tensor = tensor.T.contiguous() if place.transpose else tensor
     return tensor.flatten(1) if place.flatten else tensor
 
 
