@@ -20,6 +20,7 @@ page = st.navigation([
     st.Page(views / "maps.py", title="Maps", icon=":material/image_search:"),
     st.Page(views / "gates.py", title="Gates", icon=":material/valve:"),
     st.Page(views / "compare.py", title="Compare", icon=":material/compare:"),
+    st.Page(views / "evidence.py", title="Evidence", icon=":material/fact_check:"),
     st.Page(views / "files.py", title="Files", icon=":material/description:"),
 ])  # fmt: skip
 found = finding.find(tuple(sys.argv[1:]), ROOT)

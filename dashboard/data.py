@@ -208,6 +208,14 @@ def token_maps(run: Run, sample: int, map_tokens: tuple[int, ...], branch: str) 
     return maps.token_maps(store(run), sample, map_tokens, branch)
 
 
+@cached("Reading …")
+def cell_maps(
+    run: Run, sample: int, map_tokens: tuple[int, ...], layer: int, head: int, branch: str
+) -> tuple[xr.DataArray, bool]:
+    """Return the maps of a token at one layer, (map_step, y, x), and whether they are of that head."""
+    return maps.cell_maps(store(run), sample, map_tokens, layer, head, branch)
+
+
 @cached()
 def pairing(reference: Run, other: Run) -> compare.Pairing:
     """Return which samples of two runs belong together, under the names that the page shows."""

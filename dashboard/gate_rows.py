@@ -45,7 +45,12 @@ def _row(view, run: data.Run, samples: tuple[int, ...], top: float) -> None:
             st.caption(f"{query} queries · {_counted(found)}")
             if found["mean"].notna().any():
                 figure = gate_figures.gate_heatmap(
-                    found, largest=top, chosen=view.cell, select="cell", height=panels.tall(view, 320)
+                    found,
+                    largest=top,
+                    chosen=view.cell,
+                    select="cell",
+                    brush="brush",
+                    height=panels.tall(view, 320),
                 )
                 title = f"{run.name}: mean gate, {query} queries"
                 code = recipes.gate_heads(view, run, samples, query)

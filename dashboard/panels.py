@@ -62,12 +62,37 @@ def chart(
 
 
 def clickable(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str = "") -> None:
-    """Draw a layer × head chart whose clicked cell filters the other charts of all pages."""
+    """Draw a layer × head chart whose clicked cell, or brushed layers and heads, filter the charts of all pages."""
     keep(Shown(name, figure, table, code))
     key = sidebar.chart_key(key)
     st.altair_chart(
-        figure, width="stretch", key=key, on_select=partial(sidebar.remember_cell, key), selection_mode="cell"
-    )
+        figure, width="stretch", key=key, on_select=partial(sidebar.remember_cell, key),
+        selection_mode=["cell", "brush"],
+    )  # fmt: skip
+
+
+def curve(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str, x: str) -> None:
+    """Draw a curve over denoising steps whose brushed steps filter the charts of all pages.
+
+    Args: table: with the columns step and `x`.
+    """
+    keep(Shown(name, figure, table, code))
+    key = sidebar.chart_key(f"{key}-{x}")
+    places = dict(zip(table["step"].tolist(), table[x].tolist(), strict=True))
+    st.altair_chart(
+        figure, width="stretch", key=key, on_select=partial(sidebar.remember_steps, key, x, places),
+        selection_mode="brush",
+    )  # fmt: skip
+
+
+def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str) -> None:
+    """Draw a prompt's chips; a clicked one becomes the token of all pages."""
+    keep(Shown("Tokens of the prompt", figure, table, code))
+    key = f"{name}-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
+    st.altair_chart(
+        figure, width="content", key=key, on_select=partial(sidebar.remember_token, view, key),
+        selection_mode="token",
+    )  # fmt: skip
 
 
 def keep(shown: Shown) -> None:

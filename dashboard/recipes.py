@@ -194,3 +194,14 @@ def run_samples(run: data.Run) -> str:
 def patches(view: View) -> str:
     """Return what reads where on the image the heaviest keys lie."""
     return kinds(view, "layer").rpartition("\n")[0] + "\ntable = topkeys.patch_shares(keys)"
+
+
+def cell_map(view: View, map_tokens: tuple[int, ...], step: int) -> str:
+    """Return what reads the clicked cell's map of a token in the shown sample: y, x, value."""
+    layer, head = view.cell or (0, 0)
+    where = f"store, {view.sample}, {list(map_tokens)!r}, {layer}, {head}, {view.branch!r}"
+    return (
+        f"{opened(view.run, 'maps')}values, of_the_head = maps.cell_maps({where})\n"
+        f"values = values.sel(map_step={step}, drop=True)\n"
+        "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
+    )

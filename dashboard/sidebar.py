@@ -112,6 +112,10 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
     address.begin(key, "metric", allowed[0], address.one_of(allowed))
     metric = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=key)
     ranges = [_choose_range(name, sizes[name]) for name in ("layer", "head", "step")]
+    if any(len(places) < sizes[name] for name, places in zip(("layer", "head", "step"), ranges, strict=True)):
+        st.button(
+            "All layers, heads, steps", icon=":material/close:", on_click=choose_everything, width="stretch"
+        )
     address.begin("cell", "cell", None, address.cell_within(sizes["layer"], sizes["head"]))
     cell = st.session_state["cell"]
     if cell is not None and (cell[0] not in ranges[0] or cell[1] not in ranges[1]):
@@ -215,6 +219,22 @@ def target_of(token: dict, samples: int) -> metrics.Target:
     return metrics.Target("token", int(token["token"]))
 
 
+def chosen_tokens(view: View) -> frozenset[int]:
+    """Return the shown sample's tokens that are the token of all pages."""
+    table = data.tokens(view.run, view.sample, view.branch)
+    column = {"token": "token", "group": "group", "word": "word_text"}[view.target.kind]
+    return frozenset(table.loc[table[column] == view.target.value, "token"].tolist())
+
+
+def remember_token(view: View, key: str) -> None:
+    """Make the clicked token the token of all pages."""
+    clicked = st.session_state[key]["selection"].get("token") or []
+    table = data.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
+    if clicked and int(clicked[0]["token"]) in table.index:
+        token = table.loc[int(clicked[0]["token"])].to_dict()
+        st.session_state["target"] = target_of(token, len(st.session_state["view"].samples))
+
+
 def _choose_range(name: str, size: int) -> tuple[int, ...]:
     if size == 1:
         return (0,)
@@ -244,6 +264,22 @@ def _write_address(view: View, first: str) -> None:
 def forget_cell() -> None:
     """Forget the clicked cell, and start the charts anew so that they forget it too."""
     st.session_state["cell"] = None
+    _begin_charts_anew()
+
+
+def choose_everything() -> None:
+    """Choose all layers, heads and steps again."""
+    for key in [key for key in st.session_state if _is_range(str(key))]:
+        del st.session_state[key]
+    _begin_charts_anew()
+
+
+def _is_range(key: str) -> bool:
+    name, _, size = key.partition("-")
+    return name in ("layers", "heads", "steps") and size.isdigit()
+
+
+def _begin_charts_anew() -> None:
     st.session_state["cell_charts"] = st.session_state.get("cell_charts", 0) + 1
 
 
@@ -253,6 +289,33 @@ def chart_key(name: str) -> str:
 
 
 def remember_cell(key: str) -> None:
-    """Keep the clicked cell of the chart with that key for all pages; a double click forgets it."""
-    cells = st.session_state[key]["selection"].get("cell") or []
+    """Keep what was clicked or brushed in the chart with that key, for all pages: a cell, which a double click
+    forgets, or a range of layers and heads."""
+    selection = st.session_state[key]["selection"]
+    brushed = selection.get("brush") or {}
+    if brushed.get("layer") and brushed.get("head"):
+        for name in ("layer", "head"):
+            _choose_between(f"{name}s", [int(place) for place in brushed[name]])
+        _begin_charts_anew()
+        return
+    cells = selection.get("cell") or []
     st.session_state["cell"] = (int(cells[0]["layer"]), int(cells[0]["head"])) if cells else None
+
+
+def remember_steps(key: str, x: str, places: dict[int, float]) -> None:
+    """Keep the steps that were brushed in a curve over x: `places` tells where each step lies on it."""
+    brushed = (st.session_state[key]["selection"].get("brush") or {}).get(x)
+    if not brushed:
+        return
+    steps = [step for step, place in places.items() if min(brushed) <= place <= max(brushed)]
+    if steps:
+        _choose_between("steps", steps)
+        _begin_charts_anew()
+
+
+def _choose_between(name: str, places: list[int]) -> None:
+    """Set the sidebar's range of that name, whatever its size, to hold these positions."""
+    view = st.session_state["view"]
+    size = data.store(view.run).sizes[name.removesuffix("s")]
+    if size > 1:
+        st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))

@@ -68,11 +68,11 @@ def test_a_magnitude_begins_at_zero_and_small_numbers_are_short():
 
 def test_marked_cells_have_a_dot_and_the_cells_stay_clickable():
     chart = charts.difference_heatmap(
-        cells().assign(marked=[True] + [False] * 5), "difference", select="cell"
+        cells().assign(marked=[True] + [False] * 5), "difference", select="cell", brush="brush"
     )
     chart = chart.to_dict()
     assert [layer["mark"]["type"] for layer in chart["layer"]] == ["rect", "circle"]
-    assert [param["name"] for param in chart["params"]] == ["cell"]
+    assert [param["name"] for param in chart["params"]] == ["cell", "brush"]
     dots = chart["datasets"][chart["layer"][1]["data"]["name"]]
     assert dots == [{"layer": 0, "head": 0}]
     assert "layer" not in charts.difference_heatmap(cells().assign(marked=False), "difference").to_dict()

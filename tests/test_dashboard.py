@@ -221,7 +221,7 @@ def test_compare_without_another_run_says_what_to_do(app, folder):
     assert "Compare with" in text_of(test)
 
 
-@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare"])
+@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"])
 def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, page):
     (tmp_path / "empty.h5").write_bytes(b"")
     (tmp_path / "foreign.h5").write_text("a shopping list")
@@ -235,7 +235,7 @@ def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, 
     assert "There is no run to show yet" in words
 
 
-@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare"])
+@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"])
 def test_good_files_are_shown_beside_bad_ones(app, folder, tmp_path, page):
     (tmp_path / "foreign.h5").write_text("a shopping list")
     test = app(folder, tmp_path, page=page)
@@ -326,7 +326,7 @@ def test_one_layer_one_head_one_step_and_a_large_model_draw(app, tmp_path):
     make_store(tmp_path / "tiny.h5", layers=1, heads=1, steps=1, samples=1)
     make_store(tmp_path / "wide.h5", layers=38, heads=38, steps=2, samples=1, height=32, width=32)
     for name in ("tiny", "wide"):
-        for page in ("overview", "sinks", "tokens", "maps", "gates", "compare"):
+        for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"):
             app(tmp_path / f"{name}.h5", page=page)
 
 
@@ -334,7 +334,7 @@ def test_the_dashboard_never_imports_torch(folder):
     code = f"""
 import sys; sys.argv = ["app.py", {str(folder)!r}]
 from streamlit.testing.v1 import AppTest
-for page in ("overview", "sinks", "tokens", "maps", "gates", "compare"):
+for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"):
     test = AppTest.from_file({str(ROOT / "dashboard" / "app.py")!r}, default_timeout=60)
     test.switch_page(f"views/{{page}}.py"); test.run(); assert not test.exception
 import json

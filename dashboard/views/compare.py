@@ -60,6 +60,7 @@ def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]
                         limit=limit,
                         chosen=view.cell,
                         select="cell",
+                        brush="brush",
                         width=230,
                         height=panels.tall(view, 320),
                     )
@@ -70,6 +71,7 @@ def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]
                         domain=domain,
                         chosen=view.cell,
                         select="cell",
+                        brush="brush",
                         width=230,
                         height=panels.tall(view, 320),
                     )
@@ -99,7 +101,8 @@ def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
             frames.append(metrics.over_steps(_cell(view, before), prompts).assign(series=view.run.name))
         frames.append(metrics.over_steps(_cell(view, after), prompts).assign(series=name))
     table = pd.concat(frames)
-    panels.chart(charts.step_curve(table, view.label, height=340), "Over the denoising steps", table)
+    figure = charts.step_curve(table, view.label, height=340, brush="brush")
+    panels.curve(figure, "compare-curve", "Over the denoising steps", table, "", "step")
 
 
 def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:

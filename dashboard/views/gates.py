@@ -19,9 +19,9 @@ def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -
         st.caption("This head has no gate.")
         return
     table, x = pd.concat(frames), panels.choose_x()
-    figure = charts.step_curve(table, "mean gate (0 closed … open)", x=x, height=330)
+    figure = charts.step_curve(table, "mean gate (0 closed … open)", x=x, height=330, brush="brush")
     code = recipes.gate_curves(view, run, samples, list(dict.fromkeys(table["series"])))
-    panels.chart(figure, f"{run.name}: gate over the denoising steps", table, code)
+    panels.curve(figure, "gate-curve", f"{run.name}: gate over the denoising steps", table, code, x)
 
 
 def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -> None:

@@ -20,10 +20,16 @@ COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 def heatmap(view, values) -> None:
     """Draw the heatmap; a click on a cell filters the other charts."""
     frame = metrics.by_layer_head(view.within(values))
-    st.markdown("**Layer × head** · click a cell to filter the other charts")
+    st.markdown("**Layer × head** · click a cell, or drag over several, to filter the other charts")
     panels.clickable(
         charts.layer_head_heatmap(
-            frame, view.label, chosen=view.cell, select="cell", width=340, height=panels.tall(view, 430)
+            frame,
+            view.label,
+            chosen=view.cell,
+            select="cell",
+            brush="brush",
+            width=340,
+            height=panels.tall(view, 430),
         ),
         "heat",
         "Layer × head",
@@ -41,8 +47,11 @@ def curve(view, values) -> None:
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    figure = charts.step_curve(pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40)
-    panels.chart(figure, "Over the denoising steps", frames[0].drop(columns="series"), recipes.curve(view))
+    figure = charts.step_curve(
+        pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40, brush="brush"
+    )
+    table = frames[0].drop(columns="series")
+    panels.curve(figure, "curve", "Over the denoising steps", table, recipes.curve(view), x)
     if len(set(prompts)) > 1:
         st.caption(
             f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"

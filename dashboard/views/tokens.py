@@ -1,12 +1,9 @@
 """Tokens: the prompt as its real tokens, coloured by mass; a click makes a token the token of all pages."""
 
-from functools import partial
-
 import streamlit as st
 
 from dashboard import address, data, panels, recipes, sidebar
 from sd35h5.analysis import charts, chips, metrics, token_figures
-from sd35h5.analysis.view_html import Shown
 
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
@@ -17,22 +14,6 @@ def read_masses(view):
     return data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
 
 
-def chosen_tokens(view) -> frozenset[int]:
-    """Return the shown sample's tokens that are the token of all pages."""
-    table = data.tokens(view.run, view.sample, view.branch)
-    column = {"token": "token", "group": "group", "word": "word_text"}[view.target.kind]
-    return frozenset(table.loc[table[column] == view.target.value, "token"].tolist())
-
-
-def choose_clicked(view, key: str) -> None:
-    """Make the clicked token the token of all pages."""
-    clicked = st.session_state[key]["selection"].get("token") or []
-    table = data.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
-    if clicked and int(clicked[0]["token"]) in table.index:
-        token = table.loc[int(clicked[0]["token"])].to_dict()
-        st.session_state["target"] = sidebar.target_of(token, len(view.samples))
-
-
 def prompt(view, masses) -> None:
     """Draw the prompt as chips."""
     address.begin("chips-log", "log", True, {"1": True, "0": False}.get)
@@ -41,12 +22,10 @@ def prompt(view, masses) -> None:
     )
     address.write("log", "1" if log else "0", "1")
     folded = chips.token_chips(masses)
-    key = f"chips-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
-    figure = token_figures.token_chips(folded, log=log, chosen=chosen_tokens(view), select="token", room=145)
-    panels.keep(Shown("Tokens of the prompt", figure, masses, recipes.tokens(view)))
-    st.altair_chart(
-        figure, width="content", key=key, on_select=partial(choose_clicked, view, key), selection_mode="token"
+    figure = token_figures.token_chips(
+        folded, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
     )
+    panels.tokens(view, figure, "chips", masses, recipes.tokens(view))
     st.caption(
         "Click a token, or choose it under “Token or group” in the sidebar: it becomes the token of all pages"
         + (", by its word or group, since several samples are chosen. " if len(view.samples) > 1 else ". ")

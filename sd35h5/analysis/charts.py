@@ -24,6 +24,7 @@ def layer_head_heatmap(
     domain: tuple[float, float] | None = None,
     chosen: tuple[int, int] | None = None,
     select: str | None = None,
+    brush: str | None = None,
     width: int = 420,
     height: int = 360,
 ) -> alt.Chart:
@@ -35,9 +36,10 @@ def layer_head_heatmap(
         domain: the colour scale's ends, to share one scale across panels; from 0 to the largest value when None.
         chosen: (layer, head) to outline.
         select: name of a click selection of one cell (fields layer, head), none when None.
+        brush: name of an interval selection of layers and heads, none when None.
     """
     scale = alt.Scale(scheme="viridis", domain=list(domain or scales.magnitude(frame["value"])), clamp=True)
-    return _cells(frame, label, scale, title, chosen, select, width, height)
+    return _cells(frame, label, scale, title, chosen, select, brush, width, height)
 
 
 def difference_heatmap(
@@ -48,6 +50,7 @@ def difference_heatmap(
     limit: float | None = None,
     chosen: tuple[int, int] | None = None,
     select: str | None = None,
+    brush: str | None = None,
     width: int = 420,
     height: int = 360,
 ) -> alt.Chart | alt.LayerChart:
@@ -59,7 +62,7 @@ def difference_heatmap(
     """
     limit = limit or scales.symmetric(frame["value"])
     scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0, clamp=True)
-    cells = _cells(frame, label, scale, title, chosen, select, width, height)
+    cells = _cells(frame, label, scale, title, chosen, select, brush, width, height)
     if "marked" not in frame or not frame["marked"].any():
         return cells
     dots = alt.Chart(frame.loc[frame["marked"], ["layer", "head"]]).mark_circle(
@@ -77,11 +80,14 @@ def step_curve(
     height: int = 300,
     width: int | None = None,
     colors: Sequence[str] = scales.RUN_COLORS,
+    brush: str | None = None,
+    at: int | None = None,
 ) -> alt.LayerChart:
     """Draw a line a series over the denoising steps, with the band across prompts behind it.
 
     Args: frame: columns series, step, timestep, sigma, mean, low, high; x: "step", "timestep" or "sigma" (the
-        last two run from high to low, so that time always goes to the right).
+        last two run from high to low, so that time always goes to the right); brush: name of an interval selection
+        along x, none when None; at: a step to mark.
     """
     names = list(dict.fromkeys(frame["series"]))
     titles = {
@@ -105,6 +111,11 @@ def step_curve(
     layers = [line]
     if frame[["low", "high"]].notna().all(axis=1).any():
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", **y), y2="high:Q"))
+    if brush is not None:
+        layers[0] = layers[0].add_params(alt.selection_interval(name=brush, encodings=["x"]))
+    if at is not None:
+        rule = alt.Chart(frame[frame["step"] == at].head(1)).mark_rule(color=scales.MARK, strokeWidth=2)
+        layers.append(rule.encode(x=axis, tooltip=scales.tips("step", "timestep", "sigma")))
     return scales.sized(alt.layer(*layers), width, height, title)
 
 
@@ -249,6 +260,7 @@ def _cells(
     title: str,
     chosen: tuple[int, int] | None,
     select: str | None,
+    brush: str | None,
     width: int,
     height: int,
 ) -> alt.Chart:
@@ -296,4 +308,6 @@ def _cells(
         chart = chart.add_params(
             alt.selection_point(name=select, fields=["layer", "head"], on="click", clear="dblclick")
         )
+    if brush is not None:
+        chart = chart.add_params(alt.selection_interval(name=brush, encodings=["x", "y"]))
     return scales.sized(chart, width, height, title)

@@ -94,6 +94,23 @@ def token_maps(
     return values.sum("map_token", skipna=False).transpose("map_step", "layer", "y", "x")
 
 
+def cell_maps(
+    store: Store, sample: int, map_tokens: Sequence[int], layer: int, head: int, branch: str = "cond"
+) -> tuple[xr.DataArray, bool]:
+    """Return the map of a token, or the sum of several, at one layer: of the head itself where the store has it.
+
+    Units: 1 (share of the patch's attention, 0..1).  Source: maps/image_to_text_per_head, else maps/image_to_text.
+    Returns: float32 (map_step, y, x), and whether it is of that head (else it is the mean over heads).
+    """
+    name = f"{MAPS}_per_head"
+    if name in store:
+        where = {"sample": sample, "branch": branch, "map_token": list(map_tokens)}
+        values = store.read(name, layer=layer, head=head, **where).sum("map_token", skipna=False)
+        if np.isfinite(values.values).any():
+            return values.transpose("map_step", "y", "x"), True
+    return token_maps(store, sample, map_tokens, branch).sel(layer=layer, drop=True), False
+
+
 def picture_shape(values: xr.DataArray) -> tuple[int, int]:
     """Return (height, width) of a picture of a map when there is no image: about 256 pixels on the longer
     side."""
