@@ -52,6 +52,27 @@ def write(name: str, value: str | list[str], default: str | list[str] = "") -> N
         st.query_params[name] = value
 
 
+def choice(
+    draw: Callable[..., T | None],
+    key: str,
+    name: str,
+    default: T,
+    read: Callable[[str], T | None],
+    text_of: Callable[[T], str] = str,
+) -> T:
+    """Draw a widget whose choice the URL keeps under `name`. Returns: its value, the default where it has none."""
+    begin(key, name, default, read)
+    value = draw(key=key)
+    value = default if value is None else value
+    write(name, text_of(value), text_of(default))
+    return value
+
+
+def switch(draw: Callable[..., bool], key: str, name: str, default: bool) -> bool:
+    """Draw a toggle that the URL keeps as 1 or 0."""
+    return choice(draw, key, name, default, {"1": True, "0": False}.get, lambda on: "1" if on else "0")
+
+
 def refused() -> str:
     """Return a sentence about what the URL asked for and is not there, "" when it all was."""
     names = st.session_state["address_refused"]

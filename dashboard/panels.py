@@ -103,10 +103,8 @@ def keep(shown: Shown) -> None:
 def choose_x() -> str:
     """Offer the x axes of curves over denoising steps."""
     options = ["step", "timestep", "sigma"]
-    address.begin("x", "x", "step", address.one_of(options))
-    x = st.segmented_control("x axis", options, key="x", label_visibility="collapsed") or "step"
-    address.write("x", x, "step")
-    return x
+    draw = partial(st.segmented_control, "x axis", options, label_visibility="collapsed")
+    return address.choice(draw, "x", "x", "step", address.one_of(options))
 
 
 def about(view: sidebar.View, one: bool = False) -> str:

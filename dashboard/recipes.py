@@ -67,6 +67,18 @@ def curve(view: View) -> str:
     return lines + "table = metrics.over_steps(values, prompts)"
 
 
+def profile(view: View) -> str:
+    """Return what reads the mean of each layer."""
+    one = "" if view.cell is None else f".sel(head=[{view.cell[1]}])"
+    lines = opened(view.run) + values(view, at_cell=False) + prompts(view.samples)
+    return f"{lines}table = metrics.over_layers(values{one}, prompts)"
+
+
+def histogram(view: View) -> str:
+    """Return what reads how many heads have which mean."""
+    return f"{heatmap(view)}\ntable = metrics.head_counts(table)"
+
+
 def tokens(view: View) -> str:
     """Return what reads the shown sample's tokens with their mass."""
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))

@@ -94,3 +94,30 @@ def test_unknown_names_in_the_url_are_ignored(app, folder):
 )
 def test_a_target_survives_being_text(target):
     assert address.target(address.target_text(target)) == target
+
+
+@pytest.mark.parametrize(
+    ("page", "url"),
+    [
+        ("maps", {"word": "2", "layer": "1", "at": "0", "opacity": "35", "smooth": "0", "stretch": "1"}),
+        ("maps", {"cell": "2.1", "layer": "mean"}),
+        (
+            "sinks",
+            {"tokens": "words only", "top": "top 48", "log": "1", "keys": "over steps", "x": "timestep"},
+        ),
+        ("tokens", {"log": "0", "top": "top 12"}),
+        ("evidence", {"cell": "1.0", "at": "1"}),
+    ],
+)
+def test_the_choices_of_a_page_are_in_its_url_too(app, folder, page, url):
+    test = app(folder, page=page, url=url)
+    found = query_of(test)
+    assert {name: found.get(name) for name in url} == {name: [value] for name, value in url.items()}
+    assert not test.info and not test.warning
+
+
+def test_the_map_s_url_is_what_the_widgets_show(app, folder):
+    test = app(folder, page="maps", url={"word": "2", "layer": "1", "at": "0", "opacity": "35"})
+    shown = {box.label: box.value for box in test.main.selectbox}
+    assert shown["Layer"] == 1
+    assert [slider.value for slider in test.select_slider] == [35, 0]

@@ -68,7 +68,7 @@ def test_heatmap_equals_the_metrics(app, folder):
         found, expected_heatmap(folder / "demo-baseline.h5"), check_index_type=False
     )
     assert (
-        len(test.get("vega_lite_chart")) == 6
+        len(test.get("vega_lite_chart")) == 8
     )  # no map of patches: the start token is every head's heaviest
 
 
@@ -88,6 +88,21 @@ def test_the_sink_curve_and_the_kinds_of_keys_equal_the_library(app, folder):
     assert kinds["share"].sum() == pytest.approx(1)
     row = shares[shares["kind"] == "clip_bos"].iloc[0]
     assert f"clip\\_bos {row['share']:.0%}" in text_of(test)
+
+
+def test_the_layer_profile_and_the_histogram_equal_a_plain_count(app, folder):
+    test = app(folder, page="sinks", url={"steps": "1-2"})
+    with open_store(folder / "demo-baseline.h5") as store:
+        mass = metrics.first_token_mean(store).isel(step=[1, 2]).values
+    profile = next(f for f in frames_of(test) if {"layer", "mean", "low", "high"} <= set(f.columns))
+    by_prompt = mass.mean((1, 3))
+    np.testing.assert_allclose(profile["mean"], by_prompt.mean(0))
+    np.testing.assert_allclose(profile["low"], np.quantile(by_prompt, 0.1, axis=0))
+    counts = next(f for f in frames_of(test) if "heads" in f.columns)
+    cells = mass.mean((0, 1)).ravel()
+    assert counts["heads"].sum() == LAYERS * HEADS
+    for row in counts.itertuples():
+        assert row.heads == ((cells >= row.low) & (cells < row.high)).sum()
 
 
 def test_steps_without_top_keys_are_told(app, folder):
@@ -179,7 +194,7 @@ def test_maps_shows_the_words_of_both_runs(app, folder):
     assert not test.info
     words = next(box for box in test.main.selectbox if box.label == "Word or token")
     assert any("apple" in option for option in words.options)
-    test.select_slider[0].set_value(0).run()
+    test.select_slider[1].set_value(0).run()
     assert not test.exception
     test.main.toggle(key="plays").set_value(True).run()
     assert not test.exception

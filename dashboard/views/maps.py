@@ -2,12 +2,13 @@
 beside run."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import streamlit as st
 import xarray as xr
 
-from dashboard import data, panels, recipes
+from dashboard import address, data, panels, recipes
 from sd35h5.analysis import maps, metrics, pictures
 from sd35h5.analysis.view_html import Shown, picture_bytes
 
@@ -53,14 +54,16 @@ def choose_word(view) -> dict:
     table = data.map_choices(view.run, view.sample, view.branch)
     wanted = [row.Index for row in table.itertuples() if view.target.value in (row.word_text, *row.tokens)]
     chosen = wanted if wanted and view.target != metrics.FIRST_TOKEN else [maps.first_thing(table)]
-    place = st.selectbox(
+    names = {row.Index: ".".join(map(str, row.tokens)) for row in table.itertuples()}
+    draw = partial(
+        st.selectbox,
         "Word or token",
         list(table.index),
-        index=chosen[0],
         format_func=lambda row: table.loc[row, "label"],
-        key=f"word-{view.run.name}-{view.sample}-{view.target}",
         help="a word is the sum of its CLIP and T5 tokens",
     )
+    key = f"word-{view.run.name}-{view.sample}-{view.target}"
+    place = address.choice(draw, key, "word", int(chosen[0]), address.one_of(names, names.get), names.get)
     return table.loc[place].to_dict()
 
 
@@ -146,14 +149,16 @@ def tiled(one: Panel, tiles: list[np.ndarray], labels: list[str]) -> pictures.Im
 
 def choose_layer(view) -> int | None:
     """Offer the layers, the clicked cell's first; None is their mean."""
-    options = [None, *range(data.store(view.run).sizes["layer"])]
-    return st.selectbox(
+    options = ["mean", *range(data.store(view.run).sizes["layer"])]
+    draw = partial(
+        st.selectbox,
         "Layer",
         options,
-        index=0 if view.cell is None else options.index(view.cell[0]),
-        key=f"map-layer-{view.cell}",
-        format_func=lambda place: "mean of layers" if place is None else f"layer {place}",
+        format_func=lambda place: "mean of layers" if place == "mean" else f"layer {place}",
     )
+    default = "mean" if view.cell is None else view.cell[0]
+    layer = address.choice(draw, f"map-layer-{view.cell}", "layer", default, address.one_of(options))
+    return None if layer == "mean" else layer
 
 
 def read_panels(view, word: dict, layer: int | None) -> list[Panel]:
@@ -199,10 +204,14 @@ def show(view) -> None:
     with second:
         layer = choose_layer(view)
     with third:
-        opacity = st.slider("Opacity", 0.0, 1.0, 0.6, 0.05, key="opacity")
+        percents = range(0, 101, 5)
+        draw = partial(st.select_slider, "Opacity", percents, format_func=lambda percent: f"{percent} %")
+        opacity = address.choice(draw, "opacity", "opacity", 60, address.one_of(percents)) / 100
     with fourth:
-        smooth = st.toggle("Smooth", True, key="smooth", help="off: each cell of the map as a square")
-        stretched = st.toggle("Stretch", key="stretched", help="colours start at the lowest value, not at 0")
+        draw = partial(st.toggle, "Smooth", help="off: each cell of the map as a square")
+        smooth = address.switch(draw, "smooth", "smooth", True)
+        draw = partial(st.toggle, "Stretch", help="colours start at the lowest value, not at 0")
+        stretched = address.switch(draw, "stretched", "stretch", False)
     shown = read_panels(view, word, layer)
     if not shown:
         return
@@ -213,9 +222,8 @@ def show(view) -> None:
         plays = st.toggle("Play steps", key="plays")
     step = steps[-1]
     if len(steps) > 1:
-        step = left.select_slider(
-            "Step", steps, value=step, key=f"map-step-{len(steps)}-{steps[-1]}", disabled=plays
-        )
+        draw = partial(left.select_slider, "Step", steps, disabled=plays)
+        step = address.choice(draw, f"map-step-{len(steps)}-{steps[-1]}", "at", step, address.one_of(steps))
     scale = look.scale([one.values for one in shown])
     stills(shown, step, look, scale, plays)
     st.image(pictures.color_bar(*scale, 320, clear=True))

@@ -1,10 +1,12 @@
 """Sinks: heatmap, step curve, tokens, group mass, sink rate over ε and which key is the sink, for the sidebar's
 choice and the clicked cell."""
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, panels, recipes
+from dashboard import address, data, panels, recipes
 from sd35h5.analysis import charts, figures, metrics, sinks
 from sd35h5.analysis.view_html import Shown
 
@@ -50,6 +52,9 @@ def curve(view, values) -> None:
     figure = charts.step_curve(
         pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40, brush="brush"
     )
+    uniform = uniform_value(view)
+    if uniform is not None:
+        figure += figures.uniform_line(uniform)
     table = frames[0].drop(columns="series")
     panels.curve(figure, "curve", "Over the denoising steps", table, recipes.curve(view), x)
     if len(set(prompts)) > 1:
@@ -58,15 +63,45 @@ def curve(view, values) -> None:
         )
 
 
+def uniform_value(view) -> float | None:
+    """Return what the metric would be if every query attended to all keys alike."""
+    if view.metric == "first_token_share":
+        return 1.0
+    uniform = data.uniform_mass(view.run, view.target, view.branch, view.samples)
+    if uniform is None or view.metric == "first_token_mean":
+        return uniform
+    text = data.store(view.run).sizes["token"]
+    return uniform * (text + panels.patches(view.run)) / text
+
+
+def profile(view, values) -> None:
+    """Draw the mean of each layer, of the clicked head or all chosen ones."""
+    one = view.within(values) if view.cell is None else view.within(values).sel(head=[view.cell[1]])
+    prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
+    table = metrics.over_layers(one, prompts)
+    figure = figures.layer_profile(table, view.label, uniform=uniform_value(view), height=340)
+    panels.chart(figure, "Over the layers", table, recipes.profile(view))
+
+
+def histogram(view, values) -> None:
+    """Draw how many heads have which mean."""
+    table = metrics.head_counts(metrics.by_layer_head(view.within(values)))
+    figure = figures.head_histogram(table, view.label, uniform=uniform_value(view), height=340)
+    panels.chart(figure, "How many heads have which mean", table, recipes.histogram(view))
+    st.caption("dashed: uniform attention, every key alike")
+
+
 def tokens(view) -> None:
     """Draw the heaviest tokens of the shown sample."""
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
     masses = data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
     sizes = data.store(view.run).sizes
     first, second, third = st.columns([3, 2, 2])
-    kind = first.selectbox("Tokens", list(KINDS), key="kind", label_visibility="collapsed")
-    top = second.selectbox("How many", list(COUNTS), index=1, key="top", label_visibility="collapsed")
-    log = third.toggle("Log scale", key="log")
+    draw = partial(first.selectbox, "Tokens", list(KINDS), label_visibility="collapsed")
+    kind = address.choice(draw, "kind", "tokens", "padding averaged", address.one_of(KINDS))
+    draw = partial(second.selectbox, "How many", list(COUNTS), label_visibility="collapsed")
+    top = address.choice(draw, "top", "top", "top 24", address.one_of(COUNTS))
+    log = address.switch(partial(third.toggle, "Log scale"), "log", "log", False)
     frame = KINDS[kind](masses)
     keys = sizes["token"] + panels.patches(view.run)
     panels.chart(
@@ -116,10 +151,9 @@ def which_key(view) -> None:
     if found is None:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
         return
-    over = st.segmented_control(
-        "Heaviest key", ["over layers", "over steps"], default="over layers", key="kinds-over",
-        label_visibility="collapsed",
-    )  # fmt: skip
+    options = ["over layers", "over steps"]
+    draw = partial(st.segmented_control, "Heaviest key", options, label_visibility="collapsed")
+    over = address.choice(draw, "kinds-over", "keys", "over layers", address.one_of(options))
     frame, by = (found.by_step, "top_step") if over == "over steps" else (found.by_layer, "layer")
     panels.chart(
         figures.key_kinds(frame, by, height=470), "Which key is the sink?", frame, recipes.kinds(view, by)
@@ -161,6 +195,13 @@ if values is not None:
     with right:
         st.markdown(f"**Over the denoising steps**{where}")
         curve(view, values)
+    left, right = st.columns(2)
+    with left:
+        st.markdown(f"**Over the layers**{'' if view.cell is None else f' · head {view.cell[1]}'}")
+        profile(view, values)
+    with right:
+        st.markdown("**How many heads have which mean**")
+        histogram(view, values)
 left, right = st.columns(2)
 with left:
     st.markdown(f"**Heaviest text tokens**{where} · “{panels.plain(panels.prompt(view.run, view.sample))}”")

@@ -1,5 +1,7 @@
 """Tokens: the prompt as its real tokens, coloured by mass; a click makes a token the token of all pages."""
 
+from functools import partial
+
 import streamlit as st
 
 from dashboard import address, data, panels, recipes, sidebar
@@ -16,11 +18,8 @@ def read_masses(view):
 
 def prompt(view, masses) -> None:
     """Draw the prompt as chips."""
-    address.begin("chips-log", "log", True, {"1": True, "0": False}.get)
-    log = st.toggle(
-        "Logarithmic colours", key="chips-log", help="so that one heavy token leaves the others apart"
-    )
-    address.write("log", "1" if log else "0", "1")
+    hint = "so that one heavy token leaves the others apart"
+    log = address.switch(partial(st.toggle, "Logarithmic colours", help=hint), "chips-log", "log", True)
     folded = chips.token_chips(masses)
     figure = token_figures.token_chips(
         folded, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
@@ -51,9 +50,8 @@ def bars(view, masses) -> None:
             across_prompts(view)
     with right:
         st.markdown("**Heaviest text tokens**")
-        address.begin("token-count", "top", "top 24", address.one_of(COUNTS, lambda name: str(COUNTS[name])))
-        top = COUNTS[st.selectbox("How many", list(COUNTS), key="token-count", label_visibility="collapsed")]
-        address.write("top", str(top), "24")
+        draw = partial(st.selectbox, "How many", list(COUNTS), label_visibility="collapsed")
+        top = COUNTS[address.choice(draw, "token-count", "top", "top 24", address.one_of(COUNTS))]
         keys = data.store(view.run).sizes["token"] + panels.patches(view.run)
         uniform = 1 / keys if panels.patches(view.run) else None
         panels.chart(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from sd35h5.analysis import scales
@@ -59,6 +60,76 @@ def sink_curve(
             text = rule.mark_text(color=scales.MARK, align="right", dx=-4, dy=8, baseline="top", fontSize=11)
             layers.append(text.encode(x="epsilon:Q", y=alt.value(0), text="note:N"))
     return scales.sized(alt.layer(*layers), width, height, title)
+
+
+def layer_profile(
+    frame: pd.DataFrame,
+    label: str,
+    *,
+    uniform: float | None = None,
+    height: int = 300,
+    width: int | None = None,
+) -> alt.LayerChart:
+    """Draw the mean of each layer with its band across prompts; a dashed line marks uniform attention.
+
+    Args: frame: columns layer, mean, low, high.
+    """
+    base = alt.Chart(frame).encode(
+        x=alt.X(
+            "layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)
+        )
+    )
+    y = {"title": scales.wrapped(label), "axis": alt.Axis(labelExpr=scales.short_numbers())}
+    line = base.mark_line(color=scales.RUN_COLORS[0], strokeWidth=2, point=alt.OverlayMarkDef(size=22))
+    layers = [line.encode(y=alt.Y("mean:Q", **y), tooltip=scales.tips("layer", "mean", "low", "high"))]
+    if frame[["low", "high"]].notna().all(axis=1).any():
+        band = base.mark_area(opacity=0.18, color=scales.RUN_COLORS[0])
+        layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2="high:Q"))
+    if uniform is not None:
+        layers.append(uniform_line(uniform))
+    return scales.sized(alt.layer(*layers), width, height, "")
+
+
+def uniform_line(uniform: float) -> alt.Chart:
+    """Draw a dashed line across a chart at what uniform attention would give."""
+    frame = pd.DataFrame({"mean": [uniform], "note": ["uniform attention"]})
+    line = alt.Chart(frame).mark_rule(color=scales.MARK, strokeDash=[4, 3])
+    return line.encode(y="mean:Q", tooltip=scales.tips("note", "mean"))
+
+
+def head_histogram(
+    frame: pd.DataFrame,
+    label: str,
+    *,
+    uniform: float | None = None,
+    height: int = 300,
+    width: int | None = None,
+) -> alt.LayerChart:
+    """Draw how many heads have which mean, on a logarithmic axis; a dashed line marks uniform attention.
+
+    Args: frame: of `means.head_counts`.
+    """
+    ends = [
+        value for value in (frame["low"].min(), frame["high"].max(), uniform) if value and np.isfinite(value)
+    ]
+    scale = alt.Scale(type="log", domain=[min(ends), max(ends)] if ends else [1e-4, 1], nice=False)
+    bars = (
+        alt.Chart(frame)
+        .mark_rect(color=scales.RUN_COLORS[0], stroke="#7f7f7f", strokeWidth=0.5)
+        .encode(
+            x=alt.X("low:Q", title=scales.wrapped(label), scale=scale,
+                    axis=alt.Axis(labelExpr=scales.short_numbers(".2~g"), tickCount=4, grid=False)),
+            x2="high:Q",
+            y=alt.Y("heads:Q", title="heads (layer × head)", axis=alt.Axis(tickMinStep=1)),
+            y2=alt.datum(0),
+            tooltip=[alt.Tooltip("heads:Q"), *_tips("low", "high")],
+        )
+    )  # fmt: skip
+    layers: list[alt.Chart] = [bars]
+    if uniform is not None:
+        line = alt.Chart(pd.DataFrame({"low": [uniform]})).mark_rule(color=scales.MARK, strokeDash=[4, 3])
+        layers.append(line.encode(x="low:Q"))
+    return scales.sized(alt.layer(*layers), width, height, "")
 
 
 def key_kinds(

@@ -38,6 +38,39 @@ def over_steps(
     return steps
 
 
+def over_layers(
+    values: xr.DataArray, prompts: Sequence[str], band: tuple[float, float] = (0.1, 0.9)
+) -> pd.DataFrame:
+    """Return layer, mean, low, high, prompts: as `over_steps`, a row a layer, mean over steps and heads."""
+    per_sample = values.mean(["step", "head"], skipna=True).transpose("sample", "layer")
+    table = prompt_means(per_sample.values, prompts)
+    several = len(table) > 1
+    return pd.DataFrame(
+        {
+            "layer": np.asarray(values["layer"].values, int),
+            "mean": table.mean(axis=0).to_numpy(),
+            "low": table.quantile(band[0]).to_numpy() if several else np.nan,
+            "high": table.quantile(band[1]).to_numpy() if several else np.nan,
+            "prompts": len(table),
+        }
+    )
+
+
+def head_counts(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
+    """Return how many heads have a mean in each interval: low, high, heads; evenly in the logarithm.
+
+    Args: table: of `by_layer_head`; heads whose mean is not above 0 are left out.
+    """
+    values = table["value"].to_numpy()
+    values = values[np.isfinite(values) & (values > 0)]
+    if not values.size:
+        return pd.DataFrame({"low": [], "high": [], "heads": []})
+    low, high = values.min(), values.max()
+    edges = np.geomspace(low * 0.98, high * 1.02, bins + 1)
+    counts, _ = np.histogram(values, edges)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "heads": counts})
+
+
 def groups_over_layers(values: xr.DataArray) -> pd.DataFrame:
     """Return group, layer, value from `mean_group_mass`: the mean over steps and heads too."""
     mean = values.mean(["step", "head"], skipna=True).transpose("layer", "group")

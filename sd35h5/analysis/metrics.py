@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sd35h5.analysis.means import by_layer_head, groups_over_layers, over_steps
+from sd35h5.analysis.means import by_layer_head, groups_over_layers, head_counts, over_layers, over_steps
 from sd35h5.analysis.targets import (
     FIRST_TOKEN,
     TEXT_GROUPS,
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FIRST_TOKEN", "LABELS", "METRICS", "TEXT_GROUPS", "Target", "branch_contrast", "by_layer_head", "clean",
     "encoder_mass", "entropy", "first_token_mean", "first_token_share", "group_mass", "groups_over_layers",
-    "image_self_mass", "mean_group_mass", "over_steps", "shown_text", "target_positions", "target_sizes",
-    "text_mass", "text_mass_fraction", "token_mass", "with_pads_averaged", "with_words",
+    "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps", "shown_text", "target_positions", 
+    "target_sizes", "text_mass", "text_mass_fraction", "token_mass", "with_pads_averaged", "with_words",
 ]  # fmt: skip
 PER_TOKEN = "masses per token are of the cond branch only, unless captured with --branches cond uncond"
 #: metric name -> (what a chart's axis says, short name)
