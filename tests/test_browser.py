@@ -147,3 +147,66 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
     page.get_by_role("button", name="layer 5, head 3").click()
     page.get_by_role("button", name="layer 5, head 3").wait_for(state="detached")
     assert page.errors == []
+
+
+def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Press, move and release as a hand would."""
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
+    page.mouse.move(*end, steps=5)
+    page.mouse.up()
+
+
+def centre(page, selector: str) -> tuple[float, float]:
+    box = page.locator(selector).first.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(page, server, folder):
+    page.goto(f"{server}/sinks")
+    page.locator(CELLS).nth(39).wait_for()
+    page.wait_for_timeout(1500)
+    corner, other = ('path[aria-label^="layer: 2; head: 1"]', 'path[aria-label^="layer: 4; head: 3"]')
+    drag(page, centre(page, corner), centre(page, other))
+    page.get_by_role("button", name="All layers, heads, steps").wait_for()
+    page.wait_for_timeout(1500)
+    assert set(drawn_cells(page)) == {(layer, head) for layer in (2, 3, 4) for head in (1, 2, 3)}
+    assert "layers=2-4" in page.url and "heads=1-3" in page.url
+
+    page.get_by_role("link", name="Tokens").click()
+    apple = page.locator('[data-testid=stVegaLiteChart] path[aria-label*="text: apple"]').first
+    apple.wait_for()
+    page.wait_for_timeout(1500)
+    apple.click(force=True)
+    page.wait_for_function("location.search.includes('word%3Aapple')")
+    shoot(page, "tokens")
+
+    page.get_by_role("link", name="Evidence").click()
+    page.get_by_text("gets", exact=False).first.wait_for()
+    page.locator("[data-testid=stImage] img").nth(2).wait_for()
+    page.wait_for_timeout(1500)
+    shoot(page, "evidence")
+    sentence = page.get_by_text("of an image query's attention,", exact=False).first.inner_text()
+    assert "word “apple” gets" in sentence
+
+    fresh = page.context.browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
+    fresh.goto(page.url)
+    assert fresh.get_by_text("of an image query's attention,", exact=False).first.inner_text() == sentence
+    fresh.close()
+
+    page.get_by_text("Take it along").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").click()
+    cells = pd.read_csv(download.value.path())
+    assert set(cells["layer"]) == {2, 3, 4} and set(cells["head"]) == {1, 2, 3}
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Whole view as HTML").click()
+    assert "<script" not in Path(download.value.path()).read_text(encoding="utf-8")
+
+    page.get_by_role("link", name="Gates").click()
+    page.get_by_text("always open").first.wait_for()
+    page.locator(CELLS).nth(17).wait_for()
+    page.wait_for_timeout(1500)
+    shoot(page, "gates")
+    assert page.errors == []
