@@ -253,12 +253,18 @@ def token_mass(
     Caveat: of the cond branch only, unless captured with --branches cond uncond.
     Returns: the token table (token, encoder, text, group, word …) plus a float64 column `mass`.
     """
-    where = {"step": steps, "layer": layers, "head": heads}
-    chosen = {name: list(places) for name, places in where.items() if places is not None}
-    mass = store.read("sinks/mass_image", sample=sample, branch=branch, **chosen)
-    refuse_empty(mass, f"masses per token of branch {branch!r}", PER_TOKEN)
+    where = {"sample": sample, "branch": branch, "layer": layers, "head": heads}
+    chosen = {name: place for name, place in where.items() if place is not None}
+    total = count = np.zeros(store.sizes["token"])
+    for step in range(store.sizes["step"]) if steps is None else steps:  # memory does not grow with the steps
+        mass = store.read("sinks/mass_image", step=[step], **chosen)
+        there = mass.notnull()
+        total = total + mass.astype(np.float64).fillna(0).sum(["step", "layer", "head"]).values
+        count = count + there.sum(["step", "layer", "head"]).values
+    if not count.any():
+        refuse_empty(xr.DataArray([]), f"masses per token of branch {branch!r}", PER_TOKEN)
     table = store.tokens(sample, branch).copy()
-    table["mass"] = mass.astype(np.float64).mean(["step", "layer", "head"], skipna=True).values
+    table["mass"] = total / np.where(count > 0, count, np.nan)
     return table
 
 
