@@ -25,6 +25,13 @@ from sd35h5.store.remote import open_through
 from sd35h5.store.verifying import verify
 
 
+def plain(text: str) -> str:
+    """Return text of a file so that Markdown shows it as it is."""
+    for sign in "\\`*_{}[]()<>#+-!|~$:":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.split())
+
+
 @contextmanager
 def sentence(*runs: Run) -> Iterator[None]:
     """Show an error of the library as one sentence in the page, in place of the panel, and go on with the
@@ -35,10 +42,10 @@ def sentence(*runs: Run) -> Iterator[None]:
         text = str(error)
         for run in runs:
             text = without_paths(text, run.path)
-        st.info(text[:1].upper() + text[1:], icon=":material/info:")
+        st.info(plain(text[:1].upper() + text[1:]), icon=":material/info:")
     except OSError:
         names = " or ".join(run.name for run in runs) or "a file"
-        st.error(f"{names} could not be read: the file is damaged or was removed while it was open.")
+        st.error(f"{plain(names)} could not be read: the file is damaged or was removed while it was open.")
 
 
 def store(run: Run) -> Store:

@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import address, data, sidebar
+from dashboard.data import plain
 from sd35h5.analysis import metrics
 from sd35h5.analysis.view_html import Shown
 
@@ -44,13 +45,6 @@ def current(open_refused: bool = False) -> sidebar.View:
         st.info(NOTHING, icon=":material/info:")
         st.stop()
     return view
-
-
-def plain(text: str) -> str:
-    """Return text of a file so that Markdown shows it as it is."""
-    for sign in "\\`*_{}[]()<>#+-!|~$:":
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(text.split())
 
 
 def chart(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 from test_dashboard import app, folder, text_of  # noqa: F401
 from test_readers import killed_again_and_again
 
@@ -109,3 +110,16 @@ def test_no_page_can_change_what_another_gets():
     kept.put("values", np.zeros(3))
     kept.get("values")[:] = 7
     assert not kept.get("values").any()
+
+
+def test_words_of_a_file_in_an_error_are_shown_as_text():
+    def page() -> None:
+        from dashboard import data
+        from sd35h5.errors import StoreError
+
+        with data.sentence():
+            raise StoreError("no word “![x](http://elsewhere/x.png) **bold**” in it")
+
+    test = AppTest.from_function(page).run(timeout=60)
+    assert not test.exception
+    assert r"\!\[x\]\(http\://elsewhere/x.png\) \*\*bold\*\*" in test.info[0].value
