@@ -217,3 +217,20 @@ def cell_map(view: View, map_tokens: tuple[int, ...], step: int) -> str:
         f"values = values.sel(map_step={step}, drop=True)\n"
         "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
     )
+
+
+def compared_curves(view: View, others: list[data.Run]) -> str:
+    """Return what reads the paired runs' curves over steps, as the rows of `series`."""
+    at, asked = within(view), f"{view.metric!r}, {target(view)}, {view.branch!r}"
+    return (
+        f"import pandas as pd\nfrom dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}tables = []\n"
+        f"for name, file in {[(run.name, Path(run.path).name) for run in others]!r}:\n"
+        "    other = sd35h5.open_store(file)\n    pairing = compare.pair(store, other)\n"
+        f"    chosen = pairing.pairs[pairing.pairs['reference_sample'].isin({list(view.samples)!r})]\n"
+        "    pairing = replace(pairing, pairs=chosen.reset_index(drop=True))\n"
+        f"    before, after = compare.paired_values(store, other, pairing, {asked})\n"
+        "    prompts = list(pairing.pairs['prompt_id'])\n    if not tables:\n"
+        f"        tables.append(metrics.over_steps(before{at}, prompts).assign(series={view.run.name!r}))\n"
+        f"    tables.append(metrics.over_steps(after{at}, prompts).assign(series=name))\n"
+        "table = pd.concat(tables)"
+    )

@@ -33,7 +33,9 @@ def app(monkeypatch):
 
 
 @pytest.mark.parametrize("url", [{}, NARROW], ids=["all", "narrow"])
-@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"])
+@pytest.mark.parametrize(
+    "page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"]
+)
 def test_the_python_of_every_figure_runs_and_gives_its_numbers(app, folder, monkeypatch, page, url):
     test = app(folder, page=page, url=url)
     shown = test.session_state["shown"]
@@ -73,7 +75,7 @@ def test_figures_are_png_and_svg(app, folder):
 
 
 def test_every_view_offers_its_exports(app, folder):
-    for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"):
+    for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"):
         test = app(folder, page=page)
         labels = [button.proto.label for button in test.get("download_button")]
         assert "CSV" in labels and "Whole view as HTML" in labels, page

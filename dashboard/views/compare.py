@@ -102,7 +102,8 @@ def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
         frames.append(metrics.over_steps(_cell(view, after), prompts).assign(series=name))
     table = pd.concat(frames)
     figure = charts.step_curve(table, view.label, height=340, brush="brush")
-    panels.curve(figure, "compare-curve", "Over the denoising steps", table, "", "step")
+    code = recipes.compared_curves(view, [run for run in view.others if run.name in pairs])
+    panels.curve(figure, "compare-curve", "Over the denoising steps", table, code, "step")
 
 
 def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:

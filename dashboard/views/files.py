@@ -7,6 +7,7 @@ import streamlit as st
 
 from dashboard import data, panels, recipes
 from sd35h5.analysis import contents, tiers
+from sd35h5.analysis.view_html import Shown
 from sd35h5.store.info import nbytes
 
 PARTS = {
@@ -122,3 +123,5 @@ with right, data.sentence(view.run):
 for part in (lacking, schema, provenance):
     with data.sentence(view.run):
         part(view.run)
+with data.sentence(view.run):
+    panels.keep(Shown("Samples", None, data.samples(view.run), recipes.run_samples(view.run)))
