@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ from conftest import HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_imag
 
 import sd35h5
 from sd35h5 import open_store
+from sd35h5.capturing.recorder import SampleRecorder
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import build_gates, install_gates
 
@@ -273,3 +276,23 @@ def test_what_changes_the_picture_changes_the_pairing_key(tiny_pipeline, call, t
             4,
             5,
         ]
+
+
+def test_a_sample_is_sealed_while_the_next_one_is_drawn(tiny_pipeline, call, tmp_path, monkeypatch):
+    drawing, seal = threading.Event(), SampleRecorder.seal
+
+    def slow_seal(recorder: SampleRecorder, image: np.ndarray | None) -> Path:
+        assert drawing.wait(60), "the next sample waits for the seal of this one"
+        return seal(recorder, image)
+
+    def begun(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
+        drawing.set()
+        return tensors
+
+    monkeypatch.setattr(SampleRecorder, "seal", slow_seal)
+    with sd35h5.capture(tiny_pipeline, tmp_path / "a.h5") as generate:
+        generate("a cat", seed=0, **call)
+        assert not (tmp_path / "a.h5.parts" / "000000.h5").exists()
+        generate("a dog", seed=1, callback_on_step_end=begun, **call)
+    with open_store(tmp_path / "a.h5") as store:
+        assert list(store.samples["prompt"]) == ["a cat", "a dog"]

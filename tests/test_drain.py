@@ -94,3 +94,14 @@ def test_a_writer_leaves_no_threads_behind(tmp_path):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+def test_who_waits_finds_all_jobs_done_and_the_threads_alive():
+    drain, done = Drain(threads=1), []
+    for number in range(3):
+        drain.submit(lambda number=number: (time.sleep(0.02), done.append(number)), 1)
+    drain.wait()
+    assert done == [0, 1, 2] and drain.waiting == 0
+    drain.submit(lambda: done.append(3), 1)
+    drain.finish()
+    assert done[-1] == 3

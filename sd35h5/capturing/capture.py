@@ -65,7 +65,8 @@ class Generate:
         return result
 
     def sample(self, call: Call, identity: Identity, on_step: Callable[[], None] | None = None) -> Any:
-        """Draw and seal one sample under a given identity; a sample that is sealed already is only drawn."""
+        """Draw one sample under a given identity and have it sealed, while the next is drawn; a sample that is
+        sealed already is only drawn."""
         watcher = PassWatcher(self._session, self._probe, call, identity, on_step)
         pipe, transformer = self._session.pipe, self._session.pipe.transformer
         hooks = [
@@ -78,6 +79,7 @@ class Generate:
             watcher.finish(_pixels(result))
         except BaseException as error:
             watcher.abandon(interrupted=isinstance(error, KeyboardInterrupt))
+            self._session.sealing.wait()  # who handles the error finds the samples before sealed
             raise
         finally:
             for hook in hooks:
@@ -141,7 +143,10 @@ def _generating(session: Session) -> Iterator[Generate]:
             len(second),
         )
     with installed(transformer, probe), masked_encoders(session.pipe, session.encoder_masks):
-        yield Generate(session, probe)
+        try:
+            yield Generate(session, probe)
+        finally:
+            session.sealing.finish()
 
 
 def _check_pipeline(pipe: object) -> None:

@@ -22,6 +22,7 @@ from sd35h5.capturing.recorder import Layout
 from sd35h5.capturing.tokens import TokenTable, truncation_note
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
+from sd35h5.store.drain import Drain
 from sd35h5.store.reader import open_store
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.schema import PARTS_SUFFIX
@@ -79,6 +80,7 @@ class Session:
             },
             precision=tiers.precision,
         )  # fmt: skip
+        self.sealing = Drain(threads=1, max_waiting=1)  # one sample at a time, while the next one is drawn
         self._layout: Layout | None = None
         self._noted: set[str] = set()
         self.sealed = _sealed_samples(parts)

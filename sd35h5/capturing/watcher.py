@@ -75,10 +75,11 @@ class PassWatcher:
             self._on_step()
 
     def finish(self, image: np.ndarray | None) -> None:
-        """Seal the sample.
+        """Have the sample sealed while the next one is drawn; wait for that of the sample before.
 
         Raises:
             CaptureError: the pipeline stopped before its last step.
+            StoreError: the sample before could not be sealed.
         """
         if self._recorder is None:
             return
@@ -87,7 +88,7 @@ class PassWatcher:
             raise CaptureError(
                 f"the pipeline stopped after step {self._step} of 0..{steps - 1}: this sample is not sealed"
             )
-        self._recorder.seal(image)
+        self._session.sealing.submit(partial(_seal, self._recorder, image), 1)
         self._recorder = None
 
     def abandon(self, interrupted: bool) -> None:
@@ -265,3 +266,12 @@ class PassWatcher:
             "attn2_layout": self._session.attn2_layout,
             "other": call.other(),
         }
+
+
+def _seal(recorder: SampleRecorder, image: np.ndarray | None) -> None:
+    """Seal, or leave nothing behind."""
+    try:
+        recorder.seal(image)
+    except BaseException:
+        recorder.abandon()
+        raise

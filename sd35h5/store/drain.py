@@ -45,6 +45,12 @@ class Drain:
             self._waiting += nbytes
         self._pool.submit(self._run, job, nbytes)
 
+    def wait(self) -> None:
+        """Wait for all jobs; the threads stay."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
+        self._raise()
+
     def finish(self) -> None:
         """Wait for all jobs and end the threads."""
         self._pool.shutdown(wait=True)
