@@ -215,8 +215,10 @@ def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: i
     """Draw one line a paired sample from run to run: columns run, sample, prompt, value; runs in the frame's
     order."""
     runs = list(dict.fromkeys(frame["run"]))
+    # names of more than two runs do not fit side by side
+    names = alt.Axis(labelAngle=-20 if len(runs) > 2 else 0, labelLimit=160, labelOverlap=False)
     base = alt.Chart(frame).encode(
-        x=alt.X("run:N", sort=runs, title=None, axis=alt.Axis(labelAngle=0, labelLimit=160)),
+        x=alt.X("run:N", sort=runs, title=None, axis=names),
         y=alt.Y("value:Q", title=scales.wrapped(label), axis=alt.Axis(labelExpr=scales.short_numbers())),
     )
     lines = base.mark_line(color="#888888", opacity=0.6).encode(detail="sample:N")

@@ -58,11 +58,16 @@ def demo_configs(
     return [
         replace(
             config,
-            model=replace(config.model, model_id=str(model), transformer=transformer),
+            model=replace(config.model, model_id=str(_told(model)), transformer=transformer),
             output=replace(config.output, out=str(RUNS / f"demo-{name}.h5")),
         )
         for name, transformer in VARIANTS.items()
     ]
+
+
+def _told(model: Path) -> Path:
+    """The folder as the files name it: below here, not where the checkout lies, for they are sent around."""
+    return model.relative_to(Path.cwd()) if model.is_relative_to(Path.cwd()) else model
 
 
 def run_demo(
