@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "capture_cost.py"
 
@@ -19,7 +21,6 @@ def _run(*flags: object) -> subprocess.CompletedProcess:
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 def test_every_row_is_measured_printed_and_written(tmp_path):
     done = _run("--shape", "tiny", "--device", "cpu", "--steps", 3, "--runs", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -48,6 +48,7 @@ def whole(tiny_folder, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_capture_goes_on_and_gives_equal_data(tiny_folder, whole, tmp_path, kill):
     stopped = tmp_path / "stopped.h5"
