@@ -13,18 +13,11 @@ from tyro.conf import OmitArgPrefixes
 
 from sd35h5.capturing.config import (
     CaptureConfig,
-    CausalOptions,
     Flag,
-    Model,
-    Output,
-    Prompts,
-    Sampling,
     Text,
-    Tiers,
     validate,
 )
 from sd35h5.errors import Sd35h5Error
-from sd35h5.gates.options import GateOptions
 from sd35h5.weights.facts import read_facts
 
 DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The
@@ -57,14 +50,7 @@ class Action:
 
 
 @dataclass(frozen=True)
-class CommandLine:
-    model: Model = field(default_factory=Model)
-    prompts: Prompts = field(default_factory=Prompts)
-    sampling: Sampling = field(default_factory=Sampling)
-    tiers: Tiers = field(default_factory=Tiers)
-    gating: GateOptions = field(default_factory=GateOptions)
-    causal: CausalOptions = field(default_factory=CausalOptions)
-    output: Output = field(default_factory=Output)
+class CommandLine(CaptureConfig):
     action: Action = field(default_factory=Action)
 
 
@@ -77,11 +63,8 @@ def main(args: list[str] | None = None) -> int:
         args=args,
         use_underscores=True,
     )
-    config = CaptureConfig(
-        line.model, line.prompts, line.sampling, line.tiers, line.gating, line.causal, line.output
-    )
     try:
-        return _act(config, line.action)
+        return _act(line, line.action)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

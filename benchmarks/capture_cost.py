@@ -28,16 +28,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from capture_checks import attentions, largest_errors, same_to_the_bit  # noqa: E402
-from capture_runs import Bench, Row, Run, resident_bytes  # noqa: E402
-from machine import RESULTS, machine  # noqa: E402
-from rivals import ATTENTION_MAP_DIFFUSERS, attention_map_diffusers, eager  # noqa: E402
-from shapes import SHAPES  # noqa: E402
+import torch
+from capture_checks import attentions, largest_errors, same_to_the_bit
+from capture_runs import Bench, Row, Run, resident_bytes
+from machine import RESULTS, machine
+from rivals import ATTENTION_MAP_DIFFUSERS, attention_map_diffusers, eager
+from shapes import SHAPES
 
-import sd35h5  # noqa: E402
-from sd35h5.capturing.reducer import reducer_for  # noqa: E402
-from sd35h5.store.drain import half_of_the_cores  # noqa: E402
+import sd35h5
+from sd35h5.capturing.reducer import reducer_for
+from sd35h5.store.drain import half_of_the_cores
 
 PACKAGES = ("torch", "triton", "diffusers", "numpy", "h5py", "isal", "attention-map-diffusers")
 SHORT = "a red apple left of a cat"

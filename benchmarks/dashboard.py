@@ -31,12 +31,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-from machine import RESULTS, machine  # noqa: E402
+import numpy as np
+from machine import RESULTS, machine
 
-from sd35h5.store import schema  # noqa: E402
-from sd35h5.store.schema import variable  # noqa: E402
-from sd35h5.store.writer import Header, SampleWriter, begin_run, pack  # noqa: E402
+from sd35h5.store import schema
+from sd35h5.store.schema import variable
+from sd35h5.store.writer import Header, SampleWriter, begin_run, pack
 
 SIZES = {
     "branch": 2, "step": 28, "layer": 38, "head": 38, "token": 333, "top_step": 7, "map_step": 7, "rank": 16,

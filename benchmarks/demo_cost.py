@@ -28,14 +28,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from machine import RESULTS, machine  # noqa: E402
+import torch
+from machine import RESULTS, machine
 
-import sd35h5  # noqa: E402
-from sd35h5.capturing.config import Model, Sampling  # noqa: E402
-from sd35h5.capturing.demo import VARIANTS  # noqa: E402
-from sd35h5.capturing.pipelines import load  # noqa: E402
-from sd35h5.weights.facts import read_facts  # noqa: E402
+import sd35h5
+from sd35h5.capturing.config import Model, Sampling
+from sd35h5.capturing.demo import VARIANTS
+from sd35h5.capturing.pipelines import load
+from sd35h5.weights.facts import read_facts
 
 PROMPT = "a red apple left of a cat on a blue background"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "h5py")

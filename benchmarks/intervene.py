@@ -24,17 +24,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from machine import RESULTS, machine  # noqa: E402
+import numpy as np
+import pandas as pd
+import torch
+from machine import RESULTS, machine
 
-import sd35h5  # noqa: E402
-from sd35h5.analysis import compare, effects  # noqa: E402
-from sd35h5.analysis.images import image_differences  # noqa: E402
-from sd35h5.capturing.config import Model, Sampling  # noqa: E402
-from sd35h5.capturing.pipelines import load  # noqa: E402
-from sd35h5.weights.facts import read_facts  # noqa: E402
+import sd35h5
+from sd35h5.analysis import compare, effects
+from sd35h5.analysis.images import image_differences
+from sd35h5.capturing.config import Model, Sampling
+from sd35h5.capturing.pipelines import load
+from sd35h5.weights.facts import read_facts
 
 KEYS = {"clip_bos": "the start token", "t5_pad": "the T5 pads", "top:1": "each head's heaviest key"}
 CONTROL = "random:0"

@@ -31,22 +31,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-import torch  # noqa: E402
-import weights  # noqa: E402
-from demo_cost import PACKAGES  # noqa: E402
-from machine import RESULTS, machine  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+import weights
+from demo_cost import PACKAGES
+from machine import RESULTS, machine
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from sd35h5.capturing.config import Model  # noqa: E402
-from sd35h5.capturing.pipelines import quiet  # noqa: E402
-from sd35h5.errors import Sd35h5Error  # noqa: E402
-from sd35h5.gates.files import make_gates  # noqa: E402
-from sd35h5.gates.forms import fuse_gates, separate_gates  # noqa: E402
-from sd35h5.gates.modules import build_gates, install_gates, save_gates  # noqa: E402
-from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS  # noqa: E402
-from sd35h5.weights.loading import load_part, split_gates  # noqa: E402
-from sd35h5.weights.sources import OPTIONS, Part, find_part  # noqa: E402
+from sd35h5.capturing.config import Model
+from sd35h5.capturing.pipelines import quiet
+from sd35h5.errors import Sd35h5Error
+from sd35h5.gates.files import make_gates
+from sd35h5.gates.forms import fuse_gates, separate_gates
+from sd35h5.gates.modules import build_gates, install_gates, save_gates
+from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS
+from sd35h5.weights.loading import load_part, split_gates
+from sd35h5.weights.sources import OPTIONS, Part, find_part
 
 WIDTH = 320  # channels of the small transformer: 5 MB a layer, so that a second copy would show
 SLACK = 8e6  # bytes of the process that have nothing to do with weights

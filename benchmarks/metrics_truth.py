@@ -25,16 +25,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from conftest import HEIGHT, T5_TOKENS, WIDTH, make_pipeline  # noqa: E402
+import numpy as np
+import torch
+from conftest import HEIGHT, T5_TOKENS, WIDTH, make_pipeline
 
-import sd35h5  # noqa: E402
-from sd35h5 import open_store  # noqa: E402
-from sd35h5.analysis import gating, metrics, sinks, topkeys  # noqa: E402
-from sd35h5.analysis.targets import Target  # noqa: E402
-from sd35h5.gates.attention import project_joint  # noqa: E402
-from sd35h5.gates.modules import build_gates, install_gates  # noqa: E402
+import sd35h5
+from sd35h5 import open_store
+from sd35h5.analysis import gating, metrics, sinks, topkeys
+from sd35h5.analysis.targets import Target
+from sd35h5.gates.attention import project_joint
+from sd35h5.gates.modules import build_gates, install_gates
 
 PROMPTS = ("a red apple left of a cat", "a dog on a green background")
 STEPS, TOP = 3, 6

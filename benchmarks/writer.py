@@ -24,15 +24,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
-from machine import RESULTS, machine  # noqa: E402
+import h5py
+import numpy as np
+from machine import RESULTS, machine
 
-from sd35h5.store import chunks, schema  # noqa: E402
-from sd35h5.store.blocks import round_mantissa  # noqa: E402
-from sd35h5.store.drain import half_of_the_cores  # noqa: E402
-from sd35h5.store.schema import REQUIRED, variable  # noqa: E402
-from sd35h5.store.writer import Header, SampleWriter  # noqa: E402
+from sd35h5.store import chunks, schema
+from sd35h5.store.blocks import round_mantissa
+from sd35h5.store.drain import half_of_the_cores
+from sd35h5.store.schema import REQUIRED, variable
+from sd35h5.store.writer import Header, SampleWriter
 
 NAME = "maps/image_to_text_per_head"
 SIZES = {"branch": 1, "step": 1, "layer": 38, "head": 38, "token": 4, "y": 32, "x": 32}

@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 DATA = Path(__file__).resolve().parent
 sys.path.insert(0, str(DATA.parent))
 
-from sd35h5.capturing.capture import run  # noqa: E402
-from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts  # noqa: E402
+from sd35h5.capturing.capture import run
+from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts
 
 EXAMPLES = {"baseline": "transformer", "headwise": "transformer_headwise"}
 PROMPTS = 3

@@ -20,19 +20,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
+from torch import Tensor
 
-from data.recipe.matching import Judgement, judge  # noqa: E402
-from data.recipe.scenes import Scene, heldout_scene, novelty  # noqa: E402
-from data.recipe.sprites import Painter  # noqa: E402
-from data.recipe.stage_transformer import VARIANTS  # noqa: E402
-from sd35h5.gates.files import load_gates  # noqa: E402
-from sd35h5.gates.modules import GATES_FILE, install_gates  # noqa: E402
+from data.recipe.matching import Judgement, judge
+from data.recipe.scenes import Scene, heldout_scene, novelty
+from data.recipe.sprites import Painter
+from data.recipe.stage_transformer import VARIANTS
+from sd35h5.gates.files import load_gates
+from sd35h5.gates.modules import GATES_FILE, install_gates
 
 STEPS, GUIDANCE = 28, 4.5
 MARKS = "<!-- table: made by python data/recipe/evaluate.py --card -->\n", "<!-- end of table -->"

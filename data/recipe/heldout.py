@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from data.recipe.scenes import Scene, heldout_scene, novelty  # noqa: E402
-from data.recipe.sprites import box  # noqa: E402
+from data.recipe.scenes import Scene, heldout_scene, novelty
+from data.recipe.sprites import box
 
 HELDOUT = ROOT / "data/scenes_heldout.json"
 COUNT = 300

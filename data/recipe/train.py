@@ -20,13 +20,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from data.recipe.dataset import latents, scenes  # noqa: E402
-from data.recipe.models import save_frame  # noqa: E402
-from data.recipe.settings import Settings, smoke  # noqa: E402
-from data.recipe.stage_transformer import VARIANTS, train_text, train_variant  # noqa: E402
-from data.recipe.stage_vae import train as train_vae  # noqa: E402
+from data.recipe.dataset import latents, scenes
+from data.recipe.models import save_frame
+from data.recipe.settings import Settings, smoke
+from data.recipe.stage_transformer import VARIANTS, train_text, train_variant
+from data.recipe.stage_vae import train as train_vae
 
 STAGES = {"vae": "vae", "text": "text_encoder_3", **VARIANTS}  # stage -> the folder that says that it is done
 

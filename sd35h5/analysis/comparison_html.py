@@ -49,6 +49,7 @@ SIGNED = (
     f"sd35h5 {__version__}. The numbers behind every figure are in the CSV files beside this page; their definitions "
     "are in docs/metrics.md."
 )
+_STATISTICS = ("reference_mean", "other_mean", "mean_difference", "low", "high", "effect", "p", "q")
 
 
 def page(found: Comparison, pictures: dict[str, Path]) -> str:
@@ -174,19 +175,7 @@ def shown_overall(found: Comparison) -> pd.DataFrame:
     """Return the table of all measures as people read it."""
     table = found.overall.copy()
     table["measure"] = [f"{MEASURES[name].title} ({MEASURES[name].unit})" for name in table["measure"]]
-    columns = [
-        "run",
-        "measure",
-        "reference_mean",
-        "other_mean",
-        "mean_difference",
-        "low",
-        "high",
-        "effect",
-        "p",
-        "q",
-    ]
-    return table[columns]
+    return table[["run", "measure", *_STATISTICS]]
 
 
 def shown_cells(found: Comparison, count: int = 12) -> pd.DataFrame:
@@ -195,20 +184,7 @@ def shown_cells(found: Comparison, count: int = 12) -> pd.DataFrame:
     for name in found.others:
         own = found.cells[found.cells["run"] == name]
         parts.append(own.loc[own["mean_difference"].abs().sort_values(ascending=False).index[:count]])
-    columns = [
-        "run",
-        "layer",
-        "head",
-        "reference_mean",
-        "other_mean",
-        "mean_difference",
-        "low",
-        "high",
-        "effect",
-        "p",
-        "q",
-    ]
-    return pd.concat(parts)[columns]
+    return pd.concat(parts)[["run", "layer", "head", *_STATISTICS]]
 
 
 def caveats(found: Comparison) -> Iterator[str]:

@@ -8,13 +8,13 @@ while the output stays bit for bit that of diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -46,25 +46,25 @@ def project_joint(attn: Attention, image_states: Tensor, text_states: Tensor | N
         image_states: (B, image tokens, width), the block's modulated image stream.
         text_states: (B, text tokens, width), or None for an image-only attention (`attn2`).
     """
-    query = _split_heads(attn.to_q(image_states), attn.heads)
-    key = _split_heads(attn.to_k(image_states), attn.heads)
-    value = _split_heads(attn.to_v(image_states), attn.heads)
-    if attn.norm_q is not None:
-        query = attn.norm_q(query)
-    if attn.norm_k is not None:
-        key = attn.norm_k(key)
+    states = _project(image_states, attn.heads, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
     if text_states is not None:
-        text_query = _split_heads(attn.add_q_proj(text_states), attn.heads)
-        text_key = _split_heads(attn.add_k_proj(text_states), attn.heads)
-        text_value = _split_heads(attn.add_v_proj(text_states), attn.heads)
-        if attn.norm_added_q is not None:
-            text_query = attn.norm_added_q(text_query)
-        if attn.norm_added_k is not None:
-            text_key = attn.norm_added_k(text_key)
-        query = torch.cat([query, text_query], dim=2)
-        key = torch.cat([key, text_key], dim=2)
-        value = torch.cat([value, text_value], dim=2)
-    return JointQKV(query, key, value, image_states.shape[1])
+        text = _project(
+            text_states, attn.heads, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+            (attn.norm_added_q, attn.norm_added_k),
+        )  # fmt: skip
+        states = [torch.cat(pair, dim=2) for pair in zip(states, text, strict=True)]
+    return JointQKV(*states, image_states.shape[1])
+
+
+def _project(
+    states: Tensor,
+    heads: int,
+    projections: Sequence[nn.Module],
+    norms: Sequence[nn.Module | None],
+) -> list[Tensor]:
+    """Query, key and value of one stream, (B, heads, N, d), the first two normalised where there is a norm."""
+    parts = [_split_heads(projection(states), heads) for projection in projections]
+    return [part if norm is None else norm(part) for part, norm in zip(parts, (*norms, None), strict=True)]
 
 
 def finish_joint(
