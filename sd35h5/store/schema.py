@@ -336,8 +336,3 @@ def variable(name: str) -> Variable:
     close = get_close_matches(name, VARIABLES, n=2)
     hint = f": did you mean {' or '.join(close)}?" if close else ""
     raise StoreError(f"'{name}' is no variable of the format (schema {SCHEMA_VERSION}){hint}")
-
-
-def labels_of(dim: str) -> tuple[str, ...]:
-    """Words for the flag values of a dimension, () where it has none."""
-    return SCALES[dim].labels if dim in SCALES else ()
