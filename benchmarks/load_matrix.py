@@ -34,6 +34,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import torch
 import weights
 from demo_cost import PACKAGES
+from diffusers import StableDiffusion3Pipeline
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from machine import RESULTS, machine
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -112,26 +114,50 @@ def transformer_cases(folder: Path) -> Iterator[Case]:
 
 
 def other_cases(folder: Path) -> Iterator[Case]:
-    """Text encoders and VAE in all layouts, T5 in fp8, and everything out of one file."""
+    """Text encoders and VAE in all layouts, CLIP-G also in OpenCLIP's, all out of one file, and fp8."""
     pipe = weights.small_pipeline()
     for component in ("text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
         model = getattr(pipe, component)
         for layout, path in _layouts(component, model, folder / component):
             yield Case(component, layout, "none", path, weights.output(component, model))
+    yield from openclip_cases(folder, pipe.text_encoder_2)
     single = weights.save(folder / "all.safetensors", weights.all_in_one(pipe))
     for component in OPTIONS:
         yield Case(
             component, "all-in-one", "none", single, weights.output(component, getattr(pipe, component))
         )
+    yield from fp8_cases(folder, pipe)
+
+
+def openclip_cases(folder: Path, model: nn.Module) -> Iterator[Case]:
+    """CLIP-G as OpenCLIP released it, alone and within an all-in-one file."""
+    for told, prefix in (("OpenCLIP", ""), ("OpenCLIP, prefixed", "text_encoders.clip_g.")):
+        path = weights.save(folder / f"openclip-{bool(prefix)}.safetensors", weights.openclip(model, prefix))
+        yield Case("text_encoder_2", told, "none", path, weights.output("text_encoder_2", model))
+
+
+def fp8_cases(folder: Path, pipe: StableDiffusion3Pipeline) -> Iterator[Case]:
+    """T5 cast to fp8, and T5 and the transformer in ComfyUI's scaled fp8; changes the pipeline's weights."""
+    t5 = pipe.text_encoder_3
     for stored in (torch.float8_e4m3fn, torch.float8_e5m2):
-        state = {key: tensor.to(stored) for key, tensor in weights.plain_state(pipe.text_encoder_3).items()}
+        state = {key: tensor.to(stored) for key, tensor in weights.plain_state(t5).items()}
         name = str(stored).removeprefix("torch.")
         path = weights.save(folder / f"{name}.safetensors", state)
-        cast = {key: tensor.float() for key, tensor in state.items()}
-        pipe.text_encoder_3.load_state_dict(cast, strict=False)
-        yield Case(
-            "text_encoder_3", name, "none", path, weights.output("text_encoder_3", pipe.text_encoder_3)
-        )
+        t5.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=False)
+        yield Case("text_encoder_3", name, "none", path, weights.output("text_encoder_3", t5))
+    big = weights.small_pipeline(width=WIDTH).transformer
+    joined = weights.original_mmdit(big)  # one factor for q, k and v, which diffusers' own converter parts
+    for names in weights.FACTORS:
+        for component, model, state in (
+            ("text_encoder_3", t5, weights.plain_state(t5)), ("transformer", big, joined)
+        ):  # fmt: skip
+            held, meant = weights.scaled_fp8(state, names)
+            convert = convert_sd3_transformer_checkpoint_to_diffusers if model is big else dict
+            model.load_state_dict(convert(meant), strict=False)
+            prefixed = {weights.PREFIXES[component] + key: tensor for key, tensor in held.items()}
+            path = weights.save(folder / f"{component}-{names[0]}.safetensors", prefixed)
+            expected = weights.output(component, model)
+            yield Case(component, f"scaled fp8 ({names[0]}), prefixed", "none", path, expected)
 
 
 def _layouts(component: str, model: nn.Module, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -23,4 +23,10 @@ def test_every_layout_of_every_component_passes(tmp_path):
         "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"
     }  # fmt: skip
     assert {row["gates"].partition(" ")[0] for row in written["rows"]} == {"none", "a", "b", "c"}
+    layouts = {(row["component"], row["layout"].partition(" (")[0]) for row in written["rows"]}
+    assert {
+        ("transformer", "scaled fp8"),
+        ("text_encoder_3", "scaled fp8"),
+        ("text_encoder_2", "OpenCLIP"),
+    } <= layouts
     assert len(written["audits"]) == 8 and "FAIL" not in done.stdout

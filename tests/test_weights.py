@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
     convert_sd3_transformer_checkpoint_to_diffusers,
 )
 from weights import (
+    FACTORS,
     PREFIXES,
     REAL_OTHERS,
     REAL_TRANSFORMERS,
@@ -29,6 +29,7 @@ from weights import (
     output,
     plain_state,
     save,
+    scaled_fp8,
     small_pipeline,
     vae_shapes,
 )
@@ -195,20 +196,10 @@ def test_clip_g_in_openclips_layout_gives_the_output_of_transformers(prefix, tmp
         load_part(_part("text_encoder_2", save(tmp_path / "h.safetensors", state)), torch.float32, "cpu")
 
 
-@pytest.mark.parametrize("names", [("scale_weight", "scale_input"), ("weight_scale", "input_scale")])
+@pytest.mark.parametrize("names", FACTORS)
 def test_scaled_fp8_weights_are_multiplied_by_their_factors(names, tmp_path, small, caplog):
     """As ComfyUI stores them: linear layers in fp8 with a factor, all else plain; q, k and v share one factor."""
-    state = original_mmdit(small.transformer)
-    stored, expected = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, dict(state)
-    for key, tensor in state.items():
-        stored[key] = tensor.half()
-        expected[key] = tensor.half().float()
-        if re.search(r"\.(qkv|fc1|fc2|proj)\.weight$", key) and tensor.ndim == 2:
-            factor = tensor.abs().max().float() / 448  # the largest e4m3 number
-            stored[key] = (tensor / factor).to(torch.float8_e4m3fn)
-            expected[key] = stored[key].float() * factor
-            module = key.removesuffix("weight")
-            stored |= {module + names[0]: factor.reshape(()), module + names[1]: torch.ones(1)}
+    stored, expected = scaled_fp8(original_mmdit(small.transformer), names)
     stored = {f"model.diffusion_model.{key}": tensor for key, tensor in stored.items()}
     loaded = load_part(
         _part("transformer", save(tmp_path / "scaled.safetensors", stored)), torch.float32, "cpu"

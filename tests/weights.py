@@ -5,6 +5,7 @@ Nothing here uses the key maps under test: keys and shapes follow Stability's co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,30 @@ def openclip(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         for name, module in modules.items():
             found |= {f"{key}{name}.weight": module.weight, f"{key}{name}.bias": module.bias}
     return {prefix + key: tensor.detach().clone().contiguous() for key, tensor in found.items()}
+
+
+FACTORS = (("scale_weight", "scale_input"), ("weight_scale", "input_scale"))  # the older names and the newer
+_LINEAR = re.compile(r"(\.(qkv|fc1|fc2|proj)|SelfAttention\.[qkvo]|DenseReluDense\.w\w+)\.weight$")
+
+
+def scaled_fp8(state: Mapping[str, Tensor], names: tuple[str, str]) -> tuple[dict, dict[str, Tensor]]:
+    """A transformer or T5 in ComfyUI's scaled fp8: linear layers in fp8 beside a factor, all else in half.
+
+    Args:
+        names: of a weight's factor and of its input's, which only arithmetic in fp8 needs.
+
+    Returns: what the file holds; float32 of what it means.
+    """
+    stored, expected = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, {}
+    for key, tensor in state.items():
+        stored[key], expected[key] = tensor.half(), tensor.half().float()
+        if _LINEAR.search(key) and tensor.ndim == 2:
+            factor = tensor.abs().max().float() / 448  # the largest e4m3 number
+            stored[key] = (tensor / factor).to(torch.float8_e4m3fn)
+            expected[key] = stored[key].float() * factor
+            module = key.removesuffix("weight")
+            stored |= {module + names[0]: factor.reshape(()), module + names[1]: torch.ones(1)}
+    return stored, expected
 
 
 def original_state(component: str, model: nn.Module) -> dict[str, Tensor]:
