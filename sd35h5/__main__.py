@@ -1,4 +1,4 @@
-"""python -m sd35h5 info | verify | pack | analyze | compare | export | gates"""
+"""python -m sd35h5 info | verify | pack | scores | analyze | compare | export | gates"""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def scores(args: argparse.Namespace) -> int:
+    """Join numbers of your own, CLIP scores say, to the samples of a packed file, from a CSV."""
+    from sd35h5.store.scores import join_scores
+
+    told = join_scores(args.path, args.table, args.columns, args.overwrite)
+    with_value = [f"scores/{name}: {count} samples have a value" for name, count in told.items()]
+    print("\n".join(with_value))
+    return 0
+
+
 def analyze(args: argparse.Namespace) -> int:
     """Write the first-token metrics as CSV, and heatmap, step curve and group masses as PNG."""
     from sd35h5.analysis.report import analyze
@@ -126,6 +136,17 @@ def parser() -> argparse.ArgumentParser:
     _flag(one, "--partial", help="pack what is sealed, though the capture planned more samples")
     _flag(one, "--overwrite", help="replace the file; samples of the run that only it holds stay")
     _flag(one, "--remove_parts", help="remove the folder once it is packed")
+
+    one = _command(commands, scores, "run.h5 table.csv")
+    _option(
+        one, "table", type=Path, metavar="CSV",
+        help="a row a sample, named by sample_id or by prompt_id and seed; an empty cell is no value",
+    )  # fmt: skip
+    _option(
+        one, "--columns", nargs="+", default=[], metavar="NAME",
+        help="the columns to join; by default all that are not of the file's own table of samples",
+    )  # fmt: skip
+    _flag(one, "--overwrite", help="replace scores of the same name")
 
     one = _command(commands, analyze, "run.h5 --out_dir out")
     _option(one, "--out_dir", type=Path, required=True, help="folder for the CSV and the charts")

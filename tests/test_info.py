@@ -18,7 +18,7 @@ from sd35h5.store.info import nbytes, one_line
 from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("info", "verify", "pack", "analyze", "export")
+COMMANDS = ("info", "verify", "pack", "scores", "analyze", "export")
 
 
 @pytest.fixture(scope="module")

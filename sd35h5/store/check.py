@@ -26,7 +26,7 @@ def check_file(path: Path, deep: bool) -> list[str]:
     """Sentences for the problems of one file, [] for a good one."""
     try:
         with told_as("it is no HDF5 file, or it is damaged or half-written"):
-            file = h5py.File(path, "r")
+            file = h5py.File(path, "r", locking=False)  # files are replaced whole, never changed in place
         with file:
             with told_as("it cannot be walked through: it is damaged"):
                 _check_identity(file)

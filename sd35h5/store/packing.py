@@ -92,7 +92,7 @@ def variables_in(file: h5py.File) -> list[str]:
     """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
     groups = {group: set(file[group]) for group in schema.VARIABLE_GROUPS if group in file}
     known = [name for name, spec in schema.VARIABLES.items() if spec.short_name in groups.get(spec.group, ())]
-    return known + [f"scores/{name}" for name in sorted(groups.get("scores", ())) if name.isidentifier()]
+    return known + [f"scores/{name}" for name in sorted(groups.get("scores", ())) if schema.is_score(name)]
 
 
 def _by_value(spec: Variable) -> bool:

@@ -16,6 +16,7 @@ SUFFIX = ".h5"
 PARTS_SUFFIX = ".parts"
 LIBVER = ("v110", "v114")  # ("latest", "latest") under HDF5 2.0 cannot be read by HDF5 1.10
 MANTISSA_BITS = 10
+MAX_SCORE_NAME = 64
 GZIP_LEVEL = 1
 
 BRANCHES = ("cond", "uncond", "skip")
@@ -323,6 +324,16 @@ REQUIRED = tuple(name for name, v in VARIABLES.items() if v.required)
 VARIABLE_GROUPS = tuple(dict.fromkeys(v.group for v in VARIABLES.values())) + ("scores",)
 
 
+def is_sample_column(name: str) -> bool:
+    """Whether the table of samples has a column of that name, which no score may take from it."""
+    return name == "sample" or f"samples/{name}" in VARIABLES
+
+
+def is_score(name: str) -> bool:
+    """Whether `scores/NAME` may have that name."""
+    return name.isidentifier() and len(name) <= MAX_SCORE_NAME and not is_sample_column(name)
+
+
 def variable(name: str) -> Variable:
     """The variable of that name; `scores/NAME` is any float32 joined to the samples later.
 
@@ -331,7 +342,7 @@ def variable(name: str) -> Variable:
     if name in VARIABLES:
         return VARIABLES[name]
     group, _, short = name.partition("/")
-    if group == "scores" and short.isidentifier():
+    if group == "scores" and is_score(short):
         return Variable(name, ("sample",), "float32", f"score: {short}", fill=_FILLS["float32"])
     close = get_close_matches(name, VARIABLES, n=2)
     hint = f": did you mean {' or '.join(close)}?" if close else ""
