@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,27 @@ import xarray as xr
 from dashboard import finding
 from dashboard.caching import cached
 from dashboard.finding import Run, without_paths
-from sd35h5.analysis import chips, compare, contents, effects, gating, maps, metrics, pictures, sinks, topkeys
+from sd35h5.analysis import (
+    chips,
+    compare,
+    contents,
+    effects,
+    gating,
+    maps,
+    metrics,
+    objects,
+    pictures,
+    sinks,
+    topkeys,
+)
 from sd35h5.errors import Sd35h5Error
 from sd35h5.store.reader import Store
 from sd35h5.store.remote import open_through
 from sd35h5.store.verifying import verify
+
+RECIPE = (
+    Path(__file__).resolve().parents[1] / "data" / "recipe"
+)  # a checkout has it, an installed package has not
 
 
 def plain(text: str) -> str:
@@ -221,6 +238,26 @@ def cell_maps(
 ) -> tuple[xr.DataArray, bool]:
     """Return the maps of a token at one layer, (map_step, y, x), and whether they are of that head."""
     return maps.cell_maps(store(run), sample, map_tokens, layer, head, branch)
+
+
+@st.cache_resource(show_spinner=False)
+def _sprites() -> objects.Sprites | None:
+    return objects.read_sprites(RECIPE)
+
+
+def knows_objects(run: Run) -> bool:
+    """Whether the true objects of the run's pictures can be found: those of the bundled models, in a checkout."""
+    model = str(store(run).attributes.get("model_id", ""))
+    return model.rstrip("/").endswith(objects.MODEL) and _sprites() is not None
+
+
+@cached("Looking for the objects …")
+def true_objects(run: Run, sample: int) -> pd.DataFrame:
+    """Return where the objects that the prompt names lie in a sample's image; no rows where that is not known."""
+    pixels, sprites = store(run).image(sample), _sprites()
+    if sprites is None or pixels is None or not knows_objects(run):
+        return pd.DataFrame(columns=objects.COLUMNS)
+    return objects.true_objects(pixels, str(samples(run).set_index("sample")["prompt"][sample]), sprites)
 
 
 @cached()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
+from pages import frame_with, frames_of, open_page
 from stores import make_store
 
 from sd35h5 import open_store
-from sd35h5.analysis import maps
+from sd35h5.analysis import map_figures, maps
 from sd35h5.errors import StoreError
 
 WORD = (2, 78)  # “red” of “a red apple left of a cat”: CLIP position 2, T5 position 77 + 1
@@ -67,3 +70,45 @@ def test_maps_open_on_the_first_thing_else_on_the_first_word(tmp_path, prompt, w
     with open_store(make_store(tmp_path / "run.h5", samples=1, prompts=(prompt,))) as store:
         choices = maps.map_choices(store, 0)
     assert choices.loc[maps.first_thing(choices), "word_text"] == word
+
+
+def test_the_cells_under_the_pointer_are_the_maps_values(monkeypatch, store, tmp_path):
+    test = open_page(
+        monkeypatch, tmp_path / "run.h5", page="maps", url={"word": "2.78", "layer": "1", "at": "0"}
+    )
+    cells = frame_with(test, "y", "x", "value").set_index(["y", "x"])["value"]
+    stored = store.read("maps/image_to_text", sample=0, branch="cond", map_step=0, layer=1).values
+    assert len(cells) == stored[2].size
+    for (y, x), value in cells.items():
+        assert value == pytest.approx(stored[2, int(y), int(x)] + stored[3, int(y), int(x)], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "cell"),
+    [([0.5, 2.5, 4.5], [0.5], 2), ([0], [0, 1], 1), ([1.5], [1.5], 4), ([0], [0], 1)],
+)
+def test_a_cell_is_as_wide_as_the_patches_that_were_pooled(y, x, cell):
+    values = xr.DataArray(np.zeros((len(y), len(x))), coords={"y": y, "x": x}, dims=("y", "x"))
+    assert map_figures.cell_size(values) == cell
+
+
+def test_boxes_of_pixels_lie_on_the_patches_that_they_cover():
+    values = xr.DataArray(np.ones((4, 2)), coords={"y": range(4), "x": range(2)}, dims=("y", "x"))
+    columns = ["name", "left", "top", "right", "bottom", "chosen"]
+    boxes = pd.DataFrame([("cat", 16, 32, 32, 64, True)], columns=columns)
+    drawn = map_figures.map_heatmap(values, "value", domain=(0, 1), boxes=boxes, width=100).to_dict()
+    outline = drawn["datasets"][drawn["layer"][1]["data"]["name"]]
+    assert outline == [{"name": "cat", "chosen": True, "x0": 0.5, "y0": 1.5, "x1": 1.5, "y1": 3.5}]
+    told = [one["title"] for one in drawn["layer"][0]["encoding"]["tooltip"]]
+    assert told == ["patch y", "patch x", "value"]
+    assert drawn["height"] - map_figures.BELOW == 2 * (drawn["width"] - map_figures.LEFT)
+
+
+def test_runs_whose_maps_are_of_different_steps_are_shown_at_those_they_share(monkeypatch, tmp_path):
+    shape = {"samples": 1, "steps": 7}
+    for name, every in (("a-baseline", 2), ("b", 3)):  # 0, 2, 4, 6 and 0, 3, 6
+        make_store(tmp_path / f"{name}.h5", every=every, **shape)
+    test = open_page(monkeypatch, tmp_path, page="maps")
+    steps = next(slider for slider in test.main.select_slider if slider.label == "Step")
+    assert steps.options == ["0", "6"]
+    assert len([frame for frame in frames_of(test) if list(frame.columns) == ["y", "x", "value"]]) == 2

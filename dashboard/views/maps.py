@@ -1,52 +1,15 @@
 """Maps: the generated image with the attention map of a word over it, over steps, layers and words, run
 beside run."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import streamlit as st
-import xarray as xr
 
-from dashboard import address, data, panels, recipes
-from sd35h5.analysis import maps, metrics, pictures
+from dashboard import address, data, map_pictures, panels, recipes
+from dashboard.map_pictures import LARGE, SMALL, Look, Panel
+from sd35h5.analysis import maps, metrics, objects, pictures
 from sd35h5.analysis.view_html import Shown, picture_bytes
-
-SHEET_WIDTH = 900  # pixels
-ACROSS = 8
-SMALL, LARGE = (
-    240,
-    768,
-)  # longest side of a tile and of a picture: a 1024-pixel image a tile would take seconds
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One run's pictures: its image at two sizes, the chosen word's maps (map_step, y, x), and those of each
-    layer."""
-
-    run: data.Run
-    sample: int
-    image: np.ndarray | None
-    small: np.ndarray | None
-    values: xr.DataArray
-    layers: xr.DataArray
-    map_tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How maps are drawn: the opacity over the image, smooth or as squares, colours from 0 or from the
-    lowest."""
-
-    opacity: float
-    smooth: bool
-    stretched: bool
-
-    def scale(self, values: list[xr.DataArray]) -> tuple[float, float]:
-        """Return (low, high) of one colour scale for all these values."""
-        low = min(float(one.min()) for one in values) if self.stretched else 0.0
-        return low, max(float(one.max()) for one in values)
 
 
 def choose_word(view) -> dict:
@@ -67,7 +30,7 @@ def choose_word(view) -> dict:
     return table.loc[place].to_dict()
 
 
-def panel(view, run: data.Run, word: dict, layer: int | None) -> Panel | None:
+def panel(view, run: data.Run, word: dict, layer: int | None, with_objects: bool) -> Panel | None:
     """Read a run's maps of that word in the sample that pairs with the shown one; None when there is none."""
     sample = view.sample
     if run != view.run:
@@ -84,67 +47,33 @@ def panel(view, run: data.Run, word: dict, layer: int | None) -> Panel | None:
     layers = data.token_maps(run, sample, map_tokens, view.branch)
     values = layers.mean("layer", skipna=True) if layer is None else layers.sel(layer=layer)
     image, small = data.image(run, sample, LARGE), data.image(run, sample, SMALL)
-    return Panel(run, sample, image, small, values, layers, map_tokens)
-
-
-def shape(one: Panel) -> tuple[int, int]:
-    """Return (height, width) of the panel's picture."""
-    return one.image.shape[:2] if one.image is not None else maps.picture_shape(one.values)
-
-
-def drawn(
-    one: Panel, values: np.ndarray, look: Look, scale: tuple[float, float], small: bool = False
-) -> np.ndarray:
-    """Return the map over the image, or alone where the run kept no image."""
-    low, high = scale
-    image = one.small if small else one.image
-    if image is None:
-        return pictures.map_picture(values, shape(one), low=low, high=high, smooth=look.smooth)
-    return pictures.overlay(image, values, opacity=look.opacity, low=low, high=high, smooth=look.smooth)
+    there = data.true_objects(run, sample)
+    there = there if with_objects else there.iloc[:0]
+    there = there.assign(chosen=[word["word_text"] in name.split() for name in there["name"]])
+    return Panel(run, sample, image, small, values, layers, map_tokens, there)
 
 
 def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float], plays: bool) -> None:
-    """Draw each run's overlay beside the others; a single run also shows its image and its map alone."""
+    """Draw each run's overlay, and its map alone, whose cells tell their values; a single run's image beside it."""
+    single = len(shown) == 1
     columns = st.columns(max(3, len(shown)))
-    for column, one in zip(columns, shown, strict=False):
+    below = columns[1:] if single else st.columns(max(3, len(shown)))
+    for column, under, one in zip(columns, below, shown, strict=False):
         steps = one.values["map_step"].values if plays else [step]
-        frames = [drawn(one, one.values.sel(map_step=at).values, look, scale) for at in steps]
+        frames = [
+            one.boxed(map_pictures.overlaid(one, one.values.sel(map_step=at).values, look, scale))
+            for at in steps
+        ]
         picture = pictures.gif(frames) if plays else frames[0]
         caption = f"{panels.plain(one.run.name)} · {'all steps' if plays else f'step {step}'}"
         column.image(picture, width="stretch", caption=caption)
-    if len(shown) == 1:
-        one, (low, high) = shown[0], scale
-        alone = pictures.map_picture(one.values.sel(map_step=step).values, shape(one), low=low, high=high)
-        columns[1].image(alone, width="stretch", caption="the map alone, a square a cell")
-        if one.image is not None:
-            columns[2].image(one.image, width="stretch", caption="the generated image")
-
-
-def sheet(
-    one: Panel, named: dict[str, np.ndarray], look: Look, scale: tuple[float, float]
-) -> pictures.Image.Image:
-    """Return a contact sheet of these maps, as wide as the page at 1280 pixels."""
-    return tiled(one, [drawn(one, values, look, scale, small=True) for values in named.values()], list(named))
-
-
-def word_sheet(view, one: Panel, step: int, layer: int | None, look: Look) -> pictures.Image.Image:
-    """Return a tile a word at one step, each on its own colour scale, whose ends are written under it."""
-    tiles, labels = [], []
-    table = data.map_choices(one.run, one.sample, view.branch)
-    for row in table[table["kind"] != "piece"].to_dict("records"):
-        values = data.token_maps(one.run, one.sample, row["map_tokens"], view.branch).sel(map_step=step)
-        values = values.mean("layer", skipna=True) if layer is None else values.sel(layer=layer)
-        scale = look.scale([values])
-        tiles.append(drawn(one, values.values, look, scale, small=True))
-        labels.append(f"{row['text']} {scale[0]:.2g} to {scale[1]:.2g}")
-    return tiled(one, tiles, labels)
-
-
-def tiled(one: Panel, tiles: list[np.ndarray], labels: list[str]) -> pictures.Image.Image:
-    """Return the tiles as a contact sheet: at most ACROSS in a row."""
-    columns = min(ACROSS, max(4, len(tiles)))
-    tile = maps.fit(shape(one), SHEET_WIDTH // columns - 8)
-    return pictures.sheet(tiles, labels, columns=columns, size=tile, clear=True)
+        with under:
+            figure = map_pictures.chart(one, step, scale, len(shown))
+            st.altair_chart(figure, width="content", key=f"map-cells-{one.run.name}")
+            st.caption(f"step {step} alone: the pointer reads a cell")
+    if single and shown[0].image is not None:
+        picture = shown[0].boxed(shown[0].image)
+        columns[2].image(picture, width="stretch", caption="the generated image")
 
 
 def choose_layer(view) -> int | None:
@@ -161,17 +90,36 @@ def choose_layer(view) -> int | None:
     return None if layer == "mean" else layer
 
 
-def read_panels(view, word: dict, layer: int | None) -> list[Panel]:
+def read_panels(view, word: dict, layer: int | None, with_objects: bool) -> list[Panel]:
     """Read the run and those beside it; say which has no such map."""
     shown = []
     for run in (view.run, *view.others):
         with data.sentence(run):
-            one = panel(view, run, word, layer)
-            if one is not None:
-                shown.append(one)
-            else:
+            one = panel(view, run, word, layer, with_objects)
+            if one is None:
                 st.caption(f"{panels.plain(run.name)}: no map of this word in a paired sample")
+            elif not np.isfinite(one.values.values).any():
+                there = np.isfinite(one.layers.values).any(axis=(0, 2, 3))
+                captured = ", ".join(map(str, one.layers["layer"].values[there]))
+                st.caption(
+                    f"{panels.plain(run.name)}: no map of layer {layer} was captured, of {captured} only"
+                )
+            else:
+                shown.append(one)
     return shown
+
+
+def in_common(shown: list[Panel]) -> tuple[list[Panel], list[int]]:
+    """Return the runs that have steps in common with the first, and those steps; say which have none."""
+    steps, kept_runs = [int(at) for at in shown[0].values["map_step"].values], []
+    for one in shown:
+        common = [step for step in steps if step in one.values["map_step"].values]
+        if common:
+            steps = common
+            kept_runs.append(one)
+        else:
+            st.caption(f"{panels.plain(one.run.name)}: its maps are of other steps")
+    return kept_runs, steps
 
 
 def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, scale) -> None:
@@ -186,37 +134,71 @@ def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, s
             steps = {
                 f"step {int(at)}": one.values.sel(map_step=at).values for at in one.values["map_step"].values
             }
-            st.image(sheet(one, steps, look, scale))
+            st.image(map_pictures.sheet(one, steps, look, scale))
         with over_layers:
             st.caption(f"{name} · step {step} · colours from {low:.3g} to {high:.3g}")
             each = {f"layer {int(at)}": layers.sel(layer=at).values for at in layers["layer"].values}
-            st.image(sheet(one, each, look, layer_scale))
+            st.image(map_pictures.sheet(one, each, look, layer_scale))
         with over_words:
             st.caption(f"{name} · step {step} · each word on its own scale, written under it")
-            st.image(word_sheet(view, one, step, layer, look))
+            st.image(map_pictures.word_sheet(view.branch, one, step, layer, look))
+
+
+def told_objects(one: Panel, step: int) -> None:
+    """Say of a run how much of the map lies in each object's box, and what was not found."""
+    canvas = data.store(one.run).sizes["pixel_y"]
+    values = one.values.sel(map_step=step)
+    parts = []
+    for there in one.drawn_objects.itertuples(index=False):
+        box = (there.left, there.top, there.right, there.bottom)
+        mass, area = objects.mass_within(values, box, canvas)
+        parts.append(f"{mass:.0%} of the map in the box of {there.name} ({area:.0%} of the picture)")
+    absent = list(one.objects.loc[~one.objects["drawn"].astype(bool), "name"])
+    if absent:
+        parts.append(f"not found in the picture: {', '.join(absent)}")
+    if parts:
+        st.caption(f"{panels.plain(one.run.name)} · step {step}: {panels.plain('; '.join(parts))}")
+
+
+def choose_look() -> Look:
+    """Offer the opacity, smooth or squares, and where the colours begin."""
+    percents = range(0, 101, 5)
+    draw = partial(st.select_slider, "Opacity", percents, format_func=lambda percent: f"{percent} %")
+    opacity = address.choice(draw, "opacity", "opacity", 60, address.one_of(percents)) / 100
+    left, right = st.columns(2)
+    draw = partial(left.toggle, "Smooth", help="off: each cell of the map as a square")
+    smooth = address.switch(draw, "smooth", "smooth", True)
+    draw = partial(right.toggle, "Stretch", help="colours start at the lowest value, not at 0")
+    return Look(opacity, smooth, address.switch(draw, "stretched", "stretch", False))
+
+
+def choose_objects(view) -> bool:
+    """Offer the boxes of the true objects where they can be known."""
+    if not any(data.knows_objects(run) for run in (view.run, *view.others)):
+        return False
+    draw = partial(
+        st.checkbox,
+        "True objects",
+        help="where the true sprite of each thing that the prompt names fits the picture best (correlation of "
+        f"{objects.MIN_CORRELATION} or more); the chosen word's is cyan",
+    )
+    return address.switch(draw, "objects", "objects", False)
 
 
 def show(view) -> None:
     """Lay out the page."""
-    first, second, third, fourth = st.columns([3, 3, 2, 2])
+    first, second, third = st.columns([3, 3, 4])
     with first:
         word = choose_word(view)
+        with_objects = choose_objects(view)
     with second:
         layer = choose_layer(view)
     with third:
-        percents = range(0, 101, 5)
-        draw = partial(st.select_slider, "Opacity", percents, format_func=lambda percent: f"{percent} %")
-        opacity = address.choice(draw, "opacity", "opacity", 60, address.one_of(percents)) / 100
-    with fourth:
-        draw = partial(st.toggle, "Smooth", help="off: each cell of the map as a square")
-        smooth = address.switch(draw, "smooth", "smooth", True)
-        draw = partial(st.toggle, "Stretch", help="colours start at the lowest value, not at 0")
-        stretched = address.switch(draw, "stretched", "stretch", False)
-    shown = read_panels(view, word, layer)
+        look = choose_look()
+    shown = read_panels(view, word, layer, with_objects)
     if not shown:
         return
-    look = Look(opacity, smooth, stretched)
-    steps = [int(at) for at in shown[0].values["map_step"].values]
+    shown, steps = in_common(shown)
     left, right = st.columns([8, 2], vertical_alignment="bottom")
     with right:
         plays = st.toggle("Play steps", key="plays")
@@ -230,17 +212,22 @@ def show(view) -> None:
     st.caption(
         "attention of image patches to the word, mean over heads (0..1); one scale for all runs and steps"
     )
+    for one in shown:
+        told_objects(one, step)
     sheets(view, shown, step, layer, look, scale)
     for one in shown:
-        kept(view, one, step, layer, drawn(one, one.values.sel(map_step=step).values, look, scale))
+        kept(view, one, step, layer, look, scale)
 
 
-def kept(view, one: Panel, step: int, layer: int | None, picture: np.ndarray) -> None:
-    """Keep a run's picture and its map's values for the exports."""
+def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tuple[float, float]) -> None:
+    """Keep a run's picture, and its map's cells, for the exports."""
     table = one.values.sel(map_step=step, drop=True).rename("value").to_dataframe()["value"].reset_index()
     table = table[["y", "x", "value"]]
     code = recipes.token_map(view, one.run, one.sample, one.map_tokens, step, layer)
+    picture = one.boxed(map_pictures.overlaid(one, one.values.sel(map_step=step).values, look, scale))
     panels.keep(Shown(f"{one.run.name}: map at step {step}", picture_bytes(picture), table, code))
+    figure = map_pictures.chart(one, step, scale, 1)
+    panels.keep(Shown(f"{one.run.name}: cells of the map at step {step}", figure, table, code))
 
 
 view = panels.current()

@@ -1,11 +1,12 @@
 """The emoji sprites: cut from the Noto Color Emoji font once, kept as one atlas, and composited into scenes.
 
-`python data/recipe/sprites.py` writes sprites.png anew from Debian's fonts-noto-color-emoji (SIL Open Font License 1.1,
-see OFL.txt beside this file).
+`python data/recipe/sprites.py` writes sprites.png and sprites.json anew from Debian's fonts-noto-color-emoji (SIL Open
+Font License 1.1, see OFL.txt beside this file).
 """
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ FONT_SIZE = 109  # the one size this bitmap font holds
 ATLAS = Path(__file__).with_name("sprites.png")
 CELL = 128  # px, side of one sprite in the atlas
 COLUMNS = 8
+FACTS = ATLAS.with_suffix(".json")  # what the dashboard, which knows no recipe, needs to read the atlas
 PATCH = max(SIZES.values())  # px, side of a scaled sprite's patch
 
 
@@ -34,6 +36,12 @@ def make_atlas(path: Path = ATLAS) -> None:
         sprite = _fit(glyph.crop(glyph.getbbox()), CELL)
         atlas.paste(sprite, _cell(number))
     atlas.save(path, optimize=True)
+
+
+def facts() -> str:
+    """Return what is in the atlas, as FACTS holds it."""
+    told = {"canvas": CANVAS, "cell": CELL, "sizes": SIZES, "kinds": list(KINDS)}
+    return json.dumps(told, indent=1) + "\n"
 
 
 def _cell(number: int) -> tuple[int, int]:
@@ -141,4 +149,5 @@ def _within(position: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     make_atlas()
+    FACTS.write_text(facts(), encoding="utf-8")
     print(f"wrote {ATLAS}")

@@ -14,6 +14,8 @@ _INFERNO = (
     "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 "
     "f8850f fca50a fac62d f2e661 fcffa4"
 )
+LEAST = 512  # pixels of the longer side of a picture with names in it
+_CYAN = "#00e5ff"  # which inferno has not
 _BLACK, _GRAY = "#222222", "#808080"  # the grey has a contrast of 4 on white and of 5 on black
 
 
@@ -160,3 +162,29 @@ def fitted(text: str, width: int, size: int) -> str:
     while text and face.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def boxed(
+    picture: np.ndarray, boxes: Sequence[tuple[tuple[float, float, float, float], str, bool]]
+) -> np.ndarray:
+    """Return the picture with outlined boxes, each with its name; white, the chosen ones cyan.
+
+    Args: picture uint8 (y, x, 3), a small one is enlarged so that names can be read; boxes: (left, top, right, bottom)
+        as shares of the width and the height 0..1, name, chosen.
+    """
+    canvas = Image.fromarray(np.ascontiguousarray(picture))
+    times = max(1, round(LEAST / max(canvas.size)))
+    canvas = canvas.resize((canvas.width * times, canvas.height * times), Image.Resampling.BICUBIC)
+    draw, (width, height) = ImageDraw.Draw(canvas), canvas.size
+    size = max(12, round(max(canvas.size) / 26))
+    for (left, top, right, bottom), name, chosen in sorted(boxes, key=lambda one: one[2]):
+        x0, y0, x1, y1 = left * width, top * height, right * width - 1, bottom * height - 1
+        ink = _CYAN if chosen else "#ffffff"
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="#000000", width=5)
+        draw.rectangle((x0, y0, x1, y1), outline=ink, width=3)
+        above = y0 - size - 10
+        place = (x0 + 4, above if above >= 0 else y1 + 2)
+        ground = draw.textbbox(place, name, font=font(size))
+        draw.rectangle((ground[0] - 4, ground[1] - 3, ground[2] + 4, ground[3] + 3), fill="#000000")
+        draw.text(place, name, fill=ink, font=font(size))
+    return np.asarray(canvas)
