@@ -12,14 +12,17 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import torch
 from shapes import SHAPES, make_pipeline
 
 import sd35h5
 from sd35h5.capturing.reducer import reducer_for
-from sd35h5.capturing.transfer import Transfer, round_mantissa
+from sd35h5.capturing.transfer import Transfer
+from sd35h5.store.blocks import block_hash
 from sd35h5.store.chunks import encode_chunk
 from sd35h5.store.drain import half_of_the_cores
+from sd35h5.store.schema import Variable, variable
 
 WARM_STEPS = 4  # before the steps that count; one of runs that are shorter
 _PROBE_BYTES = 512 << 20  # of values or of a file: enough to tell a rate
@@ -148,7 +151,7 @@ class Bench:
         return {
             "reached": raw / run.seconds / 1e6,
             "GPU and copy": self._device_rate(),
-            "deflate": _deflate_rate(blocks, chunk),
+            "deflate": _deflate_rate(variable(name), blocks, chunk),
             "disk": _disk_rate(self.out.with_name("probe"), stored) * raw / run.file_bytes,
         }
 
@@ -162,16 +165,16 @@ class Bench:
         for turn in range(4):
             transfer, begin = Transfer(), time.perf_counter()
             maps = reducer.attention_maps(query, key, lse, self.patches, 1)
-            transfer.send({"maps": round_mantissa(maps)}, lambda arrays: None)
+            transfer.send({"maps": reducer.round_mantissa(maps)}, lambda arrays: None)
             transfer.finish()
             seconds += (time.perf_counter() - begin) * (turn > 0)  # the first one warms up
         return 3 * maps.nbytes / seconds / 1e6
 
 
 def resident_bytes() -> int:
-    """Host memory of this process; 0 where the system does not tell."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
+    """Host memory of this process and of the one that writes for it."""
+    here = psutil.Process()
+    return sum(process.memory_info().rss for process in (here, *here.children(recursive=True)))
 
 
 def _head(path: Path) -> bytes:
@@ -179,11 +182,15 @@ def _head(path: Path) -> bytes:
         return file.read(_PROBE_BYTES)
 
 
-def _deflate_rate(blocks: list[np.ndarray], chunk: tuple[int, ...]) -> float:
-    """MB/s of raw values that the threads of a capture shuffle, deflate and check-sum."""
+def _deflate_rate(spec: Variable, blocks: list[np.ndarray], chunk: tuple[int, ...]) -> float:
+    """MB/s of raw values that as many threads as a capture has hash, shuffle, deflate and check-sum."""
+
+    def encode(block: np.ndarray) -> int:
+        return len(encode_chunk(block, chunk, np.nan)) + len(block_hash(spec, block))
+
     with ThreadPoolExecutor(half_of_the_cores()) as pool:
         begin = time.perf_counter()
-        list(pool.map(lambda block: encode_chunk(block, chunk, np.nan), blocks))
+        list(pool.map(encode, blocks))
     return sum(block.nbytes for block in blocks) / (time.perf_counter() - begin) / 1e6
 
 

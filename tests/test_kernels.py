@@ -12,8 +12,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sd35h5.capturing.reducer import Reducer, reducer_for, torch_reducer, triton_reducer
+from sd35h5.store import blocks
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
@@ -120,3 +123,12 @@ def test_only_cuda_is_measured_by_kernels(monkeypatch):
     assert reducer_for(torch.device("cpu")).name == "torch"
     monkeypatch.setattr("sd35h5.capturing.reducer.find_spec", lambda name: None)
     assert reducer_for(torch.device("cuda")).name == "torch"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
+def test_every_bit_pattern_is_rounded_as_the_writer_rounds_it(reducer, words):
+    special = [0x7F800000, 0xFF800000, 0x7FC00001, 0x7F7FFFFF, 0xFF7FFFFF, 0x80000000, 0x00001000, 0x3F801000]
+    values = np.array(special + words, np.uint32).view(np.float32)
+    rounded = reducer.round_mantissa(torch.from_numpy(values.copy()).to(DEVICE)).cpu().numpy()
+    np.testing.assert_array_equal(rounded.view(np.uint32), blocks.round_mantissa(values).view(np.uint32))

@@ -1,4 +1,4 @@
-"""What goes from the device to the host arrives equal, in order, and rounded as the writer would round it."""
+"""What goes from the device to the host arrives equal and in order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sd35h5.capturing.transfer import Transfer, pack, round_mantissa, unpack
-from sd35h5.store import blocks
+from sd35h5.capturing.transfer import Transfer, pack, unpack
 
 CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")]
@@ -37,16 +34,6 @@ def test_packed_tensors_come_out_as_they_went_in_and_aligned():
     for name, tensor in tensors.items():
         assert arrays[name].flags.aligned and arrays[name].dtype == tensor.numpy().dtype
         np.testing.assert_array_equal(arrays[name], tensor.numpy())
-
-
-@DEVICES
-@settings(max_examples=100, deadline=None)
-@given(words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
-def test_the_device_rounds_every_bit_pattern_as_the_host_does(device, words):
-    special = [0x7F800000, 0xFF800000, 0x7FC00001, 0x7F7FFFFF, 0xFF7FFFFF, 0x80000000, 0x00001000, 0x3F801000]
-    values = np.array(special + words, np.uint32).view(np.float32)
-    rounded = round_mantissa(torch.from_numpy(values.copy()).to(device)).cpu().numpy()
-    np.testing.assert_array_equal(rounded.view(np.uint32), blocks.round_mantissa(values).view(np.uint32))
 
 
 @DEVICES

@@ -83,6 +83,23 @@ def test_values_put_in_any_pieces_and_order_are_read_back(tmp_path_factory, data
         np.testing.assert_array_equal(store.read(name, sample=0).values, expected)
 
 
+def test_positions_can_be_listed_along_several_dimensions_in_any_order(tmp_path):
+    name, values = "maps/image_to_text_per_head", np.random.default_rng(3).random((2, 4, 2, 5, 3), np.float32)
+    writer = SampleWriter(tmp_path, 0, header("exact"))
+    writer.put(name, values, branch=1, map_step=0, map_token=[2, 0], layer=[3, 1, 0, 2])
+    with pytest.raises(StoreError, match="layer=4 is outside"):
+        writer.put(name, values, branch=0, map_step=0, map_token=[2, 0], layer=[4, 1, 0, 2])
+    with pytest.raises(StoreError, match=r"expects map_token 1 x layer 4 x head 2 x y 5 x x 3"):
+        writer.put(name, values, branch=0, map_step=0, map_token=[2])
+    put_required(writer)
+    with open_store(writer.seal()) as store:
+        found = store.read(name, sample=0).values
+    expected = np.full((2, 2, 3, 4, 2, 5, 3), np.nan, np.float32)
+    for place, layer in np.ndindex(2, 4):
+        expected[1, 0, (2, 0)[place], (3, 1, 0, 2)[layer]] = values[place, layer]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_every_variable_of_the_format_is_written_packed_and_read(tmp_path):
     lengths = {name: 2 + i % 3 for i, name in enumerate(SCALES) if SCALES[name].is_dimension}
     flags = {name: np.arange(len(SCALES[name].labels)) for name in lengths if SCALES[name].labels}

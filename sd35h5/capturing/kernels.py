@@ -13,6 +13,7 @@ With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how they are te
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -20,11 +21,25 @@ import triton.language as tl
 from torch import Tensor
 
 from sd35h5.capturing.reductions import KeyReduction
+from sd35h5.store.schema import MANTISSA_BITS
 
 _LOG2_E = math.log2(math.e)
-# 64 × 64 float32 over four warps are 32 registers a thread: room for logits, shares and two tiles of sums
-_QUERY_BLOCK, _KEY_BLOCK, _CELL_BLOCK, _MAP_BLOCK, _SUM_BLOCK = 64, 64, 64, 32, 128
+_CELL_BLOCK, _MAP_BLOCK, _SUM_BLOCKS, _SUM_BLOCK, _ROUND_BLOCK = 64, 32, 16, 64, 2048
 _SMALLEST_DOT = 16  # tl.dot takes no side below it
+
+
+class Tiling(NamedTuple):
+    """How `_reduce_tiles` is cut: queries and keys of a tile, warps of a program, tiles loaded ahead."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    registers: int | None = None  # of a thread, at most: more programs at a time on a multiprocessor
+
+
+# the exponentials bind: small tiles leave registers for several programs a multiprocessor, which overlap
+_WITH_ENTROPY, _WITHOUT = Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 3)
 
 
 def reduce_keys(
@@ -34,8 +49,9 @@ def reduce_keys(
     query, key = _multipliable(query), _multipliable(key)
     batch, heads, queries, width = query.shape
     keys, flat = key.shape[2], batch * heads
-    image_blocks = triton.cdiv(image_tokens, _QUERY_BLOCK)
-    blocks = image_blocks + triton.cdiv(queries - image_tokens, _QUERY_BLOCK)
+    tile = _WITH_ENTROPY if entropy else _WITHOUT
+    image_blocks = triton.cdiv(image_tokens, tile.queries)
+    blocks = image_blocks + triton.cdiv(queries - image_tokens, tile.queries)
     columns = keys + entropy  # the sum of a block's row entropies stands behind those of its keys
     partial = query.new_empty((flat, blocks, columns), dtype=torch.float32)
     row_sum = query.new_empty((batch, heads, queries), dtype=torch.float32)
@@ -44,13 +60,14 @@ def reduce_keys(
         query, key, lse, partial, row_sum, row_entropy if entropy else row_sum,
         heads, image_tokens, queries, keys, image_blocks, blocks, columns, width,
         width**-0.5 * _LOG2_E, *query.stride()[:3], *key.stride()[:3], *lse.stride(),
-        ENTROPY=entropy, BLOCK_Q=_QUERY_BLOCK, BLOCK_K=_KEY_BLOCK, BLOCK_D=_padded(width),
-        num_warps=4, num_stages=2,
+        ENTROPY=entropy, BLOCK_Q=tile.queries, BLOCK_K=tile.keys, BLOCK_D=_padded(width),
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     means = query.new_empty((batch, heads, 2, columns), dtype=torch.float32)
     _add_blocks[(triton.cdiv(columns, _SUM_BLOCK), flat)](
-        partial, means, image_blocks, blocks, columns, image_tokens, queries - image_tokens, BLOCK=_SUM_BLOCK
-    )
+        partial, means, image_blocks, blocks, columns, image_tokens, queries - image_tokens,
+        BLOCKS=_SUM_BLOCKS, BLOCK=_SUM_BLOCK,
+    )  # fmt: skip
     return KeyReduction(
         mass=means[..., :keys],
         row_sum=row_sum,
@@ -73,6 +90,20 @@ def attention_maps(query: Tensor, key: Tensor, lse: Tensor, patches: tuple[int, 
         num_warps=4, num_stages=1,
     )  # fmt: skip
     return maps
+
+
+def round_mantissa(values: Tensor, bits: int = MANTISSA_BITS) -> Tensor:
+    """Round float32, read once and written once: see `reductions.round_mantissa`."""
+    values = values.contiguous()
+    rounded = torch.empty_like(values)
+    _round_words[(triton.cdiv(values.numel(), _ROUND_BLOCK),)](
+        values.view(torch.int32),
+        rounded.view(torch.int32),
+        values.numel(),
+        DROP=23 - bits,
+        BLOCK=_ROUND_BLOCK,
+    )
+    return rounded
 
 
 def _padded(width: int) -> int:
@@ -110,24 +141,27 @@ def _reduce_tiles(
     bits = 1.4426950408889634 * tl.load(
         lse + batch * lse_batch + head * lse_head + rows * lse_row, mask=has_row, other=0.0
     )
+    # finite, so that a share of 0 times its logit is 0: of a row that is not there, of a key below
+    bits = tl.where(has_row, bits, 1.0e30)
     sums = partial + (flat * blocks + block) * columns
     total = tl.zeros((BLOCK_K, BLOCK_Q), tl.float32)
     weighted = tl.zeros((BLOCK_K, BLOCK_Q), tl.float32)
-    for first_key in range(0, keys, BLOCK_K):
-        positions = first_key + tl.arange(0, BLOCK_K)
-        has_key = positions < keys
-        keys_here = tl.load(
-            key + batch * key_batch + head * key_head + positions[:, None] * key_row + channels[None, :],
-            mask=has_key[:, None] & has_channel[None, :], other=0.0,
-        )  # fmt: skip
-        logits = tl.dot(keys_here, queries_here, input_precision="ieee") * bits_per_dot - bits[None, :]
-        # finite, so that a share of 0 times its logit is 0
-        logits = tl.where(has_key[:, None] & has_row[None, :], logits, -1.0e30)
-        share = tl.exp2(logits)
-        tl.store(sums + positions, tl.sum(share, 1), mask=has_key)
-        total += share
-        if ENTROPY:
-            weighted += share * logits
+    positions = tl.arange(0, BLOCK_K)
+    keys_from = key + batch * key_batch + head * key_head + positions[:, None] * key_row + channels[None, :]
+    whole = keys // BLOCK_K * BLOCK_K
+    for rest in tl.static_range(2):  # whole tiles, which need no mask, then the last one
+        for first_key in range(whole if rest else 0, keys if rest else whole, BLOCK_K):
+            has_key = first_key + positions < keys
+            there = (has_key[:, None] & has_channel[None, :]) if rest else has_channel[None, :]
+            keys_here = tl.load(keys_from + first_key * key_row, mask=there, other=0.0)
+            logits = tl.dot(keys_here, queries_here, input_precision="ieee") * bits_per_dot - bits[None, :]
+            if rest:
+                logits = tl.where(has_key[:, None], logits, -1.0e30)
+            share = tl.exp2(logits)
+            tl.store(sums + first_key + positions, tl.sum(share, 1), mask=has_key)
+            total += share
+            if ENTROPY:
+                weighted += share * logits
     mass = tl.sum(total, 0)
     tl.store(row_sum + flat * queries + rows, mass, mask=has_row)
     if ENTROPY:
@@ -142,21 +176,24 @@ def _reduce_tiles(
 
 @triton.jit
 def _add_blocks(
-    partial, means, image_blocks, blocks, columns, image_queries, text_queries, BLOCK: tl.constexpr
-):
-    """Means over each stream's queries from the sums of its blocks, added in order."""
+    partial, means, image_blocks, blocks, columns, image_queries, text_queries,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Means over each stream's queries from the sums of its blocks, added in one order always."""
     flat = tl.program_id(1).to(tl.int64)
     positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = positions < columns
-    image = tl.zeros((BLOCK,), tl.float32)
-    text = tl.zeros((BLOCK,), tl.float32)
-    for block in range(0, image_blocks):
-        image += tl.load(partial + (flat * blocks + block) * columns + positions, mask=there, other=0.0)
-    for block in range(image_blocks, blocks):
-        text += tl.load(partial + (flat * blocks + block) * columns + positions, mask=there, other=0.0)
-    into = means + flat * 2 * columns + positions
-    tl.store(into, image / tl.maximum(image_queries, 1), mask=there)
-    tl.store(into + columns, text / tl.maximum(text_queries, 1), mask=there)
+    for stream in tl.static_range(2):
+        start, stop = (image_blocks, blocks) if stream else (0, image_blocks)
+        total = tl.zeros((BLOCKS, BLOCK), tl.float32)
+        for first in range(start, stop, BLOCKS):
+            number = first + tl.arange(0, BLOCKS)
+            total += tl.load(
+                partial + (flat * blocks + number[:, None]) * columns + positions[None, :],
+                mask=(number < stop)[:, None] & there[None, :], other=0.0,
+            )  # fmt: skip
+        count = tl.maximum(text_queries if stream else image_queries, 1)
+        tl.store(means + (flat * 2 + stream) * columns + positions, tl.sum(total, 0) / count, mask=there)
 
 
 @triton.jit
@@ -199,3 +236,13 @@ def _pool_maps(
         maps + (head * count + token[None, :]) * cells + cell[:, None],
         pooled, mask=(cell < cells)[:, None] & (token < count)[None, :],
     )  # fmt: skip
+
+
+@triton.jit
+def _round_words(values, rounded, count, DROP: tl.constexpr, BLOCK: tl.constexpr):
+    """Round the words of float32 to a mantissa that is DROP bits shorter, half to even; not NaN and infinity."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(values + at, mask=at < count, other=0)
+    near = (word + ((1 << (DROP - 1)) - 1) + ((word >> DROP) & 1)) & -(1 << DROP)
+    finite = (word & 0x7F800000) != 0x7F800000
+    tl.store(rounded + at, tl.where(finite, near, word), mask=at < count)

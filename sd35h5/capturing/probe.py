@@ -104,10 +104,15 @@ class Probe:
     def begin(self, plan: PassPlan) -> None:
         """Measure what the plan says until `end`."""
         self.plan, self._seen, self._second, self._second_seen = plan, {}, {}, {}
-        if self._usual is None:
-            self._usual = reducer_for(plan.membership.device)
+        usual = self.reducer_on(plan.membership.device)
         # what measures altered attention is float32 and two channels wider: nothing for the kernels
-        self._reducer = self._usual if self.altered is None else self._plain
+        self._reducer = usual if self.altered is None else self._plain
+
+    def reducer_on(self, device: torch.device) -> Reducer:
+        """The reductions that measure there."""
+        if self._usual is None:
+            self._usual = reducer_for(device)
+        return self._usual
 
     def abandon(self) -> None:
         """Forget the pass under way, after an error."""

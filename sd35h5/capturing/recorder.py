@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,12 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from sd35h5.capturing import reductions
 from sd35h5.capturing.reductions import GATE_STATISTICS, pooled_centres
 from sd35h5.capturing.tokens import TokenTable
-from sd35h5.capturing.transfer import Transfer, round_mantissa
+from sd35h5.capturing.transfer import Transfer
 from sd35h5.store import schema
+from sd35h5.store.remote_writer import RemoteWriter
 from sd35h5.store.writer import Header, SampleWriter
 
 if TYPE_CHECKING:
@@ -109,7 +111,12 @@ class SampleFacts:
 
 
 class SampleRecorder:
-    """Writes one sample: per-step arrays as they come, arrays whose chunks span all steps at the end."""
+    """Writes one sample: per-step arrays as they come, arrays whose chunks span all steps at the end.
+
+    Args:
+        apart: write in a process of its own, so that its threads do not hold up those of this one.
+        round_mantissa: as `reductions.round_mantissa`, on the device.
+    """
 
     def __init__(
         self,
@@ -124,14 +131,17 @@ class SampleRecorder:
         gates: Gates | None,
         rows: Sequence[tuple[int, int]] = (),
         altered: bool = False,
+        apart: bool = False,
+        round_mantissa: Callable[[Tensor], Tensor] = reductions.round_mantissa,
     ) -> None:
         self._layout, self._facts, self._map_tokens, self._rows = layout, facts, map_tokens, rows
         self._cond = layout.branches.index("cond")
         self._kept = kept_branches
         self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
         self._transfer = Transfer()
-        self._rounds = header.precision == "rounded"
-        self._writer = SampleWriter(parts, facts.index, header, rounded_already=True)
+        self._rounded = round_mantissa if header.precision == "rounded" else lambda values: values
+        writer = RemoteWriter if apart else partial(SampleWriter, owned=True)
+        self._writer = writer(parts, facts.index, header, rounded_already=True)
         shape = (len(layout.branches), len(schema.QUERIES))
         steps = (len(layout.timesteps), layout.layers, layout.heads)
         self._group = _nan(*shape, len(schema.GROUPS), *steps)
@@ -192,9 +202,6 @@ class SampleRecorder:
             for name, each in tensors.items()
             if isinstance(each, Tensor)
         }
-
-    def _rounded(self, values: Tensor) -> Tensor:
-        return round_mantissa(values) if self._rounds else values
 
     def _take(self, step: int, rows: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
         """Write one pass of the transformer, or keep what is written at the end."""
@@ -298,25 +305,25 @@ class SampleRecorder:
             put("rows/query_index", positions, branch=self._cond)
 
     def _put_maps(self, step: int, maps: np.ndarray) -> None:
-        """Write (map, layer, y, x), a map at a time: places without a token stay empty."""
+        """Write (map, layer, y, x): places without a token stay empty."""
         at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
-        for place, values in enumerate(maps):
-            self._writer.put("maps/image_to_text", values, map_token=place, **at)
+        self._writer.put("maps/image_to_text", maps, map_token=range(len(maps)), **at)
 
     def _put_head_maps(self, step: int, maps: np.ndarray) -> None:
         """Write (map, layer, head, y, x), of the layers that have maps."""
         at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
-        name = "maps/image_to_text_per_head"
-        for place, layer in product(range(len(maps)), self._layout.map_layers):
-            self._writer.put(name, maps[place, layer], map_token=place, layer=layer, **at)
+        layers = list(self._layout.map_layers)
+        if len(layers) < maps.shape[1]:
+            maps = maps[:, layers]
+        at |= {"map_token": range(len(maps)), "layer": layers}
+        self._writer.put("maps/image_to_text_per_head", maps, **at)
 
     def _put_rows(self, step: int, rows: dict[str, np.ndarray]) -> None:
-        """Write (query, layer, …), a query at a time: places of absent words stay empty."""
+        """Write (query, layer, …): places of absent words stay empty."""
         at = self._layout.map_steps.index(step)
         there = [place for place, (_, position) in enumerate(self._rows) if position >= 0]
         for name, values in rows.items():
-            for place, row in zip(there, values, strict=True):
-                self._writer.put(f"rows/to_{name}", row, branch=self._cond, map_step=at, row=place)
+            self._writer.put(f"rows/to_{name}", values, branch=self._cond, map_step=at, row=there)
 
 
 class Progress:

@@ -18,24 +18,25 @@ from sd35h5.capturing.reductions import KeyReduction
 
 @dataclass(frozen=True)
 class Reducer:
-    """One implementation of the contract: `reduce_keys` and `attention_maps` as reductions.py documents them."""
+    """One implementation of the contract: the functions of these names as reductions.py documents them."""
 
     name: str
     reduce_keys: Callable[..., KeyReduction]
     attention_maps: Callable[..., Tensor]
+    round_mantissa: Callable[[Tensor], Tensor]
 
 
 def torch_reducer() -> Reducer:
     """Plain torch, on any device, with a workspace of its own."""
     reduce_keys = partial(reductions.reduce_keys, workspace=reductions.Workspace())
-    return Reducer("torch", reduce_keys, reductions.attention_maps)
+    return Reducer("torch", reduce_keys, reductions.attention_maps, reductions.round_mantissa)
 
 
 def triton_reducer() -> Reducer:
     """The Triton kernels, on CUDA (on a CPU only where TRITON_INTERPRET=1)."""
     from sd35h5.capturing import kernels
 
-    return Reducer("triton", kernels.reduce_keys, kernels.attention_maps)
+    return Reducer("triton", kernels.reduce_keys, kernels.attention_maps, kernels.round_mantissa)
 
 
 def reducer_for(device: torch.device) -> Reducer:

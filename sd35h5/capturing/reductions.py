@@ -1,6 +1,6 @@
 """Reductions of one attention call in plain torch: query, key, log-sum-exp in; masses, entropies, maps out.
 
-`reduce_keys` and `attention_maps` are the contract that the kernels in kernels.py keep too.
+`reduce_keys`, `attention_maps` and `round_mantissa` are the contract that the kernels in kernels.py keep too.
 
 With the log-sum-exp of each row, A[q, k] = exp(q·k/√d − LSE[q]) needs no softmax pass. The probabilities
 live in tiles of queries and are never whole; one tile's exponentials serve the mass, the groups, the
@@ -18,6 +18,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sd35h5.store.schema import MANTISSA_BITS
 
 IMAGE, TEXT = 0, 1  # positions along the query axis, as schema.QUERIES
 _TILE_ELEMENTS = {"cpu": 1 << 21}
@@ -216,13 +218,14 @@ def top_keys(image_mass: Tensor, text_mass: Tensor, value: Tensor, count: int) -
     """
     patches = image_mass.shape[-1]
     mass, joint_index = torch.cat([image_mass, text_mass], dim=-1).topk(count, dim=-1)
-    norms = torch.linalg.vector_norm(value.float(), dim=-1)
+    chosen = joint_index.flatten(1).unsqueeze(-1).expand(-1, -1, value.shape[-1])
+    norms = torch.linalg.vector_norm(value.gather(1, chosen).float(), dim=-1)
     is_text = joint_index >= patches
     return TopKeys(
         stream=is_text.to(torch.uint8),
         index=torch.where(is_text, joint_index - patches, joint_index).to(torch.int32),
         mass=mass,
-        value_norm=norms.unsqueeze(1).expand(-1, mass.shape[1], -1).gather(-1, joint_index),
+        value_norm=norms.view_as(mass),
     )
 
 
@@ -269,3 +272,12 @@ def gate_statistics(gate: Tensor, heads: int) -> Tensor:
 
 
 GATE_STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")
+
+
+def round_mantissa(values: Tensor, bits: int = MANTISSA_BITS) -> Tensor:
+    """Round float32 on its device as `store.blocks.round_mantissa` does on the host, to the bit."""
+    raw = values.contiguous().view(torch.int32)
+    drop = 23 - bits
+    half = (1 << (drop - 1)) - 1
+    rounded = (raw + half + ((raw >> drop) & 1)) & -(1 << drop)
+    return torch.where(values.isfinite(), rounded.view(torch.float32), values)

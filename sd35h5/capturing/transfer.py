@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sd35h5.store.drain import Drain
-from sd35h5.store.schema import MANTISSA_BITS
 
 MAX_WAITING = 512 << 20  # bytes of pinned memory between the device and the writer
 
@@ -43,15 +42,6 @@ def unpack(buffer: Tensor, places: list[Place]) -> dict[str, np.ndarray]:
         place.name: buffer[place.start : place.stop].view(place.dtype).view(place.shape).numpy()
         for place in places
     }
-
-
-def round_mantissa(values: Tensor, bits: int = MANTISSA_BITS) -> Tensor:
-    """Round float32 on its device as `store.blocks.round_mantissa` does on the host, to the bit."""
-    raw = values.contiguous().view(torch.int32)
-    drop = 23 - bits
-    half = (1 << (drop - 1)) - 1
-    rounded = (raw + half + ((raw >> drop) & 1)) & -(1 << drop)
-    return torch.where(values.isfinite(), rounded.view(torch.float32), values)
 
 
 class Transfer:

@@ -183,7 +183,8 @@ class PassWatcher:
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
-            rows=rows, altered=bool(session.interventions),
+            rows=rows, altered=bool(session.interventions), apart=device.type == "cuda",
+            round_mantissa=self._probe.reducer_on(device).round_mantissa,
         )  # fmt: skip
 
     def _token_tables(self, text_tokens: int) -> dict[str, TokenTable]:

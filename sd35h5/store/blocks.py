@@ -62,12 +62,13 @@ def block_hash(spec: Variable, block: np.ndarray) -> str:
     """
     if is_all_fill(spec, block):
         return ""
+    digest = hashlib.sha256(f"{block.shape[1:]}".encode())
     if spec.is_text:
         texts = (str(text).encode() for text in block.ravel())
-        data = b"".join(b"%d:%s" % (len(text), text) for text in texts)
+        digest.update(b"".join(b"%d:%s" % (len(text), text) for text in texts))
     else:
-        data = np.ascontiguousarray(block, dtype=numpy_dtype(spec)).tobytes()
-    return hashlib.sha256(f"{block.shape[1:]}".encode() + data).hexdigest()
+        digest.update(np.ascontiguousarray(block, dtype=numpy_dtype(spec)).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def content_hash(hashes: Mapping[str, Mapping[tuple[int, ...], str]]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -88,13 +89,17 @@ class SampleWriter:
 
     Args:
         rounded_already: variables that are rounded in the file come rounded, say by the GPU.
+        owned: what is put is never changed afterwards, so that it need not be copied.
     """
 
-    def __init__(self, parts: Path, index: int, header: Header, rounded_already: bool = False) -> None:
+    def __init__(
+        self, parts: Path, index: int, header: Header, rounded_already: bool = False, owned: bool = False
+    ) -> None:
         self.path = Path(parts) / part_name(index)
         self._temporary = self.path.with_name(self.path.name + ".tmp")
         self._header = header
         self._rounds = header.precision == "rounded" and not rounded_already
+        self._copies = not owned
         self._pending: dict[str, dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]] = {}
         self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
         self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
@@ -111,18 +116,31 @@ class SampleWriter:
             ) from error
         write_head(self._file, scales, header.attributes, header.provenance, kind="sample")
 
-    def put(self, name: str, values: object, **at: int) -> None:
+    def put(self, name: str, values: object, **at: int | Sequence[int]) -> None:
         """Write values of a variable at positions along named dimensions; the other dimensions are whole.
 
         Args:
-            values: shaped as the dimensions that `at` does not name, in the file's order, without `sample`.
+            values: shaped as the dimensions that `at` does not name or for which it lists positions, in the
+                file's order, without `sample`.
+            at: one position, or a list of them.
         Raises: StoreError for an unknown name, position, shape or type, and for values that were put before.
         """
         spec = variable(name)
         if name in BY_WRITER:
             raise StoreError(f"{name} is written by seal(), not by put()")
-        where = self._where(spec, at)
-        self._scatter(spec, self._checked(spec, values, where, at), where)
+        at = {dim: list(map(int, p)) if isinstance(p, Sequence) else int(p) for dim, p in at.items()}
+        self._check_places(spec, at)
+        array = self._checked(spec, values, at)
+        listed = {dim: list(enumerate(p)) for dim, p in at.items() if isinstance(p, list)}
+        for picks in product(*listed.values()):
+            place = dict(zip(listed, picks, strict=True))
+            where, here = [], []
+            for dim in spec.dims:
+                number, position = place.get(dim, (0, at.get(dim)))
+                size = self.sizes[dim]
+                where.append(slice(0, size) if position is None else slice(position, position + 1))
+                here.append(slice(number, number + 1) if dim in place else slice(None))
+            self._scatter(spec, array[tuple(here)], tuple(where))
 
     def seal(self) -> Path:
         """Write what is pending, the content hash and the seal; fsync, rename. Returns: the sealed file."""
@@ -157,33 +175,34 @@ class SampleWriter:
     def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
         return StoreError(f"sample {self.path.stem} cannot be written to {self.path.parent}: {reason(error)}")
 
-    def _where(self, spec: Variable, at: Mapping[str, int]) -> tuple[slice, ...]:
+    def _check_places(self, spec: Variable, at: Mapping[str, int | list[int]]) -> None:
         if lacking := [dim for dim in spec.dims if dim not in self.sizes]:
             raise StoreError(
                 f"{spec.name} needs the scale {', '.join(map(repr, lacking))}: the header has none"
             )
-        for dim, position in at.items():
+        for dim, positions in at.items():
             if dim not in spec.dims or dim == "sample":
                 raise StoreError(
                     f"{spec.name} has no dimension '{dim}' to put at: it has {', '.join(spec.dims[1:])}"
                 )
-            if not 0 <= position < self.sizes[dim]:
-                raise StoreError(f"{spec.name}: {dim}={position} is outside 0..{self.sizes[dim] - 1}")
-        return tuple(
-            slice(int(at[dim]), int(at[dim]) + 1) if dim in at else slice(0, self.sizes[dim])
-            for dim in spec.dims
-        )
+            for position in positions if isinstance(positions, list) else (positions,):
+                if not 0 <= position < self.sizes[dim]:
+                    raise StoreError(f"{spec.name}: {dim}={position} is outside 0..{self.sizes[dim] - 1}")
 
-    def _checked(
-        self, spec: Variable, values: object, where: tuple[slice, ...], at: Mapping[str, int]
-    ) -> np.ndarray:
+    def _checked(self, spec: Variable, values: object, at: Mapping[str, int | list[int]]) -> np.ndarray:
+        """The values in the file's type, with every dimension: of length 1 where `at` has one position."""
         array = np.asarray(values, dtype=object if spec.is_text else None)
-        free = [dim for dim in spec.dims[1:] if dim not in at]
-        if array.shape != tuple(self.sizes[dim] for dim in free):
-            expected = " x ".join(f"{dim} {self.sizes[dim]}" for dim in free) or "one value"
+        lengths = {
+            dim: len(at[dim]) if dim in at else self.sizes[dim]
+            for dim in spec.dims[1:]
+            if not isinstance(at.get(dim), int)
+        }
+        if array.shape != tuple(lengths.values()):
+            expected = " x ".join(f"{dim} {length}" for dim, length in lengths.items()) or "one value"
             place = f" at {', '.join(f'{dim}={position}' for dim, position in at.items())}" if at else ""
             raise StoreError(f"{spec.name}{place} has shape {array.shape}, the file expects {expected}")
-        return _cast(spec, array).reshape(tuple(w.stop - w.start for w in where))
+        shape = (1, *(lengths.get(dim, 1) for dim in spec.dims[1:]))
+        return _cast(spec, array, self._copies).reshape(shape)
 
     def _scatter(self, spec: Variable, values: np.ndarray, where: tuple[slice, ...]) -> None:
         if spec.name not in self._datasets:
@@ -235,7 +254,7 @@ class SampleWriter:
             raise self._unwritable(error) from error
 
 
-def _cast(spec: Variable, array: np.ndarray) -> np.ndarray:
+def _cast(spec: Variable, array: np.ndarray, copies: bool) -> np.ndarray:
     if spec.is_text:
         if wrong := [text for text in array.ravel() if not isinstance(text, str) or "\0" in text]:
             raise StoreError(f"{spec.name} holds texts without NUL, not {wrong[0]!r}")
@@ -243,7 +262,8 @@ def _cast(spec: Variable, array: np.ndarray) -> np.ndarray:
     dtype = numpy_dtype(spec)
     if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):
         raise StoreError(f"{spec.name} is {spec.dtype}, the values are {array.dtype}")
-    cast = array.astype(dtype)  # a copy: the caller may change its array while threads read this one
+    # copied where the caller may change its array while threads read this one
+    cast = array.astype(dtype, copy=copies)
     if dtype.kind != "f" and not np.array_equal(cast, array):
         raise StoreError(f"{spec.name} is {spec.dtype}, the values span {array.min()}..{array.max()}")
     return cast

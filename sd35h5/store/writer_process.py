@@ -1,0 +1,74 @@
+"""A process that writes one sample for another: `SampleWriter`'s calls on stdin, its answer on stdout.
+
+`python -m sd35h5.store.writer_process`; `remote_writer.py` starts it. The threads that hash and deflate live
+here, so that they do not take turns with the thread that launches a GPU's kernels: under one interpreter lock
+they made it three times slower. A call is a line of JSON, the bytes of its numbers behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sd35h5.errors import Sd35h5Error
+from sd35h5.store.writer import Header, SampleWriter
+
+
+def begin(told: dict[str, Any]) -> SampleWriter:
+    """Begin the sample that the first line tells of."""
+    scales = {name: np.array(values, dtype) for name, (dtype, values) in told["scales"].items()}
+    header = Header(told["attributes"], scales, told["provenance"], told["precision"])
+    return SampleWriter(Path(told["parts"]), told["index"], header, told["rounded_already"], owned=True)
+
+
+def received(source: BinaryIO, call: dict[str, Any]) -> np.ndarray:
+    """The values of a `put`: texts out of the line itself, numbers out of the bytes behind it."""
+    if "texts" in call:
+        return np.array(call["texts"], object).reshape(call["shape"])
+    values = np.empty(call["shape"], call["dtype"])
+    rest = memoryview(values.reshape(-1)).cast("B") if values.size else memoryview(b"")
+    while rest:
+        count = source.readinto(rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return values
+
+
+def serve(source: BinaryIO) -> str | None:
+    """Write what is told. Returns: the sealed file, or None if the sample was left out."""
+    writer = begin(json.loads(source.readline()))
+    try:
+        for line in source:
+            call = json.loads(line)
+            if call["do"] == "seal":
+                return str(writer.seal())
+            if call["do"] == "abandon":
+                return None
+            writer.put(call["name"], received(source, call), **call["at"])
+        return None  # the other side has ended
+    finally:
+        writer.abandon()
+
+
+def main() -> int:
+    """Serve stdin. What goes wrong is answered in one line, and ends the process."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as sink:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+        try:
+            told: dict[str, Any] = {"sealed": serve(sys.stdin.buffer)}
+        except EOFError:
+            return 1
+        except Sd35h5Error as error:
+            told = {"error": str(error)}
+        sink.write(json.dumps(told) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
