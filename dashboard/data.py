@@ -29,6 +29,7 @@ from sd35h5.analysis import (
     metrics,
     objects,
     pictures,
+    rows,
     sinks,
     topkeys,
 )
@@ -238,6 +239,24 @@ def cell_maps(
 ) -> tuple[xr.DataArray, bool]:
     """Return the maps of a token at one layer, (map_step, y, x), and whether they are of that head."""
     return maps.cell_maps(store(run), sample, map_tokens, layer, head, branch)
+
+
+@cached()
+def row_choices(run: Run, sample: int, branch: str) -> pd.DataFrame:
+    """Return the queries of a sample whose rows are in the file."""
+    return rows.row_choices(store(run), sample, branch)
+
+
+@cached("Reading …")
+def row_maps(run: Run, sample: int, row: int, branch: str) -> xr.DataArray:
+    """Return where a query looks on the image: (map_step, layer, y, x)."""
+    return rows.row_maps(store(run), sample, row, branch)
+
+
+@cached("Reading …")
+def row_tokens(run: Run, sample: int, row: int, step: int, layer: int | None, branch: str) -> pd.DataFrame:
+    """Return the tokens with their share of a query's attention."""
+    return rows.row_tokens(store(run), sample, row, step, layer, branch)
 
 
 @st.cache_resource(show_spinner=False)

@@ -198,6 +198,22 @@ def token_map(
     )
 
 
+def row_map(view: View, row: int, step: int, layer: int | None) -> str:
+    """Return what reads where a chosen query looks on the image: y, x, value."""
+    mean = ".mean('layer')" if layer is None else f".sel(layer={layer}, drop=True)"
+    return (
+        f"{opened(view.run, 'rows')}values = rows.row_maps(store, {view.sample}, {row}, {view.branch!r})\n"
+        f"values = values{mean}.sel(map_step={step}, drop=True)\n"
+        "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
+    )
+
+
+def row_tokens(view: View, row: int, step: int, layer: int | None) -> str:
+    """Return what reads how much of a chosen query's attention each token gets."""
+    where = f"store, {view.sample}, {row}, {step}, {layer}, {view.branch!r}"
+    return f"{opened(view.run, 'rows')}table = rows.row_tokens({where})"
+
+
 def run_samples(run: data.Run) -> str:
     """Return what reads the run's samples."""
     return f"import sd35h5\n\nstore = sd35h5.open_store({Path(run.path).name!r})\ntable = store.samples"

@@ -37,6 +37,7 @@ def make_store(
     pool: int = 1,
     sink: float = 3.0,
     gates: bool = False,
+    rows: Sequence[tuple[int, int]] = (),
     packed: bool = True,
     planned: int | None = None,
     precision: str = "rounded",
@@ -49,6 +50,7 @@ def make_store(
         token_branches: those with mass_image; NaN in the others, as in a default capture.
         every: top-k and maps at every so many steps.
         sink: what the start token's logits have more than the others.
+        rows: (stream, position) of chosen queries: 0 the image, row-major patches; 1 the text.
         packed: False leaves the sealed files in `PATH.parts`: with a larger `planned`, a running capture.
         changes: model attributes (`model_id="other"`) and sample values (`negative_prompt="blurry"`).
     """
@@ -73,6 +75,7 @@ def make_store(
             "y": np.arange(height // PATCH // pool) * pool + (pool - 1) / 2,
             "x": np.arange(width // PATCH // pool) * pool + (pool - 1) / 2,
             "pixel_y": np.arange(height), "pixel_x": np.arange(width),
+            **({"row": np.arange(len(rows))} if rows else {}),
         },
         provenance={"config": json.dumps({"steps": steps, "height": height, "width": width, "seed": 0})},
         precision=precision,
@@ -81,12 +84,14 @@ def make_store(
     for index in range(samples):
         prompt = prompts[index % len(prompts)]
         _write_sample(
-            parts, index, header, prompt, branches, token_branches, pool, sink, gates, seed, changes
+            parts, index, header, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes
         )
     return pack(parts, path, keep_parts=False) if packed else parts
 
 
-def _write_sample(parts, index, header, prompt, branches, token_branches, pool, sink, gates, seed, changes):
+def _write_sample(
+    parts, index, header, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes
+):
     writer = SampleWriter(parts, index, header)
     sizes = writer.sizes
     rng = np.random.default_rng([seed, index])
@@ -108,17 +113,21 @@ def _write_sample(parts, index, header, prompt, branches, token_branches, pool, 
         for step in range(sizes["step"]):
             tokens_too = branches[branch] in token_branches
             _write_step(
-                writer, rng, branch, step, table["token_group"], header, pool, sink, gates, tokens_too
+                writer, rng, branch, step, table["token_group"], header, pool, sink, gates, tokens_too, rows
             )
     tokens = np.flatnonzero(np.isin(tables[0]["token_group"][:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
     writer.put(
         "maps/map_token_index", np.pad(tokens, (0, MAP_TOKENS - len(tokens)), constant_values=-1), branch=0
     )
+    if rows:
+        streams, positions = np.array(rows).T
+        writer.put("rows/query_stream", streams, branch=0)
+        writer.put("rows/query_index", positions, branch=0)
     writer.put("images/image", rng.integers(0, 256, (sizes["pixel_y"], sizes["pixel_x"], 3), np.uint8))
     writer.seal()
 
 
-def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gates, tokens_too):
+def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gates, tokens_too, row_queries):
     """One step of one branch: attention over [tokens | patches] of both streams, reduced for the file."""
     sizes = writer.sizes
     rows, columns = sizes["y"] * pool, sizes["x"] * pool
@@ -149,6 +158,15 @@ def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gate
         if branch == 0 and step in (steps := header.scales["top_step"].tolist()):
             at = steps.index(step)
             where_top = {"branch": branch, "query": query, "top_step": at}
+            for place, (stream, position) in enumerate(row_queries):
+                if stream == query and position >= 0:  # else a word that the prompt does not have
+                    of_query = attention[:, :, position].mean(1)  # (L, keys)
+                    cells = (
+                        of_query[:, text:].reshape(layers, sizes["y"], pool, sizes["x"], pool).mean((2, 4))
+                    )
+                    where_row = {"branch": branch, "map_step": at, "row": place}
+                    writer.put("rows/to_image", cells, **where_row)
+                    writer.put("rows/to_text", of_query[:, :text], **where_row)
             _write_top(writer, mass, rng, text, gate.mean(0) if gates else None, **where_top)
             if query == 0:
                 tokens = np.flatnonzero(np.isin(token_group[:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]

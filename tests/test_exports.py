@@ -22,7 +22,7 @@ NARROW = {"cell": "2.1", "steps": "1-3", "layers": "1-2", "samples": "0,2", "tar
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     shape = {"layers": LAYERS, "heads": HEADS, "steps": STEPS, "samples": 3, "prompts": PROMPTS}
-    make_store(folder / "demo-baseline.h5", sink=1.0, **shape)
+    make_store(folder / "demo-baseline.h5", sink=1.0, rows=((0, 9), (1, 78)), **shape)
     make_store(folder / "demo-headwise.h5", sink=2.0, gates=True, **shape)
     return folder
 

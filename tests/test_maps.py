@@ -84,12 +84,18 @@ def test_the_cells_under_the_pointer_are_the_maps_values(monkeypatch, store, tmp
 
 
 @pytest.mark.parametrize(
-    ("y", "x", "cell"),
-    [([0.5, 2.5, 4.5], [0.5], 2), ([0], [0, 1], 1), ([1.5], [1.5], 4), ([0], [0], 1)],
+    ("y", "x", "cell", "patches"),
+    [
+        ([0.5, 2.5, 4.5], [0.5], 2, (6, 2)),
+        ([0], [0, 1], 1, (1, 2)),
+        ([1.5], [1.5], 4, (4, 4)),
+        ([0.5, 2.5, 4], [0.5, 2.5], 2, (5, 4)),  # five patches, pooled two by two
+    ],
 )
-def test_a_cell_is_as_wide_as_the_patches_that_were_pooled(y, x, cell):
+def test_a_cell_is_as_wide_as_the_patches_that_were_pooled(y, x, cell, patches):
     values = xr.DataArray(np.zeros((len(y), len(x))), coords={"y": y, "x": x}, dims=("y", "x"))
     assert map_figures.cell_size(values) == cell
+    assert tuple(map_figures.patch_count(values, axis) for axis in "yx") == patches
 
 
 def test_boxes_of_pixels_lie_on_the_patches_that_they_cover():

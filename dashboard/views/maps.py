@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import streamlit as st
 
-from dashboard import address, data, map_pictures, panels, recipes
+from dashboard import address, data, map_pictures, map_rows, panels, recipes
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
 from sd35h5.analysis import maps, metrics, objects, pictures
 from sd35h5.analysis.view_html import Shown, picture_bytes
@@ -185,8 +185,8 @@ def choose_objects(view) -> bool:
     return address.switch(draw, "objects", "objects", False)
 
 
-def show(view) -> None:
-    """Lay out the page."""
+def show(view) -> map_rows.Chosen | None:
+    """Lay out the maps. Returns: what they show; None where none of them can be drawn."""
     first, second, third = st.columns([3, 3, 4])
     with first:
         word = choose_word(view)
@@ -197,7 +197,7 @@ def show(view) -> None:
         look = choose_look()
     shown = read_panels(view, word, layer, with_objects)
     if not shown:
-        return
+        return None
     shown, steps = in_common(shown)
     left, right = st.columns([8, 2], vertical_alignment="bottom")
     with right:
@@ -217,6 +217,7 @@ def show(view) -> None:
     sheets(view, shown, step, layer, look, scale)
     for one in shown:
         kept(view, one, step, layer, look, scale)
+    return map_rows.Chosen(step, layer, look)
 
 
 def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tuple[float, float]) -> None:
@@ -233,5 +234,8 @@ def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tupl
 view = panels.current()
 st.subheader("Maps: where the image looks at a word")
 st.caption(f"“{panels.plain(panels.prompt(view.run, view.sample))}” · {view.branch} branch")
+chosen = None
 with data.sentence(view.run):
-    show(view)
+    chosen = show(view)
+with data.sentence(view.run):
+    map_rows.draw(view, chosen or map_rows.Chosen(None, None, Look(0.6, True, False)))

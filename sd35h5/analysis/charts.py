@@ -125,9 +125,11 @@ def token_bars(
     top: int = 24,
     uniform: float | None = None,
     log: bool = False,
+    label: str = "mass: share of an image query's attention",
     title: str = "",
     width: int | None = None,
     room: int = 0,
+    columns: int = 3,
 ) -> alt.LayerChart:
     """Draw the heaviest text tokens as bars, coloured by group, padding included; a line marks uniform
     attention.
@@ -135,8 +137,10 @@ def token_bars(
     Args:
         frame: columns token, text, encoder, group, mass.
         uniform: 1 ÷ number of keys of the joint axis.
+        label: what a mass is.
         log: points on a logarithmic axis in place of bars, which would have no honest foot there.
         room: pixels of height for axis and legend, where the page counts them in.
+        columns: of the legend.
     """
     ranked = frame.sort_values("mass", ascending=False).head(top).copy()
     ranked["name"] = [scales.token_name(row) for row in ranked.to_dict("records")]
@@ -147,7 +151,7 @@ def token_bars(
     bars = marks.encode(
         x=alt.X(
             "mass:Q",
-            title="mass: share of an image query's attention",
+            title=scales.wrapped(label),
             axis=alt.Axis(labelExpr=scales.short_numbers(), tickCount=3 if log else 5),
             scale=alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True),
         ),
@@ -156,7 +160,7 @@ def token_bars(
         ),
         stroke=alt.value("#7f7f7f"),
         strokeWidth=alt.value(0.5),
-        color=scales.group_color(seen),
+        color=scales.group_color(seen, columns),
         tooltip=scales.tips("text", "token", "encoder", "group", "mass"),
     )
     layers: list[alt.Chart] = [bars]

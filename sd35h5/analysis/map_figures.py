@@ -14,12 +14,16 @@ LEFT, BELOW = 30, 48  # pixels that the axes take: the page counts them in
 BOX, CHOSEN = "#ffffff", "#00e5ff"  # inferno has no cyan: an outline in it is never taken for a value
 
 
-def cell_size(values: xr.DataArray) -> float:
-    """Return how many patches a cell of the map is wide and high: its coordinates are the cells' centres."""
-    for name in ("y", "x"):
-        if values.sizes[name] > 1:
-            return float(values[name].values[1] - values[name].values[0])
-    return 2 * float(values["y"].values[0]) + 1  # one cell: it begins half a patch before patch 0
+def cell_size(values: xr.DataArray) -> int:
+    """Return how many patches a cell of the map is wide and high: coordinates are the cells' centres, the first
+    cell begins at patch 0."""
+    return round(2 * float(values["y"].values[0]) + 1)
+
+
+def patch_count(values: xr.DataArray, axis: str) -> int:
+    """Return how many patches the map covers along y or x; its last cell may have fewer than the others."""
+    begin = (values.sizes[axis] - 1) * cell_size(values)
+    return round(2 * float(values[axis].values[-1]) + 1) - begin
 
 
 def map_heatmap(
@@ -42,27 +46,26 @@ def map_heatmap(
         mark: a patch (y, x) to outline.
         width: pixels of all cells in a row; the axes of patches come on top.
     """
-    cell, rows, columns = cell_size(values), values.sizes["y"], values.sizes["x"]
+    cell, rows, columns = cell_size(values), patch_count(values, "y"), patch_count(values, "x")
     frame = values.astype(np.float32).rename("value").to_dataframe()[["value"]].reset_index()
     frame = frame[["y", "x", "value"]].astype({"y": np.float32, "x": np.float32})
     height = max(40, round(width * rows / columns))
-    x = alt.X("x0:Q", title=None, scale=_across(columns * cell), axis=_axis(columns * cell, width))
-    y = alt.Y("y0:Q", title=None, scale=_across(rows * cell, True), axis=_axis(rows * cell, height))
+    x = alt.X("x0:Q", title=None, scale=_across(columns), axis=_axis(columns, width))
+    y = alt.Y("y0:Q", title=None, scale=_across(rows, True), axis=_axis(rows, height))
     scale = alt.Scale(scheme="inferno", domain=list(domain), clamp=True)
     color, edge = (kind("value:Q", scale=scale, legend=None) for kind in (alt.Color, alt.Stroke))
     cells = (
         alt.Chart(frame)
         .transform_calculate(
-            x0=f"datum.x - {cell / 2}", x1=f"datum.x + {cell / 2}",
-            y0=f"datum.y - {cell / 2}", y1=f"datum.y + {cell / 2}",
-            px=_patches("x", cell), py=_patches("y", cell),
+            x0=_begin("x", cell), x1="2 * datum.x - datum.x0", px=_patches("x"),
+            y0=_begin("y", cell), y1="2 * datum.y - datum.y0", py=_patches("y"),
         )
         .mark_rect(invalid=None, aria=False)
         .encode(
             x=x, y=y, x2="x1:Q", y2="y1:Q",
             color=alt.condition("!isValid(datum.value)", alt.value("#b0b0b0"), color),
             stroke=alt.condition("!isValid(datum.value)", alt.value("#b0b0b0"), edge),
-            strokeWidth=alt.value(0.6),  # no seams between cells
+            strokeWidth=alt.value(1),  # no seams between cells
             tooltip=[
                 alt.Tooltip("py:N", title="patch y"),
                 alt.Tooltip("px:N", title="patch x"),
@@ -81,21 +84,24 @@ def map_heatmap(
     return scales.sized(alt.layer(*layers), width + LEFT, height + BELOW, title)
 
 
-def _patches(axis: str, cell: float) -> str:
+def _begin(axis: str, cell: int) -> str:
+    """Return the Vega expression of where a cell begins, half a patch before its first patch's centre."""
+    return f"floor(datum.{axis} / {cell}) * {cell} - 0.5"
+
+
+def _patches(axis: str) -> str:
     """Return the Vega expression of the patches that a cell covers: one, or from–to."""
-    if cell <= 1:
-        return f"format(datum.{axis}, 'd')"
-    half = (cell - 1) / 2
-    return f"format(datum.{axis} - {half}, 'd') + '–' + format(datum.{axis} + {half}, 'd')"
+    first, last = f"(datum.{axis}0 + 0.5)", f"(datum.{axis}1 - 0.5)"
+    return f"{first} == {last} ? '' + {first} : {first} + '–' + {last}"
 
 
-def _across(patches: float, reverse: bool = False) -> alt.Scale:
+def _across(patches: int, reverse: bool = False) -> alt.Scale:
     return alt.Scale(domain=[-0.5, patches - 0.5], nice=False, zero=False, reverse=reverse)
 
 
-def _axis(patches: float, pixels: int) -> alt.Axis:
+def _axis(patches: int, pixels: int) -> alt.Axis:
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 4096) if step * pixels / patches >= 18)
-    return alt.Axis(values=list(range(0, int(patches), every)), format="d", labelAngle=0, grid=False)
+    return alt.Axis(values=list(range(0, patches, every)), format="d", labelAngle=0, grid=False)
 
 
 def _in_patches(boxes: pd.DataFrame) -> pd.DataFrame:

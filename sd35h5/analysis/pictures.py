@@ -182,6 +182,8 @@ def boxed(
         ink = _CYAN if chosen else "#ffffff"
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="#000000", width=5)
         draw.rectangle((x0, y0, x1, y1), outline=ink, width=3)
+        if not name:
+            continue
         above = y0 - size - 10
         place = (x0 + 4, above if above >= 0 else y1 + 2)
         ground = draw.textbbox(place, name, font=font(size))
