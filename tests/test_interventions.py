@@ -126,8 +126,11 @@ def test_altered_attention_is_that_of_float64_with_the_keys_altered(texts, alter
     np.testing.assert_allclose(found, share, atol=1e-6 if exact else 3e-3)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5 if exact else 1e-4)
     assert (found[share == 0] == 0).all()
-    assert altered.mass[1].shape == (2, 2, 4)
-    assert 0 <= np.nanmin(altered.mass[1]) and np.nanmax(altered.mass[1]) <= untouched.sum(-1).max() + 1e-4
+    assert altered.mass["joint"][1].shape == (2, 2, 4)
+    assert (
+        0 <= np.nanmin(altered.mass["joint"][1])
+        and np.nanmax(altered.mass["joint"][1]) <= untouched.sum(-1).max() + 1e-4
+    )
 
 
 def test_the_mass_that_is_altered_is_that_of_the_keys_before():
@@ -142,8 +145,8 @@ def test_the_mass_that_is_altered_is_that_of_the_keys_before():
     expected[:, 0, 0] = share[:, 0, :IMAGE, both[1:]].sum(0).mean(-1)
     expected[:, 0, 2] = share[:, 2, :IMAGE][..., both].sum(-1).mean(-1)
     expected[:, 1, 2] = share[:, 2, IMAGE:, 1].mean(-1)
-    np.testing.assert_allclose(altered.mass[0], expected, atol=1e-6)
-    stacked = altered.stacked_mass(3)
+    np.testing.assert_allclose(altered.mass["joint"][0], expected, atol=1e-6)
+    stacked = altered.stacked_mass(3)["joint"]
     assert stacked.shape == (2, 2, 3, 4) and stacked[:, :, 1:].isnan().all()
 
 

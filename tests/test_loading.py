@@ -60,7 +60,7 @@ def test_an_all_in_one_file_draws_the_same_picture(small, tokenizers, tmp_path):
     model = Model(model_id=str(file), tokenizer_path=str(tokenizers), device="cpu")
     facts = read_facts(model)
     assert (facts.layers, facts.heads, facts.head_dim, facts.scale, facts.pixels) == (3, 2, 8, 16, 256)
-    assert facts.has_t5 and facts.second_attentions == 1
+    assert facts.has_t5 and facts.second_layers == (0,)
     loaded = load(model, facts)
     assert np.array_equal(
         plain_image(loaded.pipe, "a red apple", 3, **CALL), plain_image(small, "a red apple", 3, **CALL)

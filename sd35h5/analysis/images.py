@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+ALTERED = ("sinks/altered_mass", "attn2/altered_mass")  # of the joint and of the second attention
 COLUMNS = ["reference_sample", "other_sample", "prompt_id", "rms", "ssim", "altered_mass"]
 
 
@@ -74,20 +75,27 @@ def _two(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def altered_mass(
-    store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
+    store: Store,
+    branch: str = "cond",
+    query: str = "image",
+    samples: Sequence[int] | None = None,
+    second: bool = False,
 ) -> xr.DataArray:
     """Return the mass that the keys altered by an intervention had, in that run, before they were altered.
 
     Formula: Σ over altered keys k of the mean over the stream's queries of A[q,k], A being the attention of that call
     without its intervention.
-    Units: share of attention, 0..1.  Source: sinks/altered_mass, exact float32, every branch.
+    Units: share of attention, 0..1.  Source: sinks/altered_mass, of attn2 (`second`) attn2/altered_mass, exact
+    float32, every branch.
     Caveat: of the altered run: what was altered in earlier layers and steps has changed its inputs. NaN
     where nothing is altered.
+    Args: second: of MMDiT-X's second, image-only attention.
     Returns: float64 (sample, step, layer, head).
     """
-    name = "sinks/altered_mass"
+    name = ALTERED[second]
     if name not in store:
-        raise StoreError(f"{store.name} is of a run without an intervention: it has no altered mass")
+        what = "an intervention on attn2" if second else "an intervention"
+        raise StoreError(f"{store.name} is of a run without {what}: it has no altered mass")
     return plain(store.read(name, sample=chosen_samples(store, samples), branch=branch, query=query))
 
 
@@ -95,15 +103,16 @@ def image_differences(reference: Store, other: Store, pairing: Pairing) -> pd.Da
     """Return how far the images of each pair are apart, and the mass that was altered to get there.
 
     Formula: image_rms, ssim, and the mean over altered steps, layers and heads of altered_mass, cond branch, image
-    queries (text queries where only those are altered).
+    queries (text queries where only those are altered; of attn2 where only that is).
     Units: as those.  Source: the paired samples' images.
     Caveat: NaN for an image that was not kept or has another size, and for the mass of a run without an intervention.
     Returns: reference_sample, other_sample, prompt_id, rms, ssim, altered_mass.
     """
     mass = np.full(len(pairing.pairs), np.nan)
-    if "sinks/altered_mass" in other and len(mass):
+    held = [second for second, name in enumerate(ALTERED) if name in other]
+    if held and len(mass):
         for query in ("text", "image"):
-            found = altered_mass(other, "cond", query, list(pairing.pairs["other_sample"]))
+            found = altered_mass(other, "cond", query, list(pairing.pairs["other_sample"]), bool(held[0]))
             means = found.mean(["step", "layer", "head"], skipna=True).values
             mass = np.where(np.isfinite(means), means, mass)
     rows = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd35h5.capturing import reductions
 from sd35h5.capturing.attend import attend, blocked_lse
-from sd35h5.capturing.interventions import Intervention, Reach, named_keys, reach
+from sd35h5.capturing.interventions import JOINT, SECOND, Intervention, Reach, named_keys, reach
 from sd35h5.errors import CaptureError
 from sd35h5.gates.attention import JointQKV
 
@@ -47,6 +47,7 @@ class Interventions:
         token_groups: group of each text token, of every branch.
         control: seed of the equal-mass control, None to alter the keys themselves.
         sample: index of the sample, so that each has lots of its own.
+        second_layers: the layers that have an attn2.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class Interventions:
         control: int | None,
         sample: int,
         device: torch.device,
+        second_layers: Sequence[int] = (),
     ) -> None:
         self._alterations = [
             _Alteration(
                 each,
-                reach(each, *sizes),
+                reach(each, sizes, second_layers),
                 {
                     branch: torch.from_numpy(named_keys(each, groups, patches)).to(device)
                     for branch, groups in token_groups.items()
@@ -85,19 +87,25 @@ class AlteredPass:
 
     Args:
         lots: seeds of the control's lots, or None.
-        mass: layer -> float32 (batch row, query stream, head), the share of attention that the altered keys had
-            in this call before they were altered; NaN for heads and streams that are left alone.
+        mass: attention (`joint`, `attn2`) -> layer -> float32 (batch row, query stream, head), the share of
+            attention that the altered keys had in this call before they were altered; NaN for heads and streams
+            that are left alone.
     """
 
     alterations: Sequence[_Alteration]
     branches: Sequence[str]
     lots: tuple[int, ...] | None
     workspace: reductions.Workspace
-    mass: dict[int, Tensor] = field(default_factory=dict)
+    mass: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {JOINT: {}, SECOND: {}})
 
     @torch.no_grad()
-    def attend(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None] | None:
+    def attend(
+        self, layer: int, joint: JointQKV, attn: str = JOINT
+    ) -> tuple[JointQKV, Tensor, Tensor | None] | None:
         """Attend as altered in this layer; None if nothing is.
+
+        Args:
+            joint: of the joint attention or, with attn `attn2`, of the second one, which has image tokens alone.
 
         Returns: a joint whose softmax(q·kᵀ/√d) is the altered A and whose value vectors are the altered ones; the
             output in the model's dtype; the LSE of that joint, or None where the backend keeps none.
@@ -105,25 +113,35 @@ class AlteredPass:
         Raises:
             CaptureError: no key is left.
         """
-        acting = [each for each in self.alterations if layer in each.reach.layers]
+        acting = [
+            each for each in self.alterations if layer in each.reach.layers and each.intervention.attn == attn
+        ]
         if not acting:
             return None
-        bias, zeroed = self._alter(layer, joint, acting)
+        bias, zeroed = self._alter(layer, joint, acting, attn)
         return _attend_altered(joint, bias.to(joint.query.dtype).float(), zeroed)
 
-    def stacked_mass(self, layers: int) -> Tensor:
-        """float32 (batch row, query stream, layer, head), NaN for layers that are left alone."""
-        gap = torch.full_like(next(iter(self.mass.values())), math.nan)
-        return torch.stack([self.mass.get(layer, gap) for layer in range(layers)], dim=2)
+    def stacked_mass(self, layers: int) -> dict[str, Tensor]:
+        """Of each attention that was altered: float32 (batch row, query stream, layer, head), NaN for layers that
+        are left alone."""
+        stacked = {}
+        for attn, mass in self.mass.items():
+            if mass:
+                gap = torch.full_like(next(iter(mass.values())), math.nan)
+                stacked[attn] = torch.stack([mass.get(layer, gap) for layer in range(layers)], dim=2)
+        return stacked
 
-    def _alter(self, layer: int, joint: JointQKV, acting: Sequence[_Alteration]) -> tuple[Tensor, Tensor]:
+    def _alter(
+        self, layer: int, joint: JointQKV, acting: Sequence[_Alteration], attn: str
+    ) -> tuple[Tensor, Tensor]:
         """What is added to the logits, and whose values are zero: both (batch row, head, query stream, key)."""
         image = joint.image_tokens
         _, lse = attend(joint.query, joint.key, joint.value)
         if lse is None:
             lse = blocked_lse(joint.query, joint.key)
         mass = reductions.reduce_keys(joint.query, joint.key, lse, image, workspace=self.workspace).mass
-        random = None if self.lots is None else np.random.default_rng([*self.lots, layer])
+        own = (1,) * (attn == SECOND)  # the joint attention of this layer draws other lots
+        random = None if self.lots is None else np.random.default_rng([*self.lots, layer, *own])
         bias, touched = torch.zeros_like(mass), torch.zeros_like(mass, dtype=torch.bool)
         zeroed, acts = touched.clone(), touched[..., 0].clone()
         for each in acting:
@@ -134,14 +152,14 @@ class AlteredPass:
                 lots = torch.from_numpy(random.random(seen.shape)).to(seen.device)
                 chosen = equal_mass_keys(chosen, seen, lots)
             for stream in streams:
-                acts[:, list(each.reach.heads), stream] = True
+                acts[:, list(each.reach.heads), stream] = attn == JOINT or stream == reductions.IMAGE
                 touched[:, :, stream] |= chosen
                 zeroed[:, :, stream] |= chosen & each.intervention.zero_values
                 if each.intervention.odds != 1:
                     odds = math.log(each.intervention.odds) if each.intervention.odds else -math.inf
                     bias[:, :, stream] += chosen.float().masked_fill(chosen, odds)
         altered = (mass * touched).sum(-1).masked_fill(~acts, math.nan)
-        self.mass[layer] = altered.transpose(1, 2)
+        self.mass[attn][layer] = altered.transpose(1, 2)
         return bias, zeroed
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sd35h5.capturing.config import MAX_MAPS, CaptureConfig, Prompt
-from sd35h5.capturing.interventions import check_interventions, parse_interventions
+from sd35h5.capturing.interventions import altered_variables, check_interventions, parse_interventions
 from sd35h5.capturing.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.capturing.tokens import CLIP_TOKENS
 from sd35h5.errors import ConfigError
@@ -67,9 +67,10 @@ def make_plan(config: CaptureConfig, facts: ModelFacts) -> Plan:
     raw = raw_indices(tiers.raw, sampling.steps, facts.layers, facts.heads, tokens) or {}
     sizes |= {name: len(indices) for name, indices in raw.items()}
     whole = facts.layers, facts.heads, sampling.steps
-    check_interventions(parse_interventions(config.causal), whole, patches, tokens)
+    interventions = parse_interventions(config.causal)
+    check_interventions(interventions, whole, patches, tokens, _second_layers(config, facts))
     mapped = len(choose("map_layers", tiers.map_layers, facts.layers, "layer"))
-    own = {"maps": {"layer": mapped}, "attn2": {"layer": facts.second_attentions, "query": 1}}
+    own = {"maps": {"layer": mapped}, "attn2": {"layer": len(facts.second_layers), "query": 1}}
     parts = [
         _part(name, sizes | own.get(name.partition("/")[0], {}), present, tiers.precision == "rounded")
         for name, present in _names(config, facts, branches)
@@ -84,7 +85,7 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
     names = [(name, branches) for name in schema.VARIABLES if name.startswith("tokens/")]
     names += [("sinks/mass_image", kept)] + [("sinks/mass_text", kept)] * tiers.text_queries
     names += [("sinks/mass_group", branches), ("sinks/entropy_text", branches)]
-    names += [("sinks/altered_mass", branches)] * bool(config.causal.intervene)
+    names += [(name, branches) for name in altered_variables(parse_interventions(config.causal))]
     if tiers.topk:
         names += [(name, 1) for name in schema.VARIABLES if name.startswith("topk/")]
     if tiers.maps != "off":
@@ -96,7 +97,7 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
         names += [("sinks/entropy_all", 1), ("atlas/mass_patch", 1)]
     if tiers.raw:
         names.append(("raw/probability", 1))
-    if facts.second_attentions and config.gating.attn2_layout != "sd-scripts":
+    if _second_layers(config, facts):
         names += [("attn2/entropy_all", 1)] * bool(tiers.topk or tiers.atlas)
         tops = [name for name in schema.VARIABLES if name.startswith("attn2/top_")]
         names += [(name, 1) for name in tops] * bool(tiers.topk)
@@ -106,6 +107,11 @@ def _names(config: CaptureConfig, facts: ModelFacts, branches: int) -> list[tupl
         names += [(name, branches) for name in gates if name != "gates/contribution"]
         names += [("gates/contribution", 1)] * bool(tiers.topk)
     return names + ([] if tiers.no_images else [("images/image", 1)])
+
+
+def _second_layers(config: CaptureConfig, facts: ModelFacts) -> tuple[int, ...]:
+    """Layers with a second attention whose heads are those of the file, and which can be measured and altered."""
+    return () if config.gating.attn2_layout == "sd-scripts" else facts.second_layers
 
 
 def _is_gated(config: CaptureConfig, facts: ModelFacts) -> bool:
@@ -126,7 +132,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
     samples = len(prompts) * config.prompts.num_images
     gates = f"gates from {facts.gates_file}" if facts.gates_file else facts.own_gates or "no gates"
     pixels = f"{plan.sizes['pixel_y']} × {plan.sizes['pixel_x']} px"
-    second = f"\n  {facts.second_attentions} layers have a second, image-only attention: group attn2"
+    second = f"\n  {len(facts.second_layers)} layers have a second, image-only attention: group attn2"
     images = _count(config.prompts.num_images, "image")
     told = [
         f"{_count(samples, 'sample')}: {_count(len(prompts), 'prompt')} × {images}",
@@ -136,7 +142,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
     width = max(len(part.name) for part in plan.parts)
     lines = [
         f"{config.model.model_id}: {facts.layers} layers, {facts.heads} heads of {facts.head_dim}, {gates}"
-        + second * bool(facts.second_attentions),
+        + second * bool(facts.second_layers),
         "  " + ", ".join(told),
         *_told_interventions(config),
         "a sample, before compression:",

@@ -15,6 +15,7 @@ from torch import Tensor
 from sd35h5.capturing import reductions, tiers
 from sd35h5.capturing.attend import attend, blocked_lse
 from sd35h5.capturing.gate_measures import gate_group_means, gated_contribution
+from sd35h5.capturing.interventions import SECOND
 from sd35h5.capturing.reducer import Reducer, reducer_for, torch_reducer
 from sd35h5.capturing.reductions import GATE_STATISTICS, IMAGE, TEXT, KeyReduction
 from sd35h5.capturing.tiers import TierPlan
@@ -99,6 +100,11 @@ class Probe:
     def attend_joint(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
         """Attend, as the interventions alter it. Returns: what to measure, the output, and the LSE or None."""
         altered = None if self.altered is None else self.altered.attend(layer, joint)
+        return altered or attend_plainly(layer, joint)
+
+    def attend_second(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
+        """The same of the layer's second attention."""
+        altered = None if self.altered is None else self.altered.attend(layer, joint, SECOND)
         return altered or attend_plainly(layer, joint)
 
     def begin(self, plan: PassPlan) -> None:
@@ -303,7 +309,7 @@ class ProbeProcessor:
 
     Args:
         measure: takes (layer, joint, lse, gates): `Probe.measure`, or `Probe.measure_second` for an attn2.
-        attend: takes (layer, joint): `Probe.attend_joint`, or `attend_plainly`.
+        attend: takes (layer, joint): `Probe.attend_joint`, `Probe.attend_second`, or `attend_plainly`.
     """
 
     def __init__(
@@ -363,7 +369,7 @@ def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None
         if name.endswith(".attn.processor"):
             processors[name] = ProbeProcessor(layer, probe.measure, gate, probe.attend_joint)
         elif not getattr(processor, "regrouped", False):
-            processors[name] = ProbeProcessor(layer, probe.measure_second, gate)
+            processors[name] = ProbeProcessor(layer, probe.measure_second, gate, probe.attend_second)
         elif gate is not None:
             watch = partial(probe.take_second_gates, layer)
             processors[name] = JointAttention(gate, processor.regrouped, watch)

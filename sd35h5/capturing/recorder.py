@@ -130,7 +130,7 @@ class SampleRecorder:
         map_tokens: Sequence[int],
         gates: Gates | None,
         rows: Sequence[tuple[int, int]] = (),
-        altered: bool = False,
+        altered: Sequence[str] = (),
         apart: bool = False,
         round_mantissa: Callable[[Tensor], Tensor] = reductions.round_mantissa,
     ) -> None:
@@ -154,7 +154,7 @@ class SampleRecorder:
         self._top: dict[str, list[np.ndarray]] = {}
         self._second_top: dict[str, list[np.ndarray]] = {}
         self._second_entropy = _nan(*steps)
-        self._altered_mass = _nan(*shape, *steps) if altered else None
+        self._altered_mass = {name: _nan(*shape, *steps) for name in altered}
         self._row_sum_error = float("nan")
         try:
             self._put_tables(tables)
@@ -169,14 +169,15 @@ class SampleRecorder:
         tensors = self._outgoing(rows, result)
         self._transfer.send(tensors, lambda arrays: self._take(step, rows, arrays))
 
-    def add_altered(self, step: int, rows: Sequence[str], mass: Tensor) -> None:
-        """Take the mass that was altered in one pass, (batch row, query stream, layer, head)."""
+    def add_altered(self, step: int, rows: Sequence[str], masses: Mapping[str, Tensor]) -> None:
+        """Take the masses that were altered in one pass: variable -> (batch row, query stream, layer, head)."""
 
         def take(arrays: dict[str, np.ndarray]) -> None:
-            for row, branch in enumerate(rows):
-                self._altered_mass[self._layout.branches.index(branch), :, step] = arrays["altered"][row]
+            for name, mass in arrays.items():
+                for row, branch in enumerate(rows):
+                    self._altered_mass[name][self._layout.branches.index(branch), :, step] = mass[row]
 
-        self._transfer.send({"altered": mass}, take)
+        self._transfer.send(masses, take)
 
     def add_raw(self, step: int, layer: int, values: Tensor) -> None:
         """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
@@ -250,8 +251,8 @@ class SampleRecorder:
         put("sinks/mass_group", self._group)
         put("sinks/entropy_text", self._entropy)
         put("samples/row_sum_error", self._row_sum_error)
-        if self._altered_mass is not None:
-            put("sinks/altered_mass", self._altered_mass)
+        for name, values in self._altered_mass.items():
+            put(name, values)
         if self._gates is not None:
             for name, values in zip(GATE_STATISTICS, self._gates, strict=True):
                 put(f"gates/{name}", values)

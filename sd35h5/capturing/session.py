@@ -17,7 +17,7 @@ from torch import nn
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import Tiers
 from sd35h5.capturing.interventions import CausalOptions, control_seed, parse_interventions
-from sd35h5.capturing.probe import check_processors
+from sd35h5.capturing.probe import check_processors, regrouped_attentions
 from sd35h5.capturing.recorder import Layout
 from sd35h5.capturing.tokens import TokenTable, truncation_note
 from sd35h5.errors import CaptureError
@@ -61,6 +61,8 @@ class Session:
         self.gates = gates_of(pipe.transformer)
         self.attn2_layout = attn2_layout_of(pipe.transformer)
         config = pipe.transformer.config
+        regrouped = regrouped_attentions(pipe.transformer)
+        self.second_layers = () if regrouped else tuple(config.dual_attention_layers)  # can be altered
         self.model_shape = (
             f"{config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sd35h5.capturing.altering import Interventions
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import MAX_MAPS, pairing_key, validate_tiers
+from sd35h5.capturing.interventions import ALTERED_MASS, altered_variables
 from sd35h5.capturing.probe import PassPlan, Probe
 from sd35h5.capturing.recorder import Layout, SampleFacts, SampleRecorder
 from sd35h5.capturing.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
@@ -68,8 +69,11 @@ class PassWatcher:
         """Forward hook of the transformer."""
         if self._recorder is not None:
             self._recorder.add(self._step, self._rows, self._probe.end())
-            if (altered := self._probe.altered) is not None and altered.mass:
-                self._recorder.add_altered(self._step, self._rows, altered.stacked_mass(self._layout.layers))
+            if (altered := self._probe.altered) is not None:
+                masses = altered.stacked_mass(self._layout.layers).items()
+                named = {ALTERED_MASS[attn]: mass for attn, mass in masses}
+                if named:
+                    self._recorder.add_altered(self._step, self._rows, named)
         self._probe.altered = None
         if self._on_step is not None and self._rows != ("skip",):
             self._on_step()
@@ -150,7 +154,7 @@ class PassWatcher:
         self._interventions = Interventions(
             session.interventions, (layout.layers, layout.heads, len(layout.timesteps)), layout.patches,
             {branch: table.groups for branch, table in tables.items()},
-            session.control, self._identity.index, latents.device,
+            session.control, self._identity.index, latents.device, session.second_layers,
         )  # fmt: skip
         key = pairing_key(self._pairing_fields(latents))
         if session.check_sealed(self._identity, call, key):
@@ -183,7 +187,7 @@ class PassWatcher:
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
-            rows=rows, altered=bool(session.interventions), apart=device.type == "cuda",
+            rows=rows, altered=altered_variables(session.interventions), apart=device.type == "cuda",
             round_mantissa=self._probe.reducer_on(device).round_mantissa,
         )  # fmt: skip
 

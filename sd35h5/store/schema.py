@@ -216,9 +216,15 @@ _MASS_PATCH = _variable(
 )  # fmt: skip
 
 
+_ALTERED_MASS = _variable(
+    "sinks/altered_mass", _STEPS, "float32",
+    f"mass of the keys that an intervention alters, before it alters them: {_SHARE}",
+)  # fmt: skip
+
+
 def _attn2() -> list[tuple[str, Variable]]:
     """The same names for MMDiT-X's second, image-only attention; fill where a layer has none."""
-    first = [spec for _, spec in (*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH)]
+    first = [spec for _, spec in (*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH, _ALTERED_MASS)]
     second = [replace(v, name=f"attn2/{v.short_name}", long_name=f"attn2: {v.long_name}") for v in first]
     return [(spec.name, spec) for spec in second]
 
@@ -273,10 +279,7 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
             ),
             _ENTROPY_TEXT,
             _ENTROPY_ALL,
-            _variable(
-                "sinks/altered_mass", _STEPS, "float32",
-                f"mass of the keys that an intervention alters, before it alters them: {_SHARE}",
-            ),
+            _ALTERED_MASS,
             *_TOPK,
             _variable("maps/map_token_index", "sample branch map_token", "int16", "token of the map"),
             _large(

@@ -29,6 +29,7 @@ class ModelFacts:
 
     Args:
         scale: pixels a patch: the VAE's factor times the patch size.
+        second_layers: the layers that have a second, image-only attention.
         gates_file: the gates that will be put on the transformer, or None.
         revision: commit of the hub, or empty.
         own_gates: which gates the transformer's own file holds, in words, as far as its header tells; or empty.
@@ -41,7 +42,7 @@ class ModelFacts:
     pixels: int
     scheduler: str
     has_t5: bool
-    second_attentions: int
+    second_layers: tuple[int, ...]
     gates_file: Path | None
     revision: str
     own_gates: str = ""
@@ -87,7 +88,7 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
         pixels=shape["sample_size"] * factor,
         scheduler=f"{scheduler.get('_class_name')} shift={scheduler.get('shift')}",
         has_t5="text_encoder_3" in alone or (not model.no_t5 and _has_t5(read)),
-        second_attentions=len(shape.get("dual_attention_layers") or ()),
+        second_layers=tuple(shape.get("dual_attention_layers") or ()),
         gates_file=gates_file(model, folder or _own_folder(model)) or hub_gates,
         revision=revision,
         own_gates=_own_gates(alone["transformer"]) if "transformer" in alone else "",
