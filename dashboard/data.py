@@ -30,6 +30,7 @@ from sd35h5.analysis import (
     objects,
     pictures,
     rows,
+    scatter,
     sinks,
     topkeys,
 )
@@ -86,6 +87,21 @@ def samples(run: Run) -> pd.DataFrame:
 def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
     """Return a metric of the chosen samples: (sample, step, layer, head)."""
     return metrics.METRICS[name](store(run), target, branch, list(chosen))
+
+
+@cached("Reading …")
+def sample_values(
+    run: Run,
+    name: str,
+    target: metrics.Target,
+    branch: str,
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
+    steps: tuple[int, ...],
+    chosen: tuple[int, ...],
+) -> np.ndarray:
+    """Return a joined score or a measure's mean of each chosen sample: float64 (sample)."""
+    return scatter.sample_values(store(run), name, target, branch, chosen, layers, heads, steps)
 
 
 @cached()

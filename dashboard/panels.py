@@ -89,6 +89,18 @@ def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.D
     )  # fmt: skip
 
 
+def points(
+    view: sidebar.View, figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str
+) -> None:
+    """Draw a scatter of samples; a clicked one becomes the shown sample of all pages."""
+    keep(Shown(name, figure, table, code))
+    key = f"{key}-{view.run.name}-{view.sample}"
+    st.altair_chart(
+        figure, width="stretch", key=key, on_select=partial(sidebar.remember_sample, view.run, key),
+        selection_mode="sample",
+    )  # fmt: skip
+
+
 def keep(shown: Shown) -> None:
     """Keep a figure of this view for its exports; `current` begins a view anew."""
     st.session_state["shown"].append(shown)

@@ -250,3 +250,20 @@ def compared_curves(view: View, others: list[data.Run]) -> str:
         f"    tables.append(metrics.over_steps(after{at}, prompts).assign(series=name))\n"
         "table = pd.concat(tables)"
     )
+
+
+def scattered(view: View, chosen: dict[data.Run, tuple[int, ...]], x: str, y: str) -> str:
+    """Return what reads two numbers of each sample of several runs."""
+    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    where = (
+        f"{target(view)}, {view.branch!r}, chosen, {list(layers)!r}, {list(heads)!r}, {list(view.steps)!r}"
+    )
+    runs = [(run.name, Path(run.path).name, list(samples)) for run, samples in chosen.items()]
+    return (
+        "import pandas as pd\nimport sd35h5\nfrom sd35h5.analysis import metrics, scatter\n\n"
+        f"tables = []\nfor name, file, chosen in {runs!r}:\n    store = sd35h5.open_store(file)\n"
+        f"    where = ({where})\n"
+        f"    x, y = (scatter.sample_values(store, what, *where) for what in {(x, y)!r})\n"
+        "    tables.append(scatter.points(store, chosen, x, y).assign(run=name))\n"
+        "table = pd.concat(tables)"
+    )

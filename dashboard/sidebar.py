@@ -235,6 +235,13 @@ def remember_token(view: View, key: str) -> None:
         st.session_state["target"] = target_of(token, len(st.session_state["view"].samples))
 
 
+def remember_sample(run: data.Run, key: str) -> None:
+    """Make the clicked sample of a run the shown sample of all pages."""
+    clicked = st.session_state[key]["selection"].get("sample") or []
+    if clicked and int(clicked[0]["sample"]) in st.session_state["view"].samples:
+        st.session_state[f"sample-{run.name}"] = int(clicked[0]["sample"])
+
+
 def _choose_range(name: str, size: int) -> tuple[int, ...]:
     if size == 1:
         return (0,)

@@ -144,6 +144,10 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
     page.wait_for_timeout(1200)
     shoot(page, "compare")
 
+    page.locator('path[aria-label*="seed: 2; prompt: two small dogs"]').first.click()
+    page.wait_for_function("location.search.includes('sample=2')")
+    page.get_by_text("Images · “two small dogs").wait_for()
+
     page.get_by_role("button", name="layer 5, head 3").click()
     page.get_by_role("button", name="layer 5, head 3").wait_for(state="detached")
     assert page.errors == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sd35h5 import open_store
 from sd35h5.analysis import compare, comparison, comparison_html, metrics
 from sd35h5.analysis.comparison import Question
 from sd35h5.errors import StoreError
+from sd35h5.store.scores import join_scores
 
 MANY = tuple(
     f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("car", "cat", "<b>dog</b>")
@@ -90,6 +92,31 @@ def test_every_measure_is_in_the_table(report):
     table = pd.read_csv(report[0] / "overall.csv")
     assert set(table["measure"]) == set(comparison.MEASURES)
     assert np.isfinite(table["q"]).all()
+
+
+def test_joined_scores_have_their_change_and_their_correlation_with_the_metric(folder, tmp_path):
+    runs, scores = [], {"base": [5, 4, 3, 3, 1, 1, 0], "gated": [6, 6, 4, 3, 2, 2, ""]}
+    for name, values in scores.items():
+        runs.append(shutil.copy(folder / f"{name}.h5", tmp_path / f"{name}.h5"))
+        table = tmp_path / f"{name}.csv"
+        table.write_text("\n".join(["sample_id,clip", *(f"{i:06d},{v}" for i, v in enumerate(values))]))
+        join_scores(runs[-1], table)
+    comparison.compare_runs(runs, tmp_path / "out", Question(resamples=199))
+    found = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("run")
+    first, second = (
+        np.array([np.nan if v == "" else v for v in values], float) for values in scores.values()
+    )
+    change = (second - first)[:6]
+    assert found.loc["gated", "pairs"] == 6 and np.isnan(found.loc["base", "pairs"])
+    assert found.loc["gated", "mean_difference"] == pytest.approx(change.mean())
+    assert found.loc["gated", "effect"] == pytest.approx(change.mean() / change.std(ddof=1))
+    assert found.loc["gated", "reference_mean"] == pytest.approx(first[:6].mean())
+    with open_store(folder / "base.h5") as store:
+        mass = metrics.first_token_mean(store).mean(["step", "layer", "head"]).values
+    assert found.loc["base", "pearson"] == pytest.approx(np.corrcoef(mass, first)[0, 1], rel=1e-5)
+    assert found["samples"].to_dict() == {"base": 7, "gated": 6}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Joined scores</h2>" in page and page.count("data:image/png;base64,") == 7
 
 
 def test_few_prompts_are_told_and_get_no_interval(folder, tmp_path):

@@ -4,7 +4,7 @@ be paired."""
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, gate_rows, panels, recipes
+from dashboard import data, gate_rows, panels, recipes, scatter_row
 from sd35h5.analysis import charts, compare, effects, metrics, scales
 
 SIGNIFICANT = 0.05
@@ -168,10 +168,26 @@ def gates(view) -> None:
         gate_rows.draw(view, found)
 
 
+def scatter(view, pairings: dict[str, compare.Pairing]) -> None:
+    """Draw two numbers of the samples against each other: of the pairs only, or of the one run that is chosen."""
+    own = list(view.samples)
+    if view.others:
+        own = sorted({sample for one in pairings.values() for sample in one.pairs["reference_sample"]})
+    partners = {view.run: pd.DataFrame({"sample": own, "shown": own})}
+    for other in view.others:
+        if other.name in pairings:
+            pairs = pairings[other.name].pairs
+            partners[other] = pairs[["other_sample", "reference_sample"]].set_axis(
+                ["sample", "shown"], axis=1
+            )
+    scatter_row.draw(view, partners)
+
+
 view = panels.current()
 st.subheader("Compare")
 if not view.others:
     st.info("Choose at least one run under “Compare with” in the sidebar.", icon=":material/info:")
+    scatter(view, {})
     st.stop()
 all_pairings = [pairing_of(view, other) for other in view.others]
 st.caption(panels.plain(panels.about(view)))
@@ -197,6 +213,7 @@ if pairs:
     with right:
         st.markdown(f"**Each pair**{where}")
         slopes(view, pairs, pairings)
+    scatter(view, pairings)
     st.markdown(f"**Images** · “{panels.plain(panels.prompt(view.run, view.sample))}”")
     images(view, pairings)
     with data.sentence(view.run, *view.others):

@@ -12,7 +12,18 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from sd35h5.analysis import charts, compare, comparison_html, effects, figures, means, scales, sinks, topkeys
+from sd35h5.analysis import (
+    charts,
+    compare,
+    comparison_html,
+    comparison_scores,
+    effects,
+    figures,
+    means,
+    scales,
+    sinks,
+    topkeys,
+)  # fmt: skip
 from sd35h5.analysis.images import image_differences
 from sd35h5.analysis.measures import MEASURES
 from sd35h5.analysis.report import make_folder, save_chart
@@ -49,6 +60,7 @@ class Comparison:
         cells: a row a (run, layer, head) of the asked metric, with the same columns.
         steps, rates, samples, kinds: what the figures draw, each with a column that names the run.
         skipped: a row a (run, measure) that could not be computed, with the reason.
+        points, scores: the joined scores beside the asked metric, and their summary; see comparison_scores.
     """
 
     question: Question
@@ -62,6 +74,8 @@ class Comparison:
     samples: pd.DataFrame
     kinds: pd.DataFrame
     skipped: pd.DataFrame
+    points: pd.DataFrame
+    scores: pd.DataFrame
 
     @property
     def others(self) -> list[str]:
@@ -133,6 +147,7 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
             overall.append(_overall(name, measure_name, sides, pairing, question))
             if measure_name == question.metric:
                 asked[name] = sides
+    points = comparison_scores.points(stores, reference, pairings, asked)
     table = pd.DataFrame(overall)
     table["q"] = effects.false_discovery(table["p"].to_numpy(float))
     return Comparison(
@@ -140,6 +155,7 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
         _cells(asked, pairings, question), _steps(asked, pairings, reference),
         _rates(stores, reference, pairings, question), _samples(asked, pairings, reference),
         _kinds(stores, reference, pairings, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
+        points, comparison_scores.summary(points, reference, pairings, question.resamples, question.seed),
     )  # fmt: skip
 
 
@@ -254,6 +270,7 @@ def tables(found: Comparison) -> dict[str, pd.DataFrame]:
         ),
         "pairs": pd.concat(pairs, ignore_index=True),
         "unpaired": pd.concat(alone, ignore_index=True),
+        **({"scores": found.scores, "score_points": found.points} if len(found.scores) else {}),
     }
 
 
@@ -275,6 +292,8 @@ def draw(found: Comparison, out: Path) -> dict[str, Path]:
     made["pairs"] = charts.paired_slopes(
         found.samples.drop_duplicates(["run", "sample"]), unit, height=300
     ).properties(width=max(280, 140 * len(found.stores)))
+    if found.scores["pearson"].notna().any():
+        made["scores"] = comparison_scores.figure(found.points, unit)
     return {name: save_chart(chart, out / f"{name}.png") for name, chart in made.items()}
 
 

@@ -37,6 +37,7 @@ CAPTIONS = {
     "key_kinds": "Which key is the heaviest of all text tokens and image patches, as a share of heads, captured steps "
     "and samples.",
     "pairs": "One line a paired sample: the mean over steps, layers and heads.",
+    "scores": "The joined scores against the measure, a point a paired sample.",
 }
 HEADS = {
     "low": "95 % from",
@@ -63,6 +64,7 @@ def page(found: Comparison, pictures: dict[str, Path]) -> str:
         *(f'<p class="answer">{escape(" ".join(answer(found, name)))}</p>' for name in found.others),
         "<h2>Figures</h2>", *(_figure(name, path) for name, path in pictures.items()),
         "<h2>All measures</h2>", _table(shown_overall(found)),
+        *_scores(found),
         "<h2>Heads that changed most</h2>", _table(shown_cells(found)),
         "<h2>Caveats</h2>", "<ul>", *(f"<li>{escape(line)}</li>" for line in caveats(found)), "</ul>",
         *_unpaired(found),
@@ -232,6 +234,16 @@ def provenance(found: Comparison) -> pd.DataFrame:
 def _hashes(store) -> str:
     samples = store.samples
     return str(samples["content_sha256"].iloc[0]) if "content_sha256" in samples else ""
+
+
+def _scores(found: Comparison) -> Iterator[str]:
+    if len(found.scores):
+        yield "<h2>Joined scores</h2>"
+        yield (
+            f"<p>Pearson and Spearman are of the score with the {escape(MEASURES[found.question.metric].title)} over "
+            "a run's paired samples; those of one prompt are not independent. The change is from the reference.</p>"
+        )
+        yield _table(found.scores)
 
 
 def _unpaired(found: Comparison) -> Iterator[str]:

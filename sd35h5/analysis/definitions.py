@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sd35h5.analysis import effects, gating, images, metrics, sinks, topkeys
+from sd35h5.analysis import effects, gating, images, metrics, scatter, sinks, topkeys
 from sd35h5.analysis.measures import MEASURES
 
 #: heading -> the functions under it, in reading order
@@ -27,6 +27,7 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
         gating.contribution_shares,
     ),
     "Causal runs": (images.altered_mass, images.image_rms, images.ssim, images.image_differences),
+    "Over samples": (scatter.sample_values, scatter.correlations),
     "Paired comparison": (
         effects.paired_effects, effects.overall_effect, effects.bootstrap_interval, effects.sign_flip_p,
         effects.false_discovery,

@@ -8,6 +8,29 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sd35h5.errors import StoreError
+
+
+def within(
+    values: xr.DataArray,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+) -> xr.DataArray:
+    """Return a metric's part at these layers and heads, by position, and denoising steps, by index; all when None.
+
+    Raises: StoreError where the metric was captured at some steps only and none of them is asked for.
+    """
+    chosen = {"layer": layers, "head": heads}
+    part = values.isel({dim: list(places) for dim, places in chosen.items() if places is not None})
+    if steps is None:
+        return part
+    there = np.isin(part["step"].values, list(steps))
+    if not there.any():
+        known = ", ".join(str(step) for step in part["step"].values.tolist()[:12])
+        raise StoreError(f"this metric was captured at the steps {known}: choose a range that holds one")
+    return part.isel(step=np.flatnonzero(there))
+
 
 def by_layer_head(values: xr.DataArray) -> pd.DataFrame:
     """Return layer, head, value: the mean over samples and steps (every sample and step weighs the same)."""

@@ -1,0 +1,94 @@
+"""One number a sample, of a measure or a joined score, and how two of them go together over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sd35h5.analysis.means import within
+from sd35h5.analysis.measures import MEASURES
+from sd35h5.analysis.targets import FIRST_TOKEN, Target, chosen_samples
+from sd35h5.errors import StoreError
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+SCORES = "scores/"
+MIN_SAMPLES = 3  # two points lie on a line whatever they are
+FACTS = ["sample", "prompt_id", "prompt", "seed"]
+
+
+def quantities(stores: Iterable[Store]) -> dict[str, str]:
+    """Return what can be on an axis, name -> what the axis says: every score of any store, then the measures."""
+    names = dict.fromkeys(name for store in stores for name in store.variables if name.startswith(SCORES))
+    scores = {name: f"score: {name.removeprefix(SCORES)}" for name in names}
+    return scores | {name: f"{one.title} ({one.unit})" for name, one in MEASURES.items()}
+
+
+def sample_values(
+    store: Store,
+    name: str,
+    target: Target = FIRST_TOKEN,
+    branch: str = "cond",
+    samples: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return a quantity of each sample: a joined score, or a measure's mean over steps, layers and heads.
+
+    Formula: scores/NAME as it was joined; else the mean of the measure over the chosen steps, layers and heads.
+    Units: those of the score or measure.  Source: scores/NAME, else as the measure.
+    Caveat: a mean over all heads hides that some rise while others fall: choose a head to see one.
+    Args: name: a key of `quantities`; layers, heads, steps: positions, all when None.
+    Returns: float64 (sample), NaN where the sample has no value.
+    """
+    chosen = chosen_samples(store, samples)
+    if name.startswith(SCORES):
+        if name not in store:
+            raise StoreError(f"{store.name} has no {name}: join it with `python -m sd35h5 scores`")
+        return store.read(name, sample=chosen).values.astype(np.float64)
+    if name not in MEASURES:
+        raise StoreError(f"there is no metric {name!r}: choose one of {', '.join(MEASURES)}")
+    values = within(MEASURES[name].compute(store, target, branch, chosen), layers, heads, steps)
+    return values.mean(["step", "layer", "head"], skipna=True).values
+
+
+def points(store: Store, samples: Sequence[int], x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
+    """Return a row a sample: sample, prompt_id, prompt, seed, x, y."""
+    return store.samples.loc[list(samples), FACTS].assign(x=x, y=y).reset_index(drop=True)
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how x and y go together over the samples of each run.
+
+    Formula: Pearson's r of the values; Spearman's ρ, which is Pearson's r of their ranks (ties get the mean rank).
+    Units: 1 (−1..1).  Source: the table of points that is given, by scipy.stats.
+    Caveat: samples of one prompt are no independent observations, so no p-value is given; a correlation over
+    prompts is no cause.
+    Args: table: run, prompt_id, x, y, a row a sample; rows without x or y are left out.
+    Returns: run, samples, prompts, pearson, spearman; NaN below three samples or where x or y is constant.
+    """
+    rows = []
+    for run, part in table.groupby("run", sort=False):
+        there = part.dropna(subset=["x", "y"])
+        varies = len(there) >= MIN_SAMPLES and there["x"].nunique() > 1 and there["y"].nunique() > 1
+        pearson = stats.pearsonr(there["x"], there["y"]).statistic if varies else np.nan
+        spearman = stats.spearmanr(there["x"], there["y"]).statistic if varies else np.nan
+        rows.append([run, len(there), there["prompt_id"].nunique(), float(pearson), float(spearman)])
+    return pd.DataFrame(rows, columns=["run", "samples", "prompts", "pearson", "spearman"])
+
+
+def told(row: pd.Series) -> str:
+    """Say one row of `correlations`."""
+    count = f"n = {row['samples']} sample{'s' if row['samples'] != 1 else ''}"
+    count += f" of {row['prompts']} prompt{'s' if row['prompts'] != 1 else ''}"
+    if np.isnan(row["pearson"]):
+        why = "three samples" if row["samples"] < MIN_SAMPLES else "values that differ"
+        return f"{row['run']}: {count}, a correlation needs {why}"
+    pearson, spearman = (f"{row[name]:.2f}".replace("-", "−") for name in ("pearson", "spearman"))
+    return f"{row['run']}: Pearson r = {pearson}, Spearman ρ = {spearman}, {count}"
