@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import HEADS, HEIGHT, LAYERS, T5_TOKENS, WIDTH, make_pipeline
+from safetensors.torch import load_file, save_file
 
 import capture_cli
 import sd35h5
@@ -219,6 +221,29 @@ def test_the_flags_reach_the_pictures_and_the_store(tiny_folder, tmp_path, capsy
 def test_a_contradiction_is_one_line(tiny_folder, tmp_path, capsys, more, said):
     assert capture_cli.main(_flags(tiny_folder, tmp_path / "x.h5", *more)) == 1
     assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_contradiction_is_told_before_weights_are_read_and_the_mended_command_draws(
+    tiny_folder, tmp_path, capsys
+):
+    broken = tmp_path / "transformer"
+    shutil.copytree(tiny_folder / "transformer_headwise", broken)
+    whole = load_file(broken / "diffusion_pytorch_model.safetensors")
+    save_file({**whole, "proj_out.bias": torch.zeros(1)}, broken / "diffusion_pytorch_model.safetensors")
+    out = tmp_path / "x.h5"
+    for weights, more, said in (
+        (broken, ("--gate_type", "elementwise"), "gates.safetensors are headwise"),
+        (broken, (), "proj_out.bias has shape (1,)"),  # what reading them would have told
+        (tiny_folder / "transformer_headwise", ("--gate_layers", "9"), "has no gate on layer 9"),
+    ):
+        assert capture_cli.main(_flags(tiny_folder, out, "--transformer", str(weights), *more)) == 1
+        assert said in capsys.readouterr().err.splitlines()[-1]
+        assert not out.with_name("x.h5.parts").exists()
+    flags = _flags(tiny_folder, out, "--transformer", "transformer_headwise", "--gate_layers", "1")
+    assert capture_cli.main(flags) == 0
+    with open_store(out) as store:
+        assert store.attributes["gate_layers"] == "[1]"
 
 
 def test_inspect_tells_of_a_file_and_extract_writes_it(tiny_pipeline, tmp_path, capsys):
@@ -232,6 +257,12 @@ def test_inspect_tells_of_a_file_and_extract_writes_it(tiny_pipeline, tmp_path, 
         {"joint": "0-2"},
     )
     assert told["weights"] == "untrained: all zero" and told["rows"] == f"{HEADS} × 16"
+    assert told["attn2_layout"] == "no gate on one"
+    save_gates(
+        tmp_path / "x.safetensors", gates, attn2_layout="sd-scripts"
+    )  # of an MMDiT-X, on its joint attention
+    assert main(["gates", "inspect", str(tmp_path / "x.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["attn2_layout"] == "sd-scripts"
     assert main(["gates", "inspect", str(tmp_path / "g.safetensors")]) == 0
     assert "to_gate and add_gate (ours)" in capsys.readouterr().out
     extract = ["gates", "extract", str(tmp_path / "g.safetensors")]

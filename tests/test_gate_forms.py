@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd35h5.errors import ConfigError
-from sd35h5.gates.choice import choose_gates, put_gates
+from sd35h5.gates.choice import Choice, choose_gates, put_gates
 from sd35h5.gates.files import read_gates, source_of
 from sd35h5.gates.forms import (
     base_shapes,
@@ -117,6 +117,12 @@ def _checkpoint(
     return fuse_gates(base, tensors, zero_rows)
 
 
+def _put(transformer, source, options: GateOptions) -> Choice:
+    choice = choose_gates(transformer, source, options)
+    put_gates(transformer, choice)
+    return choice
+
+
 def _loaded(transformer, state: dict[str, Tensor], options: GateOptions = DIFFUSERS) -> SD3Transformer2DModel:
     """A transformer made of a gated original checkpoint: split by us, converted by diffusers."""
     base, source = source_of(state, "gated.safetensors")
@@ -124,7 +130,7 @@ def _loaded(transformer, state: dict[str, Tensor], options: GateOptions = DIFFUS
     made.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(dict(base)))
     if attn2_layout_of(made) is None:
         options = replace(options, attn2_layout=None)
-    put_gates(made, source, options)
+    _put(made, source, options)
     return made
 
 
@@ -193,7 +199,7 @@ def test_forms_go_round_to_equal_images(mmditx, gate_type, form, tmp_path):
     ]
     assert main([*command, "--attn2_layout", "diffusers"]) == 0
     bare = _loaded(mmditx, original_state(mmditx.state_dict()), GateOptions(attn2_layout="diffusers"))
-    put_gates(bare, read_gates(tmp_path / "ours.safetensors"), GateOptions())
+    _put(bare, read_gates(tmp_path / "ours.safetensors"), GateOptions())
     assert torch.equal(_draw(bare), first)
     ours, base = load_file(tmp_path / "ours.safetensors"), original_state(mmditx.state_dict())
     for again in (fuse_gates(base, ours), separate_gates(base, ours)):
@@ -251,7 +257,7 @@ def test_the_answer_about_zero_rows_is_in_the_record(mmdit):
 def test_identity_gates_change_no_bit_in_float32(bare, gate_type, activation):
     plain = _draw(bare)
     options = GateOptions(gate_type=gate_type, gate_init="identity", gate_activation=activation)
-    choice = put_gates(bare, None, options)
+    choice = _put(bare, None, options)
     assert choice.gates.target == "all" and choice.gates.untrained and torch.equal(_draw(bare), plain)
 
 
@@ -262,7 +268,7 @@ def test_identity_gates_change_rounding_alone_in_bfloat16(mmditx):
     latents, timestep, text, pooled = (each.to(torch.bfloat16) for each in _inputs())
     drawn, exact = [], _draw(mmditx)
     for options in (GateOptions(), GateOptions(gate_type="headwise", gate_init="identity")):
-        put_gates(transformer, None, options)
+        _put(transformer, None, options)
         with torch.no_grad():
             drawn.append(transformer(latents, text, pooled, timestep).sample.float())
     errors = [float((each - exact).abs().mean()) for each in drawn]
@@ -278,7 +284,7 @@ def bare(mmditx):
 
 
 def test_neutral_gates_halve_every_output(bare):
-    put_gates(bare, None, GateOptions(gate_type="headwise", gate_init="neutral"))
+    _put(bare, None, GateOptions(gate_type="headwise", gate_init="neutral"))
     plain = PlainMMDiT(original_state(bare.state_dict()), HEAD_DIM, lambda *_: 0.5)
     torch.testing.assert_close(_draw(bare), plain(*_inputs()).float(), rtol=1e-5, atol=1e-5)
 
@@ -290,7 +296,7 @@ def _source(transformer, gate_type="headwise", target="all", layers=range(LAYERS
 
 def test_open_gates_draw_what_no_gates_draw(bare):
     plain = _draw(bare)
-    put_gates(bare, _source(bare), replace(DIFFUSERS, gate_override="open"))
+    _put(bare, _source(bare), replace(DIFFUSERS, gate_override="open"))
     assert torch.equal(_draw(bare), plain) and describe(gates_of(bare))["gate_override"] == "open"
 
 
@@ -298,7 +304,7 @@ def test_open_gates_draw_what_no_gates_draw(bare):
 def test_gates_are_forced_where_the_options_say_and_kept_elsewhere(bare, asked, value):
     tensors = _random_gates("headwise", _places("all"))
     options = replace(DIFFUSERS, gate_override=asked, gate_layers="1", gate_target="joint")
-    put_gates(bare, _source(bare), options)
+    _put(bare, _source(bare), options)
     formula = _formula(tensors)
 
     def gate(layer: int, attention: str, stream: str, states: Tensor) -> Tensor | float:
@@ -313,7 +319,7 @@ def test_gates_are_forced_where_the_options_say_and_kept_elsewhere(bare, asked, 
 
 def test_target_and_layers_leave_the_other_gates_out(bare):
     tensors = _random_gates("elementwise", _places("all"))
-    put_gates(bare, _source(bare, "elementwise"), replace(DIFFUSERS, gate_target="attn2", gate_layers="1"))
+    _put(bare, _source(bare, "elementwise"), replace(DIFFUSERS, gate_target="attn2", gate_layers="1"))
     kept = {key: value for key, value in tensors.items() if ".1.attn2." in key}
     plain = PlainMMDiT(original_state(bare.state_dict()), HEAD_DIM, _formula(kept))
     torch.testing.assert_close(_draw(bare), plain(*_inputs()).float(), rtol=1e-5, atol=1e-5)
@@ -322,14 +328,14 @@ def test_target_and_layers_leave_the_other_gates_out(bare):
 
 
 def test_the_store_is_told_the_layers_of_each_attention(bare):
-    put_gates(bare, _source(bare), DIFFUSERS)
+    _put(bare, _source(bare), DIFFUSERS)
     assert describe(gates_of(bare))["gate_layers"] == '{"joint": [0, 1, 2], "attn2": [0, 1]}'
 
 
 def test_left_out_gates_are_not_called_the_baseline(bare, caplog):
     plain = _draw(bare)
     with caplog.at_level(logging.WARNING, "sd35h5"):
-        choice = put_gates(bare, _source(bare), replace(DIFFUSERS, gate_type="none"))
+        choice = _put(bare, _source(bare), replace(DIFFUSERS, gate_type="none"))
     assert choice.gates is None and choice.record["dropped"] == "yes" and torch.equal(_draw(bare), plain)
     assert "this is not the baseline model" in caplog.text
 
@@ -425,7 +431,7 @@ def test_our_file_tells_the_layout_of_attn2(bare, tmp_path):
 
     gates = build_gates(bare, "headwise", target="attn2")
     save_gates(tmp_path / "g.safetensors", gates, attn2_layout="sd-scripts")
-    choice = put_gates(bare, read_gates(tmp_path / "g.safetensors"), GateOptions())
+    choice = _put(bare, read_gates(tmp_path / "g.safetensors"), GateOptions())
     assert choice.attn2_layout == "sd-scripts" == attn2_layout_of(bare)
     with pytest.raises(
         ConfigError, match="says attn2_layout=sd-scripts, but --attn2_layout diffusers was given"

@@ -14,7 +14,7 @@ import pytest
 from conftest import T5_TOKENS
 
 from sd35h5 import open_store
-from sd35h5.store.runs import sealed_indices
+from sd35h5.store.runs import begin_run, forget_run, read_run, sealed_indices
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a red apple", "a cat", "a dog left of a tree", "a blue background")
@@ -46,6 +46,18 @@ def whole(tiny_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "whole.h5"
     subprocess.run(_command(tiny_folder, out), cwd=ROOT, check=True, capture_output=True)
     return out
+
+
+def test_only_a_run_that_has_nothing_yet_is_forgotten(tmp_path):
+    parts = begin_run(tmp_path / "run.h5", {"steps": 3}, 2)
+    sealed = parts / "000000.h5"
+    sealed.touch()
+    forget_run(parts)
+    assert sealed.exists() and read_run(parts)["planned"] == 2
+    sealed.unlink()
+    forget_run(parts)
+    forget_run(parts)  # as of a run that never began
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

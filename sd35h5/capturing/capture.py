@@ -29,7 +29,7 @@ from sd35h5.capturing.recorder import Progress, say
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError, ConfigError
-from sd35h5.store.runs import part_files
+from sd35h5.store.runs import forget_run, part_files, parts_of
 from sd35h5.store.writer import begin_run, pack, sealed_indices
 from sd35h5.weights.facts import ModelFacts, read_facts
 
@@ -238,7 +238,7 @@ def run(config: CaptureConfig) -> Path:
     """
     prompts, out = validate(config), Path(config.output.out)
     facts = read_facts(config.model)
-    planned, sealed = len(prompts) * config.prompts.num_images, set()
+    planned, sealed, was_there = len(prompts) * config.prompts.num_images, set(), parts_of(out).exists()
     if config.output.budget:
         config = within_budget(config, facts, planned)
         say(describe_choice(config, facts, prompts))
@@ -254,7 +254,12 @@ def run(config: CaptureConfig) -> Path:
     if sealed:
         say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
     say(f"drawing {len(todo)} samples of {config.sampling.steps} steps, about {size} each, into {out}")
-    pipe, gates, sources = load(config.model, facts, config.gating)
+    try:
+        pipe, gates, sources = load(config.model, facts, config.gating)
+    except BaseException:
+        if not was_there:  # the mended command has other options, and should not be refused for it
+            forget_run(parts_of(out))
+        raise
     if gates is not None and gates.untrained:
         log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
     pipe.set_progress_bar_config(disable=True)

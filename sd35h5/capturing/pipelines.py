@@ -14,8 +14,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
-from sd35h5.gates.choice import put_gates
-from sd35h5.gates.files import read_gates
+from sd35h5.gates.choice import choose_gates, put_gates
+from sd35h5.gates.files import GateSource, read_gates
 from sd35h5.gates.modules import Gates
 from sd35h5.gates.options import GateOptions
 from sd35h5.weights.checkpoints import sha256_of
@@ -23,7 +23,7 @@ from sd35h5.weights.facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.weights.layouts import COMPONENTS
-from sd35h5.weights.loading import load_part, provenance, split_gates
+from sd35h5.weights.loading import build, load_part, provenance, split_gates
 from sd35h5.weights.options import DTYPES, Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base
 
@@ -68,7 +68,8 @@ class Loaded(NamedTuple):
 
 
 def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Loaded:
-    """Load every component from wherever it comes, and put the gates on.
+    """Load every component from wherever it comes, and put the gates on; which ones is settled before a weight is
+    read.
 
     Raises:
         ConfigError: a component that does not fit, in one sentence.
@@ -89,6 +90,8 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
             tokenizers = load_tokenizers(model, base)
             parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
             parts["transformer"], held = split_gates(parts["transformer"])
+            bare = build("transformer", parts["transformer"].config)  # without memory: it only has sizes
+            choice = choose_gates(bare, _one_source(held, facts.gates_file), gating or GateOptions())
             models = {component: load_part(part, dtype, place) for component, part in parts.items()}
             pipe = StableDiffusion3Pipeline(
                 **{**dict.fromkeys(COMPONENTS), **models},
@@ -103,16 +106,25 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
             raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
         sources = {component: future.result() for component, future in told.items()}
     pipe.to(place)
-    if facts.gates_file is not None:
-        if held is not None:
-            raise ConfigError(f"{held.name} holds gates of its own, and {facts.gates_file} others")
-        held = read_gates(facts.gates_file)
-    choice = put_gates(pipe.transformer, held, gating or GateOptions())
+    put_gates(pipe.transformer, choice)
     if model.offload:
         offload(pipe, choice.gates, device)
     if choice.record:
         sources["gates"] = choice.record | _told_of(facts.gates_file)
     return Loaded(pipe, choice.gates, sources)
+
+
+def _one_source(held: GateSource | None, gates_file: Path | None) -> GateSource | None:
+    """The gates of the transformer's own file, or of a file of gates.
+
+    Raises:
+        ConfigError: both have some, or the file cannot be read.
+    """
+    if gates_file is None:
+        return held
+    if held is not None:
+        raise ConfigError(f"{held.name} holds gates of its own, and {gates_file} others")
+    return read_gates(gates_file)
 
 
 def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str) -> None:

@@ -39,20 +39,18 @@ class Choice:
     record: dict[str, str]
 
 
-def put_gates(transformer: SD3Transformer2DModel, source: GateSource | None, options: GateOptions) -> Choice:
-    """Choose the gates, put them on the transformer, which is on its device, and say so.
-
-    Raises:
-        ConfigError: as `choose_gates` does.
-    """
-    choice = choose_gates(transformer, source, options)
+def put_gates(transformer: SD3Transformer2DModel, choice: Choice) -> None:
+    """Put the chosen gates on the transformer, which is on its device, and say so."""
     if choice.gates is not None or choice.attn2_layout != "diffusers":
         install_gates(transformer, choice.gates, choice.attn2_layout)
     if choice.gates is not None:
         places = tell_places([(layer, attention) for layer, attention, _ in choice.gates.all()])
-        origin = f"made anew ({options.gate_init})" if source is None else f"from {source.name}"
+        origin = (
+            f"made anew ({record['init']})"
+            if "init" in (record := choice.record)
+            else f"from {record['file']}"
+        )
         log.info("gates: %s, on %s, %s", choice.gates.gate_type, places, origin)
-    return choice
 
 
 def choose_gates(
@@ -61,6 +59,7 @@ def choose_gates(
     """Decide which gates the transformer draws with.
 
     Args:
+        transformer: its sizes are asked, not its weights, so that it may be on the meta device.
         source: the gates of the model's own files or of --gates; None if there are none.
 
     Raises:

@@ -77,6 +77,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         layers = {name: [layer for layer, where in found if where == key] for key, name in names.items()}
         return {name: tell_layers(each) for name, each in layers.items() if each}
 
+    without = "no gate on one" if source.layers is None else "no second attention"
     return {
         "file": path.name,
         "form": f"{source.form}: {FORMS[source.form]}",
@@ -84,7 +85,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "layers": by_target(places),
         "rows": ", ".join(f"{rows} × {width}" for rows, width in sorted(shapes)),
         "activation": source.metadata.get("activation"),
-        "attn2_layout": source.metadata.get("attn2_layout") if source.second else "no second attention",
+        "attn2_layout": source.metadata.get("attn2_layout", None if source.second else without),
         "zero_rows": by_target(set(zeros)) or "none",
         "weights": "trained" if any(not is_zero(tensor) for tensor in weights) else "untrained: all zero",
     }
@@ -94,7 +95,7 @@ def _extract(args: argparse.Namespace) -> int:
     """Write a form (c) file that answers what the checkpoint left open."""
     from safetensors.torch import save_file
 
-    from sd35h5.gates.files import read_gates
+    from sd35h5.gates.files import read_gates, tell_places
     from sd35h5.gates.forms import OURS, zero_attentions
 
     if args.out is None:
@@ -105,8 +106,8 @@ def _extract(args: argparse.Namespace) -> int:
     zeros = [] if source.form == OURS else zero_attentions(source.tensors, source.layers)
     if zeros and not args.gate_zero_rows:
         raise ConfigError(
-            f"{source.name}: the gate rows of {len(zeros)} attentions are all zero (see gates inspect), and no file "
-            "tells whether no gate is applied there: say --gate_zero_rows off or --gate_zero_rows half"
+            f"{source.name}: the gate rows of {tell_places(zeros)} are all zero, and no file tells whether no gate "
+            "is applied there: say --gate_zero_rows off or --gate_zero_rows half"
         )
     told = {"activation": args.gate_activation, "attn2_layout": args.attn2_layout}
     for name, asked in told.items():

@@ -90,6 +90,13 @@ def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) ->
     return parts
 
 
+def forget_run(parts: Path) -> None:
+    """Remove a capture that was begun and has nothing yet; what holds anything else stays."""
+    if parts.is_dir() and {path.name for path in parts.iterdir()} <= {RUN_FILE}:
+        (parts / RUN_FILE).unlink(missing_ok=True)
+        parts.rmdir()
+
+
 def read_run(parts: Path) -> dict:
     """What `begin_run` wrote: {"config": dict, "planned": int}."""
     path = Path(parts) / RUN_FILE
