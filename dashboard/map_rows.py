@@ -107,7 +107,7 @@ def figures(view, query: dict, values: xr.DataArray, step: int, chosen: Chosen) 
     with right:
         masses = data.row_tokens(view.run, view.sample, int(query["row"]), step, chosen.layer, view.branch)
         bars = charts.token_bars(
-            metrics.with_pads_averaged(masses), top=TOP, label="share of its attention", room=110
+            metrics.with_pads_averaged(masses), top=TOP, label="share of its attention", room=140, columns=2
         )
         code = recipes.row_tokens(view, int(query["row"]), step, chosen.layer)
         panels.chart(bars, f"Tokens that {query['label']} looks at", masses, code)

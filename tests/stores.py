@@ -38,6 +38,8 @@ def make_store(
     sink: float = 3.0,
     gates: bool = False,
     rows: Sequence[tuple[int, int]] = (),
+    without: Sequence[str] = (),
+    nan: str = "",
     packed: bool = True,
     planned: int | None = None,
     precision: str = "rounded",
@@ -51,6 +53,8 @@ def make_store(
         every: top-k and maps at every so many steps.
         sink: what the start token's logits have more than the others.
         rows: (stream, position) of chosen queries: 0 the image, row-major patches; 1 the text.
+        without: how the names of variables begin that are left out, as in a capture without those tiers.
+        nan: "some": what was measured is NaN in the first layer and at the last steps; "all": everywhere.
         packed: False leaves the sealed files in `PATH.parts`: with a larger `planned`, a running capture.
         changes: model attributes (`model_id="other"`) and sample values (`negative_prompt="blurry"`).
     """
@@ -80,24 +84,44 @@ def make_store(
         provenance={"config": json.dumps({"steps": steps, "height": height, "width": width, "seed": 0})},
         precision=precision,
     )  # fmt: skip
+    if "images/" in without:
+        header.scales.pop("pixel_y"), header.scales.pop("pixel_x")
     parts = begin_run(path, json.loads(header.provenance["config"]), planned or samples)
     for index in range(samples):
         prompt = prompts[index % len(prompts)]
         _write_sample(
-            parts, index, header, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes
-        )
+            Partial(parts, index, header, without, nan),
+            prompt, branches, token_branches, pool, sink, gates, rows, seed, changes,
+        )  # fmt: skip
     return pack(parts, path, keep_parts=False) if packed else parts
 
 
-def _write_sample(
-    parts, index, header, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes
-):
-    writer = SampleWriter(parts, index, header)
-    sizes = writer.sizes
+class Partial(SampleWriter):
+    """A writer that leaves out the variables of some tiers, or values of all."""
+
+    def __init__(self, parts: Path, index: int, header: Header, without: Sequence[str], nan: str) -> None:
+        super().__init__(parts, index, header)
+        self.index, self.header, self.without, self.nan = index, header, tuple(without), nan
+
+    def put(self, name: str, values: object, **at) -> None:
+        """Write values of a variable, unless it is one of those that are left out."""
+        if name.startswith(self.without):
+            return
+        spec = schema.variable(name)
+        if self.nan and spec.dtype == "float32" and "layer" in spec.dims:
+            values = np.array(values, float)
+            layer = [dim for dim in spec.dims if dim != "sample" and dim not in at].index("layer")
+            last = any(at.get(dim) == self.sizes[dim] - 1 for dim in ("step", "top_step", "map_step"))
+            np.moveaxis(values, layer, 0)[: None if last or self.nan == "all" else 1] = np.nan
+        super().put(name, values, **at)
+
+
+def _write_sample(writer, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes):
+    index, header, sizes = writer.index, writer.header, writer.sizes
     rng = np.random.default_rng([seed, index])
     negative = changes.get("negative_prompt", "")
     texts = {"cond": prompt, "uncond": negative, "skip": prompt}
-    key = f"{prompt}|{negative}|{index}|{sizes['step']}|{sizes['pixel_y']}x{sizes['pixel_x']}"
+    key = f"{prompt}|{negative}|{index}|{sizes['step']}|{sizes.get('pixel_y')}x{sizes.get('pixel_x')}"
     values = {
         "sample_id": f"{index:06d}", "prompt_id": f"p{index}", "prompt": prompt, "negative_prompt": negative,
         "tags": "", "pairing_key": hashlib.sha256(key.encode()).hexdigest(),
@@ -123,7 +147,8 @@ def _write_sample(
         streams, positions = np.array(rows).T
         writer.put("rows/query_stream", streams, branch=0)
         writer.put("rows/query_index", positions, branch=0)
-    writer.put("images/image", rng.integers(0, 256, (sizes["pixel_y"], sizes["pixel_x"], 3), np.uint8))
+    shape = (sizes.get("pixel_y", 1), sizes.get("pixel_x", 1), 3)
+    writer.put("images/image", rng.integers(0, 256, shape, np.uint8))
     writer.seal()
 
 

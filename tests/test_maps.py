@@ -55,6 +55,8 @@ def test_the_map_of_a_word_is_the_sum_of_its_tokens_maps(store):
 def test_a_branch_without_maps_is_told(store):
     with pytest.raises(StoreError, match="uncond"):
         maps.token_maps(store, 0, 0, "uncond")
+    with pytest.raises(StoreError, match="of the cond branch"):
+        maps.map_choices(store, 0, "uncond")
 
 
 @pytest.mark.parametrize(("shape", "longest", "fits"), [((256, 128), 100, (100, 50)), ((6, 4), 1, (1, 1))])

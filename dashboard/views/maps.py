@@ -146,9 +146,9 @@ def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, s
 
 def told_objects(one: Panel, step: int) -> None:
     """Say of a run how much of the map lies in each object's box, and what was not found."""
-    canvas = data.store(one.run).sizes["pixel_y"]
-    values = one.values.sel(map_step=step)
-    parts = []
+    if one.objects.empty:
+        return
+    canvas, values, parts = data.store(one.run).sizes["pixel_y"], one.values.sel(map_step=step), []
     for there in one.drawn_objects.itertuples(index=False):
         box = (there.left, there.top, there.right, there.bottom)
         mass, area = objects.mass_within(values, box, canvas)
@@ -156,8 +156,7 @@ def told_objects(one: Panel, step: int) -> None:
     absent = list(one.objects.loc[~one.objects["drawn"].astype(bool), "name"])
     if absent:
         parts.append(f"not found in the picture: {', '.join(absent)}")
-    if parts:
-        st.caption(f"{panels.plain(one.run.name)} · step {step}: {panels.plain('; '.join(parts))}")
+    st.caption(f"{panels.plain(one.run.name)} · step {step}: {panels.plain('; '.join(parts))}")
 
 
 def choose_look() -> Look:

@@ -34,6 +34,8 @@ def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFra
     if MAPS not in store:
         raise StoreError(f"{store.name} holds no attention maps: capture it with --maps words to have them")
     index = store.read("maps/map_token_index", sample=sample, branch=branch).values.astype(int)
+    if not (index >= 0).any():
+        raise StoreError(f"{store.name} holds no maps of branch {branch!r}: they are of the cond branch")
     table = metrics.with_words(store.tokens(sample, branch)).set_index("token", drop=False)
     mapped = table.loc[index[index >= 0]].reset_index(drop=True)
     mapped.insert(0, "map_token", np.flatnonzero(index >= 0))
