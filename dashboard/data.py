@@ -39,9 +39,8 @@ from sd35h5.store.reader import Store
 from sd35h5.store.remote import open_through
 from sd35h5.store.verifying import verify
 
-RECIPE = (
-    Path(__file__).resolve().parents[1] / "data" / "recipe"
-)  # a checkout has it, an installed package has not
+#: a checkout has it, an installed package has not
+RECIPE = Path(__file__).resolve().parents[1] / "data" / "recipe"
 
 
 def plain(text: str) -> str:
@@ -61,7 +60,9 @@ def sentence(*runs: Run) -> Iterator[None]:
         text = str(error)
         for run in runs:
             text = without_paths(text, run.path)
-        st.info(plain(text[:1].upper() + text[1:]), icon=":material/info:")
+        if not text.startswith(tuple(Path(run.path).name.removesuffix(".h5") for run in runs)):
+            text = text[:1].upper() + text[1:]
+        st.info(plain(text), icon=":material/info:")
     except OSError:
         names = " or ".join(run.name for run in runs) or "a file"
         st.error(f"{plain(names)} could not be read: the file is damaged or was removed while it was open.")

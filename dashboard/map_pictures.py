@@ -77,6 +77,12 @@ class Look:
         return float(finite.min()) if self.stretched else 0.0, float(finite.max())
 
 
+def steps_of(values: xr.DataArray) -> list[int]:
+    """Return the steps of which a map (map_step, …) has a value."""
+    there = values.notnull().any([dim for dim in values.dims if dim != "map_step"])
+    return [int(step) for step in values["map_step"].values[there.values]]
+
+
 def overlaid(
     one: Panel, values: np.ndarray, look: Look, scale: tuple[float, float], small: bool = False
 ) -> np.ndarray:

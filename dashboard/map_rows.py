@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 import xarray as xr
 
 from dashboard import address, data, panels, recipes
-from dashboard.map_pictures import CHART, LARGE, Look
+from dashboard.map_pictures import CHART, LARGE, Look, steps_of
 from sd35h5.analysis import charts, map_figures, maps, metrics, pictures, rows, tiers
 from sd35h5.analysis.view_html import Shown, picture_bytes
 
@@ -38,12 +37,12 @@ def draw(view, chosen: Chosen) -> None:
     query = choose(view, table)
     layers = data.row_maps(view.run, view.sample, int(query["row"]), view.branch)
     values = layers.mean("layer", skipna=True) if chosen.layer is None else layers.sel(layer=chosen.layer)
-    captured = [int(at) for at in values["map_step"].values]
-    step = chosen.step if chosen.step in captured else captured[-1]
+    captured = steps_of(values)
     where = "mean of layers" if chosen.layer is None else f"layer {chosen.layer}"
-    if not np.isfinite(values.sel(map_step=step)).any():
-        st.caption(f"No row of {panels.plain(query['label'])} was captured at step {step}, {where}.")
+    if not captured:
+        st.caption(f"No row of {panels.plain(query['label'])} was captured of {where}.")
         return
+    step = chosen.step if chosen.step in captured else captured[-1]
     figures(view, query, values, step, chosen)
     st.caption(
         f"the attention of {panels.plain(query['label'])} at step {step}, {where}, mean over heads: its share on each "

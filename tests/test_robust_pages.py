@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import open_page, text_of
+from pages import frames_of, open_page, text_of
 from stores import make_store
 
 PAGES = ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
@@ -87,3 +87,12 @@ def test_choices_that_leave_little_draw_it_or_say_so(monkeypatch, folder, choice
     test = open_page(monkeypatch, folder, page=page, url=CHOICES[choice])
     check(test)
     assert "The link also asked" not in text_of(test)
+
+
+def test_maps_opens_at_the_last_step_that_has_a_map(monkeypatch, stores):
+    test = open_page(monkeypatch, stores("some NaN"), page="maps")  # maps at steps 0 and 2; NaN at 2
+    assert "step 0 alone" in text_of(test) and "at step 0" in text_of(test)
+    cells = [frame for frame in frames_of(test) if list(frame.columns) == ["y", "x", "value"]]
+    assert len(cells) == 3 and all(frame["value"].notna().all() for frame in cells)  # two runs, and the row
+    test = open_page(monkeypatch, stores("some NaN"), page="maps", url={"layer": "0"})
+    assert text_of(test).count("no map of layer 0 was captured, of 1, 2 only") == 2

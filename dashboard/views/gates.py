@@ -32,15 +32,17 @@ def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str])
         metrics.over_steps(mass.sel(group=name, drop=True), prompts).assign(series=str(name))
         for name in there
     ]
-    if frames:
-        colors = [scales.GROUP_COLORS[name] for name in there]
-        table = pd.concat(frames)
-        figure = charts.step_curve(
-            table.assign(low=np.nan), "mean gate of the queries at the group", x=st.session_state["x"] or "step",
-            height=370, colors=colors,
-        )  # fmt: skip
-        code = recipes.group_gates(view, run, samples, [str(name) for name in there])
-        panels.chart(figure, f"{run.name}: gate at each token group", table, code)
+    if not frames:
+        st.caption("No gate at a token group was captured here.")
+        return
+    colors = [scales.GROUP_COLORS[name] for name in there]
+    table = pd.concat(frames)
+    figure = charts.step_curve(
+        table.assign(low=np.nan), "mean gate at the group", x=st.session_state["x"] or "step",
+        height=370, colors=colors,
+    )  # fmt: skip
+    code = recipes.group_gates(view, run, samples, [str(name) for name in there])
+    panels.chart(figure, f"{run.name}: gate at each token group", table, code)
 
 
 def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:

@@ -59,7 +59,7 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
     columns = st.columns(max(3, len(shown)))
     below = columns[1:] if single else st.columns(max(3, len(shown)))
     for column, under, one in zip(columns, below, shown, strict=False):
-        steps = one.values["map_step"].values if plays else [step]
+        steps = map_pictures.steps_of(one.values) if plays else [step]
         frames = [
             one.boxed(map_pictures.overlaid(one, one.values.sel(map_step=at).values, look, scale))
             for at in steps
@@ -111,9 +111,9 @@ def read_panels(view, word: dict, layer: int | None, with_objects: bool) -> list
 
 def in_common(shown: list[Panel]) -> tuple[list[Panel], list[int]]:
     """Return the runs that have steps in common with the first, and those steps; say which have none."""
-    steps, kept_runs = [int(at) for at in shown[0].values["map_step"].values], []
+    steps, kept_runs = map_pictures.steps_of(shown[0].values), []
     for one in shown:
-        common = [step for step in steps if step in one.values["map_step"].values]
+        common = [step for step in steps if step in map_pictures.steps_of(one.values)]
         if common:
             steps = common
             kept_runs.append(one)
