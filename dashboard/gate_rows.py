@@ -1,4 +1,4 @@
-"""Rows of gates that Gates and Compare draw: a run's mean gate by layer × head, both streams beside each other."""
+"""Rows of gates that Gates and Compare draw: a run's mean gate by layer × head, its streams beside each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import streamlit as st
 from dashboard import data, panels, recipes
 from sd35h5.analysis import gate_figures, gating
 
-STREAMS = ("image", "text")
 MOST = 4  # runs below each other
 
 
@@ -32,14 +31,15 @@ def _heads(view, run: data.Run, samples: tuple[int, ...], query: str) -> pd.Data
 
 
 def _row(view, run: data.Run, samples: tuple[int, ...], top: float) -> None:
-    """Draw one run: what its gates are, and both streams' heatmaps."""
+    """Draw one run: what its gates are, and a heatmap of each stream."""
     gate, caution = panels.told_gates(data.store(run).attributes)
     st.markdown(f"**{panels.plain(run.name)}** · {panels.plain(gate)}")
     if intervention := panels.told_intervention(data.store(run).attributes):
         st.caption(f":material/content_cut: intervention: {panels.plain(intervention)}")
     if caution:
         st.warning(f"{caution[:1].upper()}{caution[1:]}.", icon=":material/warning:")
-    for column, query in zip(st.columns(2), STREAMS, strict=True):
+    streams = gating.gated_streams(data.store(run))
+    for column, query in zip(st.columns(max(2, len(streams))), streams, strict=False):
         with column:
             found = _heads(view, run, samples, query)
             st.caption(f"{query} queries · {_counted(found)}")

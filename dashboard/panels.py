@@ -164,7 +164,9 @@ def told_gates(attributes: Mapping[str, str]) -> tuple[str, str]:
 
 
 def told_layers(text: str) -> str:
-    """Return a list of layers in short, "layers 0–2, 5"; another text as it is."""
+    """Return a list of layers in short, "layers 0–2, 5", also of both attentions; another text as it is."""
+    if both := re.fullmatch(r'\{"joint": (\[[\d, ]+\]), "attn2": (\[[\d, ]+\])\}', text):
+        return f"joint {told_layers(both[1])} · attn2 {told_layers(both[2])}"
     if not re.fullmatch(r"\[\d{1,4}(, ?\d{1,4})*\]", text):
         return text.replace("[]", "")[:80]
     layers = sorted(map(int, text[1:-1].split(",")))

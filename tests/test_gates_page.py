@@ -103,6 +103,46 @@ def test_compare_shows_the_gates_too(app, folder):
     assert "Mean gate by layer, head and stream" in text_of(app(folder, page="compare"))
 
 
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """Captures of a tiny MMDiT-X: gates on attn2 alone, and on both attentions."""
+    import torch
+    from conftest import make_pipeline
+
+    from sd35h5 import capture
+    from sd35h5.gates.modules import build_gates, install_gates
+
+    folder = tmp_path_factory.mktemp("second")
+    pipe = make_pipeline(dual_attention_layers=(0, 1))
+    for target in ("attn2", "all"):
+        gates = build_gates(pipe.transformer, "headwise", target=target)
+        for each in (gates.modules, gates.second):
+            for parameter in each.parameters():
+                torch.nn.init.normal_(parameter, std=0.5)
+        install_gates(pipe.transformer, gates)
+        with capture(pipe, folder / f"{target}.h5") as generate:
+            generate("a cat", seed=0, height=64, width=96, num_inference_steps=2, max_sequence_length=24)
+    return folder
+
+
+@pytest.mark.parametrize("page", ["gates", "compare"])
+def test_gates_of_attn2_are_a_stream_of_their_own(app, second, page):
+    test = app(second / "attn2.h5", second / "all.h5", page=page, url={"with": "all"})
+    said = text_of(test)
+    assert "headwise · attn2 · sigmoid · layers 0–1" in said and "Without gates" not in said
+    assert "headwise · all · sigmoid · joint layers 0–2 · attn2 layers 0–1" in said
+    found = heatmaps_of(test)
+    for name in ("attn2", "all"):
+        with open_store(second / f"{name}.h5") as store:
+            assert gating.gated_streams(store) == (
+                ("attn2",) if name == "attn2" else ("image", "text", "attn2")
+            )
+            mean = store.read("attn2/mean", branch="cond", query="image").mean(["sample", "step"]).values
+        assert np.isnan(mean[2]).all()  # the last layer has no attn2
+        shown = [np.allclose(each[: mean[:2].size], mean[:2].ravel(), rtol=1e-6) for each in found]
+        assert sum(shown) == 1
+
+
 def test_a_single_head_and_the_last_layer_s_missing_text_gate_draw(app, tmp_path):
     import h5py
 

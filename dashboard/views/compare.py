@@ -5,7 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import data, gate_rows, panels, recipes, scatter_row
-from sd35h5.analysis import charts, compare, effects, metrics, scales
+from sd35h5.analysis import charts, compare, effects, gating, metrics, scales
 
 SIGNIFICANT = 0.05
 
@@ -162,7 +162,9 @@ def unpaired(view, found: list[compare.Pairing]) -> None:
 def gates(view) -> None:
     """Draw the gates of the runs that have some, over the samples that pair."""
     found = {run: gate_rows.partners(view, run) for run in (view.run, *view.others)[: gate_rows.MOST]}
-    found = {run: samples for run, samples in found.items() if samples and "gates/mean" in data.store(run)}
+    found = {
+        run: samples for run, samples in found.items() if samples and gating.gated_streams(data.store(run))
+    }
     if found:
         st.markdown("**Mean gate by layer, head and stream**")
         gate_rows.draw(view, found)

@@ -9,9 +9,9 @@ from sd35h5.analysis import charts, gate_figures, gating, metrics, scales
 
 
 def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -> None:
-    """Draw the mean gate of both streams over steps, of the clicked cell or all chosen heads."""
+    """Draw the mean gate of each stream over steps, of the clicked cell or all chosen heads."""
     frames = []
-    for query in gate_rows.STREAMS:
+    for query in gating.gated_streams(data.store(run)):
         values = view.at_cell(data.gate_statistic(run, "mean", view.branch, query, samples))
         if np.isfinite(values.values).any():
             frames.append(metrics.over_steps(values, prompts).assign(series=f"{query} queries"))
@@ -79,8 +79,10 @@ def detail(view, gated: dict[data.Run, tuple[int, ...]]) -> None:
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     left, right = st.columns(2)
     with left, data.sentence(run):
-        st.markdown(f"**Both streams over the denoising steps**{where}")
+        st.markdown(f"**Each stream over the denoising steps**{where}")
         streams(view, run, samples, prompts)
+    if "gates/mean" not in data.store(run):  # groups and heaviest keys are those of the joint attention
+        return
     with right, data.sentence(run):
         st.markdown(f"**At each token group over the denoising steps**{where}")
         at_groups(view, run, samples, prompts)
@@ -95,7 +97,7 @@ def show(view) -> None:
     gated, without = {}, []
     for run in runs:
         samples = gate_rows.partners(view, run)
-        if "gates/mean" not in data.store(run):
+        if not gating.gated_streams(data.store(run)):
             without.append(run.name)
         elif not samples:
             st.caption(f"{panels.plain(run.name)}: no sample of it pairs with the chosen ones")

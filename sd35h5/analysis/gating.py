@@ -16,11 +16,18 @@ from sd35h5.errors import StoreError
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
+STREAMS = ("image", "text", "attn2")  # attn2: the image's queries in MMDiT-X's second attention
 STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")
 DEAD, OPEN = (
     0.99,
     0.01,
 )  # share of gates under 0.1 from which a head counts as dead; under 0.5 up to which as open
+
+
+def gated_streams(store: Store) -> tuple[str, ...]:
+    """Return those of STREAMS that a store has gates of; none of a model without gates."""
+    joint = STREAMS[:2] if "gates/mean" in store else ()
+    return joint + STREAMS[2:] * ("attn2/mean" in store)
 
 
 def gate_statistic(
@@ -34,17 +41,21 @@ def gate_statistic(
 
     Formula: mean, std, min, max of g, or the share of g below 0.1 or 0.5, over queries and, in elementwise
     gates, the head's channels.
-    Units: 1 (g = σ(…) is 0..1, 2σ(…) 0..2; shares 0..1).  Source: gates/*, exact float32, every branch.
+    Units: 1 (g = σ(…) is 0..1, 2σ(…) 0..2; shares 0..1).  Source: gates/*, of the query `attn2` attn2/*, exact
+    float32, every branch.
     Caveat: of the stream the gate is on; the last layer's text gate is never applied and is NaN. Untrained
     gates have numbers too.
+    Args: query: `image`, `text`, or `attn2`, the image's queries in MMDiT-X's second attention.
     Returns: float64 (sample, step, layer, head).
     """
     if name not in STATISTICS:
         raise StoreError(f"there is no gate statistic {name!r}: choose one of {', '.join(STATISTICS)}")
-    if f"gates/{name}" not in store:
-        raise StoreError(f"{store.name} is of a model without gates: it has no gate statistics")
+    group, of = ("attn2", "image") if query == "attn2" else ("gates", query)
+    if f"{group}/{name}" not in store:
+        where = " on attn2" if query == "attn2" else ""
+        raise StoreError(f"{store.name} is of a model without gates{where}: it has no gate statistics")
     return plain(
-        store.read(f"gates/{name}", sample=chosen_samples(store, samples), branch=branch, query=query)
+        store.read(f"{group}/{name}", sample=chosen_samples(store, samples), branch=branch, query=of)
     )
 
 
@@ -59,7 +70,7 @@ def gate_heads(
 
     Formula: dead when at least 99 % of its gates are below 0.1, open when at most 1 % are below 0.5, else
     varying; shares are means over samples and steps, min and max are over them.
-    Units: 1.  Source: gates/*.
+    Units: 1.  Source: gates/*, of the query `attn2` attn2/*.
     Caveat: with a gate of 2σ, open means above 0.5 of a range of 2. NaN where the gate is not applied.
     Returns: layer, head, mean, std, min, max, below_0_1, below_0_5, state.
     """
