@@ -115,7 +115,7 @@ view = panels.current(open_refused=True)
 st.subheader(panels.plain(f"{view.run.name}: what is in the file"))
 with data.sentence(view.run):
     verdict(view.run)
-left, right = st.columns(2)
+left, right = st.columns([3, 5])  # a tier's sentence fits at 1280 pixels
 with left, data.sentence(view.run):
     sizes(view.run)
 with right, data.sentence(view.run):

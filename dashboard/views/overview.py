@@ -14,7 +14,7 @@ def card(run: data.Run) -> None:
     """Draw one run: model, gates, size, and how far it is while it is still being captured."""
     store = data.store(run)
     sizes = store.sizes
-    with st.container(border=True):
+    with st.container(border=True, height="stretch"):
         st.markdown(f"**{panels.plain(run.name)}**")
         model = str(store.attributes.get("model_id") or "no name in the file")
         st.caption(f"model: {panels.plain(model[:80])}")
