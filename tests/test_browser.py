@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from stores import make_store
 
+from sd35h5 import open_store
 from sd35h5.analysis import report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
@@ -106,6 +107,26 @@ def drawn_cells(page) -> dict[tuple[int, int], float]:
     return found
 
 
+def hovered_map(page, across: int, down: int) -> float:
+    """Return the value that the first map tells under the pointer, in the cell of that patch: a map of 6 × 4."""
+    cells = page.locator("[data-testid=stVegaLiteChart]").first.locator("g.mark-rect").first.bounding_box()
+    wide, tall = cells["width"] / 4, cells["height"] / 6
+    page.mouse.move(cells["x"] + wide * (across + 0.4), cells["y"] + tall * (down + 0.4))
+    page.mouse.move(cells["x"] + wide * (across + 0.5), cells["y"] + tall * (down + 0.5))
+    told = page.locator("#vg-tooltip-element.visible").inner_text()
+    y, x, value = re.fullmatch(r"patch y\s+(\d+)\s+patch x\s+(\d+)\s+value\s+(\S+)\s*", told).groups()
+    assert (int(y), int(x)) == (down, across)
+    return float(value)
+
+
+def stored_map(folder: Path, y: int, x: int) -> float:
+    """Return what the page's first map holds in a cell: “apple” is the fourth map, layer 5, the last step."""
+    with open_store(folder / "demo-baseline.h5") as store:
+        return float(
+            store.read("maps/image_to_text", sample=0, branch="cond", map_token=3, layer=5)[-1, y, x]
+        )
+
+
 def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, folder, tmp_path):
     page.goto(server)
     page.get_by_text("demo-headwise").first.wait_for()
@@ -136,6 +157,7 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
     page.get_by_text("layer 5").first.wait_for()
     page.locator("[data-testid=stImage] img").nth(2).wait_for()
     page.wait_for_timeout(1200)
+    assert hovered_map(page, across=2, down=3) == pytest.approx(stored_map(folder, y=3, x=2), rel=1e-3)
     shoot(page, "maps")
 
     page.get_by_role("link", name="Compare").click()
