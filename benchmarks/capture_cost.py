@@ -83,7 +83,8 @@ def measure(bench: Bench, row: Row, runs: int) -> dict[str, object]:
     stock = Row("stock", None, whole=row.whole, steps=row.steps)
     if not row.values:
         bench.run(row, LONG)  # kernels are compiled and memory is reserved: does not count
-    turns = [(bench.run(stock, LONG), bench.run(row, LONG)) for _ in range(1 if row.values else runs)]
+    turns = 1 if row.values or row.within else runs  # what is many times slower needs no second look
+    turns = [(bench.run(stock, LONG), bench.run(row, LONG)) for _ in range(turns)]
     what = "seconds" if row.whole else "step_seconds"
     seconds = [(getattr(plain, what), getattr(taken, what)) for plain, taken in turns]
     ratios = [taken / plain for plain, taken in seconds]

@@ -46,7 +46,7 @@ class Run:
     """What one run of the pipeline took."""
 
     step_seconds: float
-    seconds: float  # with the seal of its sample
+    seconds: float  # from the first step to the sealed, packed file
     peak_bytes: int  # on the GPU; 0 on the CPU
     file_bytes: int = 0
     resident: list[int] = field(default_factory=list)  # host bytes after each step
@@ -89,7 +89,7 @@ class Bench:
             begin = time.perf_counter()
             draw(prompt, **call)
             self.synchronise()
-            seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin  # leaving a capture waits for the seal, and packs
         origin, *ends = self._seconds(marks)
         warm = WARM_STEPS if row.steps > WARM_STEPS + 1 else min(1, row.steps - 1)
         step_seconds = (ends[-1] - (ends[warm - 1] if warm else origin)) / (row.steps - warm)

@@ -60,22 +60,21 @@ def write_ours(folder: Path, maps: np.ndarray) -> Path:
         spec = variable(name)
         if name not in ("samples/sealed", "samples/content_sha256"):
             writer.put(name, np.full(spec.shape(writer.sizes)[1:], "" if spec.is_text else 0))
-    for place, values in enumerate(maps):
-        for layer, each in enumerate(values):
-            writer.put(NAME, each, branch=0, map_step=0, map_token=place, layer=layer)
+    writer.put(NAME, maps, branch=0, map_step=0, map_token=range(len(maps)))
     return writer.seal()
 
 
 def write_h5py(folder: Path, maps: np.ndarray) -> Path:
     """Write the same chunks with the same filters by plain h5py, in one thread."""
     path = folder / "plain.h5"
+    sizes = {**SIZES, "sample": 1, "map_step": 1, "map_token": len(maps)}
     with h5py.File(path, "w", libver=schema.LIBVER) as file:
         dataset = file.create_dataset(
-            "maps", maps.shape, "<f4", chunks=(1, 1, *maps.shape[2:]),
+            "maps", maps.shape, "<f4", chunks=variable(NAME).chunks(sizes)[3:],
             shuffle=True, compression="gzip", compression_opts=schema.GZIP_LEVEL, fletcher32=True,
         )  # fmt: skip
-        for place in np.ndindex(maps.shape[:2]):
-            dataset[place] = maps[place]
+        for place, values in enumerate(maps):
+            dataset[place] = values
     _fsync(path)
     return path
 

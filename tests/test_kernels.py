@@ -111,6 +111,23 @@ def test_without_entropy_the_masses_are_the_same_and_two_runs_are_equal_to_the_b
     alone = reducer.reduce_keys(query, key, lse, 63)
     assert alone.entropy is None and alone.row_entropy is None
     torch.testing.assert_close(alone.mass, first.mass)
+    torch.testing.assert_close(alone.row_sum, first.row_sum)
+    barest = reducer.reduce_keys(query, key, lse, 63, row_sums=False)
+    assert barest.row_sum is None
+    torch.testing.assert_close(barest.mass, first.mass)
+
+
+def test_chunks_of_queries_add_up(reducer, monkeypatch):
+    """A small chunk stands for the many that a large picture has; its end is no end of a block."""
+    if reducer.name == "triton":
+        from sd35h5.capturing import kernels
+
+        monkeypatch.setattr(kernels, "_TILING", kernels._TILING._replace(queries=16, keys=16, chunk=48))
+    query, key, lse, share = _states(1, (7, 11), 23, 16, torch.float32)
+    found = reducer.reduce_keys(query, key, lse, 77, entropy=True)
+    _close(found.mass, _stream_means(share, 77, axis=2))
+    _close(found.row_sum, share.sum(-1))
+    _close(found.entropy, _stream_means(-(share * np.log(share)).sum(-1), 77, axis=2))
 
 
 def test_a_row_that_does_not_look_at_the_keys_has_entropy_zero(reducer):

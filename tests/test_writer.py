@@ -378,7 +378,8 @@ def test_a_killed_capture_loses_only_the_sample_in_flight(tmp_path):
         "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import stores\n"
         "from sd35h5.store.writer import sealed_indices; import sd35h5.store.writer as w\n"
         "write = stores._write_sample\n"
-        "stores._write_sample = lambda p, i, *a: i in sealed_indices(p) or write(p, i, *a)\n"
+        "def go(w, *a): return w.abandon() if w.index in sealed_indices(w.path.parent) else write(w, *a)\n"
+        "stores._write_sample = go\n"
         "stores.make_store(Path(sys.argv[3]), samples=6, packed=False)"
     )
     command = [sys.executable, "-c", code, str(HERE), str(HERE.parent), str(tmp_path / "run.h5")]

@@ -1,11 +1,10 @@
 """The reductions of `reductions.py` in Triton: the same contract, with the probabilities in registers only.
 
-A tile of logits is one `tl.dot` of keys and queries in their own dtype with float32 sums, and its exponentials
-never leave the registers. `_reduce_tiles` keeps a block of queries and walks over the keys, so that a query
-is read once, and the keys of a head, which all its programs read, come from the L2 cache. The tile is keys ×
-queries: what is summed over queries (the mass) is then summed within a warp, and what is summed over keys
-(row sums, entropies) adds up element by element until the last key. Each program writes the sums of its own
-queries, which `_add_blocks` adds in a fixed order: no atomics, so that a capture is reproducible.
+A tile of logits is one `tl.dot` of queries and keys in their own dtype with float32 sums, and its exponentials
+never leave the registers. A program of `_reduce_tiles` keeps a block of keys and walks over a chunk of queries,
+so that what is summed over queries (the mass) adds up element by element until the last tile, and what is
+summed over a block's keys (row sums, entropies) is summed within a warp. `_finish_rows` and `_add_chunks` add
+the blocks' and chunks' sums in one order always: no atomics, so that a capture is reproducible.
 
 With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how they are tested without a GPU.
 """
@@ -24,49 +23,65 @@ from sd35h5.capturing.reductions import KeyReduction
 from sd35h5.store.schema import MANTISSA_BITS
 
 _LOG2_E = math.log2(math.e)
-_CELL_BLOCK, _MAP_BLOCK, _SUM_BLOCKS, _SUM_BLOCK, _ROUND_BLOCK = 64, 32, 16, 64, 2048
+_CELL_BLOCK, _MAP_BLOCK, _ROUND_BLOCK = 64, 32, 2048
+_SUM_TILE, _ROW_TILE = (16, 64), (8, 128)  # partial sums × what they are sums of
 _SMALLEST_DOT = 16  # tl.dot takes no side below it
 
 
 class Tiling(NamedTuple):
-    """How `_reduce_tiles` is cut: queries and keys of a tile, warps of a program, tiles loaded ahead."""
+    """How `_reduce_tiles` is cut."""
 
-    queries: int
+    queries: int  # of a tile
     keys: int
-    warps: int
-    stages: int
+    warps: int  # of a program
+    stages: int  # tiles loaded ahead
+    chunk: int  # queries of a program
     registers: int | None = None  # of a thread, at most: more programs at a time on a multiprocessor
 
 
 # the exponentials bind: small tiles leave registers for several programs a multiprocessor, which overlap
-_WITH_ENTROPY, _WITHOUT = Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 3)
+_TILING = Tiling(64, 64, 4, 3, 1024)
 
 
 def reduce_keys(
-    query: Tensor, key: Tensor, lse: Tensor, image_tokens: int, *, entropy: bool = False
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    image_tokens: int,
+    *,
+    entropy: bool = False,
+    row_sums: bool = True,
 ) -> KeyReduction:
     """Measure how both streams' queries attend to the given keys: see `reductions.reduce_keys`."""
-    query, key = _multipliable(query), _multipliable(key)
+    query, key, tile = _multipliable(query), _multipliable(key), _TILING
     batch, heads, queries, width = query.shape
-    keys, flat = key.shape[2], batch * heads
-    tile = _WITH_ENTROPY if entropy else _WITHOUT
-    image_blocks = triton.cdiv(image_tokens, tile.queries)
-    blocks = image_blocks + triton.cdiv(queries - image_tokens, tile.queries)
-    columns = keys + entropy  # the sum of a block's row entropies stands behind those of its keys
-    partial = query.new_empty((flat, blocks, columns), dtype=torch.float32)
-    row_sum = query.new_empty((batch, heads, queries), dtype=torch.float32)
-    row_entropy = torch.empty_like(row_sum) if entropy else None
-    _reduce_tiles[(blocks, flat)](
-        query, key, lse, partial, row_sum, row_entropy if entropy else row_sum,
-        heads, image_tokens, queries, keys, image_blocks, blocks, columns, width,
+    keys, flat, rows = key.shape[2], batch * heads, entropy or row_sums
+    image_chunks = triton.cdiv(image_tokens, tile.chunk)
+    chunks = image_chunks + triton.cdiv(queries - image_tokens, tile.chunk)
+    key_blocks = triton.cdiv(keys, tile.keys)
+    columns = keys + entropy  # the sum of a chunk's row entropies stands behind those of the keys
+    partial = query.new_empty((flat, chunks, columns), dtype=torch.float32)
+    parts = query.new_empty((flat, key_blocks, 1 + entropy, queries) if rows else (1,), dtype=torch.float32)
+    _reduce_tiles[(chunks, key_blocks, flat)](
+        query, key, lse, partial, parts,
+        heads, image_tokens, queries, keys, image_chunks, chunks, columns, width,
         width**-0.5 * _LOG2_E, *query.stride()[:3], *key.stride()[:3], *lse.stride(),
-        ENTROPY=entropy, BLOCK_Q=tile.queries, BLOCK_K=tile.keys, BLOCK_D=_padded(width),
+        ROWS=rows, ENTROPY=entropy, CHUNK=tile.chunk,
+        BLOCK_Q=tile.queries, BLOCK_K=tile.keys, BLOCK_D=_padded(width),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
+    row_sum = query.new_empty((batch, heads, queries), dtype=torch.float32) if rows else None
+    row_entropy = torch.empty_like(row_sum) if entropy else None
+    if rows:
+        _finish_rows[(chunks, flat)](
+            parts, partial, row_sum, row_entropy if entropy else row_sum, image_tokens, queries, keys, key_blocks,
+            image_chunks, chunks, columns,
+            ENTROPY=entropy, CHUNK=tile.chunk, BLOCKS=_ROW_TILE[0], BLOCK=_ROW_TILE[1],
+        )  # fmt: skip
     means = query.new_empty((batch, heads, 2, columns), dtype=torch.float32)
-    _add_blocks[(triton.cdiv(columns, _SUM_BLOCK), flat)](
-        partial, means, image_blocks, blocks, columns, image_tokens, queries - image_tokens,
-        BLOCKS=_SUM_BLOCKS, BLOCK=_SUM_BLOCK,
+    _add_chunks[(triton.cdiv(columns, _SUM_TILE[1]), flat)](
+        partial, means, image_chunks, chunks, columns, image_tokens, queries - image_tokens,
+        BLOCKS=_SUM_TILE[0], BLOCK=_SUM_TILE[1],
     )  # fmt: skip
     return KeyReduction(
         mass=means[..., :keys],
@@ -117,80 +132,121 @@ def _multipliable(states: Tensor) -> Tensor:
 
 
 @triton.jit
-def _reduce_tiles(
-    query, key, lse, partial, row_sum, row_entropy,
-    heads, image_tokens, queries, keys, image_blocks, blocks, columns, width, bits_per_dot,
-    query_batch, query_head, query_row, key_batch, key_head, key_row, lse_batch, lse_head, lse_row,
-    ENTROPY: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """One block of one stream's queries of one head against all keys; logits are in bits, not nats."""
-    block = tl.program_id(0)
-    flat = tl.program_id(1).to(tl.int64)
-    batch, head = flat // heads, flat % heads
-    # blocks do not straddle the streams: those of the image first, then those of the text
-    is_image = block < image_blocks
-    first_row = tl.where(is_image, block * BLOCK_Q, image_tokens + (block - image_blocks) * BLOCK_Q)
-    rows = first_row + tl.arange(0, BLOCK_Q)
-    has_row = rows < tl.where(is_image, image_tokens, queries)
-    channels = tl.arange(0, BLOCK_D)
-    has_channel = channels < width
-    queries_here = tl.load(
-        query + batch * query_batch + head * query_head + rows[None, :] * query_row + channels[:, None],
-        mask=has_row[None, :] & has_channel[:, None], other=0.0,
-    )  # fmt: skip
-    bits = 1.4426950408889634 * tl.load(
-        lse + batch * lse_batch + head * lse_head + rows * lse_row, mask=has_row, other=0.0
-    )
-    # finite, so that a share of 0 times its logit is 0: of a row that is not there, of a key below
-    bits = tl.where(has_row, bits, 1.0e30)
-    sums = partial + (flat * blocks + block) * columns
-    total = tl.zeros((BLOCK_K, BLOCK_Q), tl.float32)
-    weighted = tl.zeros((BLOCK_K, BLOCK_Q), tl.float32)
-    positions = tl.arange(0, BLOCK_K)
-    keys_from = key + batch * key_batch + head * key_head + positions[:, None] * key_row + channels[None, :]
-    whole = keys // BLOCK_K * BLOCK_K
-    for rest in tl.static_range(2):  # whole tiles, which need no mask, then the last one
-        for first_key in range(whole if rest else 0, keys if rest else whole, BLOCK_K):
-            has_key = first_key + positions < keys
-            there = (has_key[:, None] & has_channel[None, :]) if rest else has_channel[None, :]
-            keys_here = tl.load(keys_from + first_key * key_row, mask=there, other=0.0)
-            logits = tl.dot(keys_here, queries_here, input_precision="ieee") * bits_per_dot - bits[None, :]
-            if rest:
-                logits = tl.where(has_key[:, None], logits, -1.0e30)
-            share = tl.exp2(logits)
-            tl.store(sums + first_key + positions, tl.sum(share, 1), mask=has_key)
-            total += share
-            if ENTROPY:
-                weighted += share * logits
-    mass = tl.sum(total, 0)
-    tl.store(row_sum + flat * queries + rows, mass, mask=has_row)
-    if ENTROPY:
-        # log Z − (Σ p log p)/Z; below 1e-30 float32 has too few digits left
-        counts = mass > 1.0e-30
-        safe = tl.where(counts, mass, 1.0)
-        nats = 0.6931471805599453 * (tl.log2(safe) - tl.sum(weighted, 0) / safe)
-        nats = tl.where(counts, nats, 0.0)
-        tl.store(row_entropy + flat * queries + rows, nats, mask=has_row)
-        tl.store(sums + keys, tl.sum(nats, 0))
+def _chunk_span(chunk, image_chunks, image_tokens, queries, CHUNK: tl.constexpr):
+    """First query of a chunk and the one behind its last: chunks of the image first, then those of the text."""
+    is_image = chunk < image_chunks
+    first = tl.where(is_image, chunk * CHUNK, image_tokens + (chunk - image_chunks) * CHUNK)
+    return first, tl.minimum(first + CHUNK, tl.where(is_image, image_tokens, queries))
 
 
 @triton.jit
-def _add_blocks(
-    partial, means, image_blocks, blocks, columns, image_queries, text_queries,
+def _reduce_tiles(
+    query, key, lse, partial, parts,
+    heads, image_tokens, queries, keys, image_chunks, chunks, columns, width, bits_per_dot,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, lse_batch, lse_head, lse_row,
+    ROWS: tl.constexpr, ENTROPY: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One chunk of queries of one head against one block of keys; logits are in bits, not nats.
+
+    Writes the sum of A over the chunk for each key, and for each query Σ p and Σ p log2 p over the block.
+    """
+    chunk, key_block = tl.program_id(0), tl.program_id(1)
+    flat = tl.program_id(2).to(tl.int64)
+    batch, head = flat // heads, flat % heads
+    first, end = _chunk_span(chunk, image_chunks, image_tokens, queries, CHUNK)
+    channels = tl.arange(0, BLOCK_D)
+    has_channel = channels < width
+    positions = key_block * BLOCK_K + tl.arange(0, BLOCK_K)
+    has_key = positions < keys
+    keys_here = tl.load(
+        key + batch * key_batch + head * key_head + positions[None, :] * key_row + channels[:, None],
+        mask=has_key[None, :] & has_channel[:, None], other=0.0,
+    )  # fmt: skip
+    within = tl.arange(0, BLOCK_Q)
+    queries_from = (
+        query + batch * query_batch + head * query_head + within[:, None] * query_row + channels[None, :]
+    )
+    lse_from = lse + batch * lse_batch + head * lse_head + within * lse_row
+    into = parts + (flat * tl.num_programs(1) + key_block) * (1 + ENTROPY) * queries + within
+    mass = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+    # a row that is not there has shares of 0; finite, so that 0 times its logit is 0
+    nats = tl.load(lse_from + first * lse_row, mask=first + within < end, other=1.0e30)
+    whole = (key_block + 1) * BLOCK_K <= keys
+    for rest in tl.static_range(2):  # a whole block of keys needs no mask
+        here = (not whole) if rest else whole
+        for start in range(first, tl.where(here, end, first), BLOCK_Q):
+            has_row = start + within < end
+            queries_here = tl.load(
+                queries_from + start * query_row, mask=has_row[:, None] & has_channel[None, :], other=0.0
+            )
+            bits = 1.4426950408889634 * nats
+            behind = start + BLOCK_Q  # loaded ahead: it would be waited for
+            nats = tl.load(lse_from + behind * lse_row, mask=behind + within < end, other=1.0e30)
+            logits = tl.dot(queries_here, keys_here, input_precision="ieee") * bits_per_dot - bits[:, None]
+            if rest:
+                logits = tl.where(has_key[None, :], logits, -1.0e30)
+            share = tl.exp2(logits)
+            mass += share
+            if ROWS:
+                tl.store(into + start, tl.sum(share, 1), mask=has_row)
+            if ENTROPY:
+                tl.store(into + queries + start, tl.sum(share * logits, 1), mask=has_row)
+    tl.store(partial + (flat * chunks + chunk) * columns + positions, tl.sum(mass, 0), mask=has_key)
+
+
+@triton.jit
+def _finish_rows(
+    parts, partial, row_sum, row_entropy, image_tokens, queries, keys, key_blocks, image_chunks, chunks, columns,
+    ENTROPY: tl.constexpr, CHUNK: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Row sums and entropies of one chunk of queries, from the sums over each block of keys."""
+    chunk = tl.program_id(0)
+    flat = tl.program_id(1).to(tl.int64)
+    first, end = _chunk_span(chunk, image_chunks, image_tokens, queries, CHUNK)
+    numbers = tl.arange(0, BLOCKS)
+    entropies = tl.zeros((BLOCK,), tl.float32)
+    for start in range(first, end, BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        has_row = rows < end
+        total = tl.zeros((BLOCKS, BLOCK), tl.float32)
+        weighted = tl.zeros((BLOCKS, BLOCK), tl.float32)
+        for number in range(0, key_blocks, BLOCKS):
+            there = (number + numbers < key_blocks)[:, None] & has_row[None, :]
+            at = (flat * key_blocks + number + numbers[:, None]) * (1 + ENTROPY) * queries + rows[None, :]
+            total += tl.load(parts + at, mask=there, other=0.0)
+            if ENTROPY:
+                weighted += tl.load(parts + at + queries, mask=there, other=0.0)
+        mass = tl.sum(total, 0)
+        tl.store(row_sum + flat * queries + rows, mass, mask=has_row)
+        if ENTROPY:
+            # log Z − (Σ p log p)/Z; below 1e-30 float32 has too few digits left
+            counts = mass > 1.0e-30
+            safe = tl.where(counts, mass, 1.0)
+            nats = tl.where(counts, 0.6931471805599453 * (tl.log2(safe) - tl.sum(weighted, 0) / safe), 0.0)
+            tl.store(row_entropy + flat * queries + rows, nats, mask=has_row)
+            entropies += nats
+    if ENTROPY:
+        tl.store(partial + (flat * chunks + chunk) * columns + keys, tl.sum(entropies, 0))
+
+
+@triton.jit
+def _add_chunks(
+    partial, means, image_chunks, chunks, columns, image_queries, text_queries,
     BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Means over each stream's queries from the sums of its blocks, added in one order always."""
+    """Means over each stream's queries from the sums of its chunks."""
     flat = tl.program_id(1).to(tl.int64)
     positions = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = positions < columns
     for stream in tl.static_range(2):
-        start, stop = (image_blocks, blocks) if stream else (0, image_blocks)
+        start, stop = (image_chunks, chunks) if stream else (0, image_chunks)
         total = tl.zeros((BLOCKS, BLOCK), tl.float32)
         for first in range(start, stop, BLOCKS):
-            number = first + tl.arange(0, BLOCKS)
+            numbers = first + tl.arange(0, BLOCKS)
             total += tl.load(
-                partial + (flat * blocks + number[:, None]) * columns + positions[None, :],
-                mask=(number < stop)[:, None] & there[None, :], other=0.0,
+                partial + (flat * chunks + numbers[:, None]) * columns + positions[None, :],
+                mask=(numbers < stop)[:, None] & there[None, :], other=0.0,
             )  # fmt: skip
         count = tl.maximum(text_queries if stream else image_queries, 1)
         tl.store(means + (flat * 2 + stream) * columns + positions, tl.sum(total, 0) / count, mask=there)

@@ -263,8 +263,9 @@ class Probe:
         """Measure the other half of the keys: all rows for the self check, else the cond row alone."""
         image, rows = joint.image_tokens, slice(None) if plan.check else slice(row, row + 1)
         keys = self._reducer.reduce_keys(
-            joint.query[rows], joint.key[rows, :, :image], lse[rows], image, entropy=plan.tiers.atlas
-        )
+            joint.query[rows], joint.key[rows, :, :image], lse[rows], image,
+            entropy=plan.tiers.atlas, row_sums=plan.check,
+        )  # fmt: skip
         values = {}
         if plan.check:
             values["error"] = (keys.row_sum + text.row_sum - 1).abs().max()

@@ -311,13 +311,9 @@ class SampleRecorder:
         self._writer.put("maps/image_to_text", maps, map_token=range(len(maps)), **at)
 
     def _put_head_maps(self, step: int, maps: np.ndarray) -> None:
-        """Write (map, layer, head, y, x), of the layers that have maps."""
+        """Write (map, layer, head, y, x); layers without maps are NaN."""
         at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
-        layers = list(self._layout.map_layers)
-        if len(layers) < maps.shape[1]:
-            maps = maps[:, layers]
-        at |= {"map_token": range(len(maps)), "layer": layers}
-        self._writer.put("maps/image_to_text_per_head", maps, **at)
+        self._writer.put("maps/image_to_text_per_head", maps, map_token=range(len(maps)), **at)
 
     def _put_rows(self, step: int, rows: dict[str, np.ndarray]) -> None:
         """Write (query, layer, …): places of absent words stay empty."""

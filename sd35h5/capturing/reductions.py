@@ -33,7 +33,7 @@ class KeyReduction:
 
     Args:
         mass: (batch, heads, query stream, K), mean over the stream's queries of A[q, key].
-        row_sum: (batch, heads, queries), sum over these keys of A[q, key].
+        row_sum: (batch, heads, queries), sum over these keys of A[q, key]; None if not asked for.
         entropy: (batch, heads, query stream), mean over queries of the entropy of A over these keys,
             renormalised, in nats; None unless asked for. A query whose whole share of these keys is below
             1e-30 counts as 0.
@@ -41,17 +41,14 @@ class KeyReduction:
     """
 
     mass: Tensor
-    row_sum: Tensor
+    row_sum: Tensor | None
     entropy: Tensor | None
     row_entropy: Tensor | None
 
     def of_row(self, row: int) -> KeyReduction:
         """The reduction of one batch row alone, which keeps its axis."""
         rows = slice(row % len(self.mass), row % len(self.mass) + 1)
-        entropy, row_entropy = (
-            None if each is None else each[rows] for each in (self.entropy, self.row_entropy)
-        )
-        return KeyReduction(self.mass[rows], self.row_sum[rows], entropy, row_entropy)
+        return KeyReduction(*(None if each is None else each[rows] for each in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,7 @@ def reduce_keys(
     *,
     workspace: Workspace,
     entropy: bool = False,
+    row_sums: bool = True,
     tile: int | None = None,
 ) -> KeyReduction:
     """Measure how both streams' queries attend to the given keys, in one pass over their exponentials.
@@ -107,7 +105,7 @@ def reduce_keys(
     scaled_key = scaled_key.reshape(flat, keys, width).transpose(1, 2)  # (BH, d, K)
     flat_query, bits = query.reshape(flat, queries, width), (lse / math.log(2)).reshape(flat, queries, 1)
     mass = query.new_zeros((flat, 2, keys), dtype=torch.float32)
-    row_sum = query.new_empty((flat, queries), dtype=torch.float32)
+    row_sum = query.new_empty((flat, queries), dtype=torch.float32) if entropy or row_sums else None
     row_entropy = torch.empty_like(row_sum) if entropy else None
     for stream, start, end in _tiles(queries, image_tokens, tile or _tile_rows(flat, keys, query.device)):
         shape = (flat, end - start, keys)
@@ -115,13 +113,14 @@ def reduce_keys(
         torch.baddbmm(bits[:, start:end], flat_query[:, start:end].float(), scaled_key, beta=-1, out=logits)
         share = torch.exp2(logits, out=workspace.take("share", shape, query.device))
         mass[:, stream] += share.sum(1)
-        torch.sum(share, 2, out=row_sum[:, start:end])
+        if row_sum is not None:
+            torch.sum(share, 2, out=row_sum[:, start:end])
         if row_entropy is not None:
             row_entropy[:, start:end] = _row_entropy(logits, share, row_sum[:, start:end])
     counts = torch.tensor([image_tokens, queries - image_tokens], device=query.device).clamp(min=1)
     return KeyReduction(
         mass=(mass / counts[:, None]).view(batch, heads, 2, keys),
-        row_sum=row_sum.view(batch, heads, queries),
+        row_sum=None if row_sum is None else row_sum.view(batch, heads, queries),
         entropy=None if row_entropy is None else _stream_means(row_entropy, batch, image_tokens),
         row_entropy=None if row_entropy is None else row_entropy.view(batch, heads, queries),
     )

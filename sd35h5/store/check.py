@@ -162,7 +162,9 @@ def _check_content(file: h5py.File) -> None:
 def _hashes(
     dataset: h5py.Dataset, spec: Variable, sizes: dict[str, int], sample: int
 ) -> dict[tuple[int, ...], str]:
-    shape, chunk = spec.shape({**sizes, "sample": 1}), spec.chunks({**sizes, "sample": 1})
+    shape = spec.shape({**sizes, "sample": 1})
+    # the file's own chunks are the blocks that were hashed: a later version may cut a variable otherwise
+    chunk = (1, *dataset.chunks[1:]) if dataset.chunks else spec.chunks({**sizes, "sample": 1})
     source = dataset.asstr() if spec.is_text else dataset
     found = {}
     for origin in origins(tuple(slice(0, n) for n in shape), chunk):

@@ -288,7 +288,7 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
             ),
             _large(
                 "maps/image_to_text_per_head", "sample branch map_step map_token layer head y x",
-                "attention of an image patch to a token", map_step=1, map_token=1, layer=1,
+                "attention of an image patch to a token", map_step=1, map_token=1, layer=4,  # 0.6 MB at 38 heads
             ),
             _variable("rows/query_index", "sample branch row", "int32", "position of the query"),
             _variable("rows/query_stream", "sample branch row", "uint8", "its stream", labels=QUERIES),

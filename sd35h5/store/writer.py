@@ -245,9 +245,10 @@ class SampleWriter:
 
             def write() -> None:
                 values = round_mantissa(block) if rounds else block
-                data = encode_chunk(values, dataset.chunks, fill_of(spec))
-                dataset.id.write_direct_chunk(origin, data)
-                hashes[origin] = block_hash(spec, values)
+                digest = block_hash(spec, values)
+                if digest or not spec.rounded:  # layers without maps take no room
+                    dataset.id.write_direct_chunk(origin, encode_chunk(values, dataset.chunks, fill_of(spec)))
+                hashes[origin] = digest
 
             self._drain.submit(write, block.nbytes)
         except (OSError, RuntimeError) as error:

@@ -61,12 +61,14 @@ def main() -> int:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as sink:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
         try:
-            told: dict[str, Any] = {"sealed": serve(sys.stdin.buffer)}
-        except EOFError:
+            sealed = serve(sys.stdin.buffer)
+        except EOFError:  # the other side ended within a call
             return 1
         except Sd35h5Error as error:
-            told = {"error": str(error)}
-        sink.write(json.dumps(told) + "\n")
+            sink.write(json.dumps({"error": str(error)}) + "\n")
+            return 1
+        if sealed:  # who abandons does not listen
+            sink.write(json.dumps({"sealed": sealed}) + "\n")
     return 0
 
 
