@@ -31,7 +31,7 @@ from conftest import HEIGHT, T5_TOKENS, WIDTH, make_pipeline
 
 import sd35h5
 from sd35h5 import open_store
-from sd35h5.analysis import gating, metrics, sinks, topkeys
+from sd35h5.analysis import gating, metrics, patches, sinks, topkeys
 from sd35h5.analysis.targets import Target
 from sd35h5.gates.attention import project_joint
 from sd35h5.gates.modules import build_gates, install_gates
@@ -139,6 +139,20 @@ def entropy_of(rows: np.ndarray, text: int) -> np.ndarray:
     return -(share * np.log(share)).sum(-1).mean(-1)
 
 
+def over_patches(sample: Sample) -> dict[str, np.ndarray]:
+    """Return the numbers over image keys by their definitions: name -> (step, layer, head)."""
+    rows, patches = sample.rows("cond", "image"), sample.mass()[..., sample.keys("image")]
+    pairs = np.abs(patches[..., :, None] - patches[..., None, :]).mean((-1, -2))
+    y, x = np.divmod(np.arange(patches.shape[-1]), WIDTH // 16)
+    border = (y == 0) | (y == HEIGHT // 16 - 1) | (x == 0) | (x == WIDTH // 16 - 1)
+    return {
+        "entropy_all": -(rows * np.log(rows)).sum(-1).mean(-1),
+        "patch_top": patches.max(-1),
+        "patch_gini": pairs / (2 * patches.mean(-1)),
+        "border_share": patches[..., border].sum(-1) / patches.sum(-1),
+    }
+
+
 def truths(sample: Sample, named: np.ndarray) -> dict[str, np.ndarray]:
     """Return every number of a sample by its definition: name -> (step, layer, head[, rank]).
 
@@ -172,6 +186,7 @@ def truths(sample: Sample, named: np.ndarray) -> dict[str, np.ndarray]:
         "top_keys, mass of those named": np.take_along_axis(mass, named, -1),
         "value_norm_ratio": norms[..., 0] / norms[..., 1:].mean(-1),
         "contribution": heaviest * norms,
+        **over_patches(sample),
     }  # fmt: skip
     if sample.gate is not None:
         gate = sample.gate[:, :, 0].mean(-2)
@@ -211,6 +226,10 @@ def stored(store, index: int) -> dict[str, np.ndarray]:
         "top_keys, mass of those named": keys["mass"],
         "value_norm_ratio": topkeys.value_norm_ratio(keys),
         "contribution": gating.contribution(keys),
+        "entropy_all": patches.entropy_all(store, samples=one),
+        "patch_top": patches.patch_top(store, samples=one),
+        "patch_gini": patches.patch_gini(store, samples=one),
+        "border_share": patches.border_share(store, samples=one),
     }
     if has_word:
         found[f"first_token_mean, word “{WORD}”"] = metrics.first_token_mean(store, apple, samples=one)
@@ -256,6 +275,7 @@ def errors(pipe, seed: int, folder: Path) -> dict[str, dict[str, float]]:
             "precision": precision,
             "top_steps": "all",
             "topk": TOP,
+            "atlas": True,
             "maps": "off",
             "no_unconditional": True,
         }

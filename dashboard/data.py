@@ -26,6 +26,7 @@ from sd35h5.analysis import (
     effects,
     gating,
     maps,
+    measures,
     metrics,
     objects,
     pictures,
@@ -86,8 +87,8 @@ def samples(run: Run) -> pd.DataFrame:
 
 @cached("Reading …")
 def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
-    """Return a metric of the chosen samples: (sample, step, layer, head)."""
-    return metrics.METRICS[name](store(run), target, branch, list(chosen))
+    """Return a metric of the chosen samples: (sample, step, layer, head), only the steps that it was captured at."""
+    return measures.computed(store(run), name, target, branch, list(chosen))
 
 
 @cached("Reading …")
@@ -110,6 +111,23 @@ def uniform_mass(run: Run, target: metrics.Target, branch: str, chosen: tuple[in
     """Return the target's mean mass under uniform attention; None where the file does not tell the image's size."""
     try:
         return float(sinks.uniform_mass(store(run), target, branch, list(chosen)).mean())
+    except Sd35h5Error:
+        return None
+
+
+@cached()
+def absent_metrics(run: Run) -> dict[str, str]:
+    """Return the metrics that the run's file does not hold, name -> what to do about it."""
+    return measures.absent(store(run))
+
+
+@cached()
+def uniform_value(
+    run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]
+) -> float | None:
+    """Return what a metric would be under uniform attention; None where that says nothing or the file does not."""
+    try:
+        return measures.uniform_value(store(run), name, target, branch, list(chosen))
     except Sd35h5Error:
         return None
 

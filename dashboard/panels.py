@@ -14,6 +14,7 @@ import streamlit as st
 from dashboard import address, data, sidebar
 from dashboard.data import plain
 from sd35h5.analysis import metrics
+from sd35h5.analysis.measures import MEASURES
 from sd35h5.analysis.view_html import Shown
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
@@ -123,13 +124,12 @@ def about(view: sidebar.View, one: bool = False) -> str:
     count = f"sample {view.sample}" if one else f"mean of {count}"
     where = [span("layer", view.layers), span("head", view.heads), span("step", view.steps)]
     target = "first token (token 0)" if view.target == metrics.FIRST_TOKEN else view.target
-    return f"{target} · {view.branch} · {count} · {' · '.join(where)}"
+    target = f"{target} · " if MEASURES[view.metric].of_target else ""
+    return f"{target}{view.branch} · {count} · {' · '.join(where)}"
 
 
-METRIC_TITLES = {
-    "first_token_mean": "attention mass",
-    "first_token_share": "share, × average text token",
-    "text_mass_fraction": "fraction of the attention on text",
+METRIC_TITLES = {name: one.title for name, one in MEASURES.items()} | {
+    "first_token_share": "share, × average text token"
 }
 
 

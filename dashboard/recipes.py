@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dashboard import data
 from dashboard.sidebar import View
+from sd35h5.analysis import metrics
 
 IMPORTS = "import sd35h5\nfrom sd35h5.analysis import {}\n\nstore = sd35h5.open_store({!r})\n"
 
@@ -13,6 +14,12 @@ IMPORTS = "import sd35h5\nfrom sd35h5.analysis import {}\n\nstore = sd35h5.open_
 def opened(run: data.Run, *modules: str) -> str:
     """Return the imports and the opening of the run, called by its file's name."""
     return IMPORTS.format(", ".join(modules or ("metrics",)), Path(run.path).name)
+
+
+def opened_for(view: View, *modules: str) -> str:
+    """Return the same with what `values` needs to read the chosen metric."""
+    needed = {"metrics", *modules} | ({"measures"} if view.metric not in metrics.METRICS else set())
+    return opened(view.run, *sorted(needed))
 
 
 def within(view: View, at_cell: bool = True, dims: tuple[str, ...] = ("step", "layer", "head")) -> str:
@@ -52,25 +59,35 @@ def target(view: View) -> str:
 
 def values(view: View, at_cell: bool = True, name: str | None = None) -> str:
     """Return the lines that read the metric within the choice."""
-    call = f"metrics.{name or view.metric}(store, {target(view)}, {view.branch!r}, {samples(view)})"
-    return f"values = {call}{within(view, at_cell)}\n"
+    name, asked = name or view.metric, f"{target(view)}, {view.branch!r}, {samples(view)}"
+    call = f"metrics.{name}(store, {asked})"
+    if name not in metrics.METRICS:
+        call = f"measures.computed(store, {name!r}, {asked})"
+    return f"values = {call}{within(view, at_cell, ('layer', 'head'))}{steps(view)}\n"
+
+
+def steps(view: View) -> str:
+    """Return `.sel(step=…)` of the chosen steps by their index: some metrics were captured at a part of them."""
+    if len(view.steps) == data.store(view.run).sizes["step"]:
+        return ""
+    return f".sel(step=slice({view.steps[0]}, {view.steps[-1]}))"
 
 
 def heatmap(view: View) -> str:
     """Return what reads the layer × head heatmap."""
-    return opened(view.run) + values(view, at_cell=False) + "table = metrics.by_layer_head(values)"
+    return opened_for(view) + values(view, at_cell=False) + "table = metrics.by_layer_head(values)"
 
 
 def curve(view: View) -> str:
     """Return what reads the curve over steps."""
-    lines = opened(view.run) + values(view) + prompts(view.samples)
+    lines = opened_for(view) + values(view) + prompts(view.samples)
     return lines + "table = metrics.over_steps(values, prompts)"
 
 
 def profile(view: View) -> str:
     """Return what reads the mean of each layer."""
     one = "" if view.cell is None else f".sel(head=[{view.cell[1]}])"
-    lines = opened(view.run) + values(view, at_cell=False) + prompts(view.samples)
+    lines = opened_for(view) + values(view, at_cell=False) + prompts(view.samples)
     return f"{lines}table = metrics.over_layers(values{one}, prompts)"
 
 
@@ -94,7 +111,7 @@ def token_groups(view: View) -> str:
 
 def across_prompts(view: View) -> str:
     """Return what reads the metric of each sample."""
-    lines = opened(view.run, "chips", "metrics") + values(view)
+    lines = opened_for(view, "chips") + values(view)
     return f"{lines}table = chips.sample_means(values, store.samples.loc[{list(view.samples)!r}])"
 
 
@@ -181,7 +198,7 @@ def compared(view: View, other: data.Run) -> tuple[str, str, str]:
         + "pairing = replace(pairing, pairs=chosen.reset_index(drop=True))\n"
         + f"before, after = compare.paired_values(store, other, pairing, {asked})\n"
     )
-    at = within(view, at_cell=False)
+    at = within(view, False, ("layer", "head")) + steps(view)
     made = (f"before{at}", f"after{at}", f"compare.difference(before{at}, after{at})")
     return tuple(f"{lines}table = metrics.by_layer_head({one})" for one in made)  # type: ignore[return-value]
 
@@ -237,7 +254,10 @@ def cell_map(view: View, map_tokens: tuple[int, ...], step: int) -> str:
 
 def compared_curves(view: View, others: list[data.Run]) -> str:
     """Return what reads the paired runs' curves over steps, as the rows of `series`."""
-    at, asked = within(view), f"{view.metric!r}, {target(view)}, {view.branch!r}"
+    at, asked = (
+        within(view, True, ("layer", "head")) + steps(view),
+        f"{view.metric!r}, {target(view)}, {view.branch!r}",
+    )
     return (
         f"import pandas as pd\nfrom dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}tables = []\n"
         f"for name, file in {[(run.name, Path(run.path).name) for run in others]!r}:\n"

@@ -8,14 +8,16 @@ import streamlit as st
 import xarray as xr
 
 from dashboard import address, data
-from sd35h5.analysis import metrics
+from sd35h5.analysis import means, metrics
+from sd35h5.analysis.measures import MEASURES
 from sd35h5.store.schema import GROUPS
 
-METRIC_NAMES = {
+METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
     "first_token_mean": "mass (0..1)",
     "first_token_share": "× average text token",
     "text_mass_fraction": "fraction of text mass (0..1)",
 }
+AGAINST_TEXT = ("first_token_share", "text_mass_fraction")  # of which the image is no part
 PADS = ("clip_pad", "t5_pad", "t5_absent")
 
 
@@ -39,18 +41,17 @@ class View:
     @property
     def label(self) -> str:
         """What the metric is, with its unit."""
-        return metrics.LABELS[self.metric]
+        return metrics.LABELS.get(self.metric, MEASURES[self.metric].label)
 
     def within(self, values: xr.DataArray) -> xr.DataArray:
         """Return the values of the chosen layers, heads and steps."""
-        chosen = {"layer": self.layers, "head": self.heads, "step": self.steps}
-        return values.isel({dim: list(places) for dim, places in chosen.items()})
+        return means.within(values, self.layers, self.heads, self.steps)
 
     def at_cell(self, values: xr.DataArray) -> xr.DataArray:
         """Return the values of the clicked cell, or of all chosen layers and heads when none is."""
         if self.cell is None:
             return self.within(values)
-        return values.isel(layer=[self.cell[0]], head=[self.cell[1]], step=list(self.steps))
+        return means.within(values, (self.cell[0],), (self.cell[1],), self.steps)
 
 
 def choose(runs: tuple[data.Run, ...]) -> View | None:
@@ -103,14 +104,7 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
     chosen, sample = _choose_samples(run)
     branch = _choose_branch(run)
     target = _choose_target(run, chosen, sample, branch)
-    allowed = [
-        name
-        for name in METRIC_NAMES
-        if target != metrics.Target("group", "image") or name == "first_token_mean"
-    ]
-    key = f"metric-{len(allowed)}"
-    address.begin(key, "metric", allowed[0], address.one_of(allowed))
-    metric = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=key)
+    metric = _choose_metric(run, target)
     ranges = [_choose_range(name, sizes[name]) for name in ("layer", "head", "step")]
     if any(len(places) < sizes[name] for name, places in zip(("layer", "head", "step"), ranges, strict=True)):
         st.button(
@@ -129,6 +123,22 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
             help="the clicked cell filters the charts: press to see all layers and heads again",
         )
     return View(run, others, chosen, sample, branch, target, metric, *ranges, cell)
+
+
+def _choose_metric(run: data.Run, target: metrics.Target) -> str:
+    """Offer the metrics that the file holds; the choice stays from run to run where the other holds it too."""
+    missing = data.absent_metrics(run)
+    if target == metrics.Target("group", "image"):
+        missing = {*missing, *AGAINST_TEXT}
+    allowed = [name for name in METRIC_NAMES if name not in missing]
+    before = st.session_state.get("metric")
+    key = f"metric-{'+'.join(allowed)}"
+    address.begin(key, "metric", allowed[0], address.one_of(allowed))
+    if before in allowed and st.session_state.get("metric-key") != key:
+        st.session_state[key] = before
+    st.session_state["metric"] = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=key)
+    st.session_state["metric-key"] = key
+    return st.session_state["metric"]
 
 
 def _choose_samples(run: data.Run) -> tuple[tuple[int, ...], int]:

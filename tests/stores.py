@@ -37,6 +37,8 @@ def make_store(
     pool: int = 1,
     sink: float = 3.0,
     gates: bool = False,
+    atlas: bool = False,
+    second: bool = False,
     rows: Sequence[tuple[int, int]] = (),
     without: Sequence[str] = (),
     nan: str = "",
@@ -55,6 +57,8 @@ def make_store(
         rows: (stream, position) of chosen queries: 0 the image, row-major patches; 1 the text.
         without: how the names of variables begin that are left out, as in a capture without those tiers.
         nan: "some": what was measured is NaN in the first layer and at the last steps; "all": everywhere.
+        atlas: keep the mass of every patch and the entropy over all keys, as with --atlas.
+        second: give all layers but the last an image-only attn2, as MMDiT-X has it.
         packed: False leaves the sealed files in `PATH.parts`: with a larger `planned`, a running capture.
         changes: model attributes (`model_id="other"`) and sample values (`negative_prompt="blurry"`).
     """
@@ -80,6 +84,7 @@ def make_store(
             "x": np.arange(width // PATCH // pool) * pool + (pool - 1) / 2,
             "pixel_y": np.arange(height), "pixel_x": np.arange(width),
             **({"row": np.arange(len(rows))} if rows else {}),
+            **({"patch_y": np.arange(height // PATCH), "patch_x": np.arange(width // PATCH)} if atlas else {}),
         },
         provenance={"config": json.dumps({"steps": steps, "height": height, "width": width, "seed": 0})},
         precision=precision,
@@ -91,7 +96,7 @@ def make_store(
         prompt = prompts[index % len(prompts)]
         _write_sample(
             Partial(parts, index, header, without, nan),
-            prompt, branches, token_branches, pool, sink, gates, rows, seed, changes,
+            prompt, branches, token_branches, pool, sink, gates, rows, seed, changes, second,
         )  # fmt: skip
     return pack(parts, path, keep_parts=False) if packed else parts
 
@@ -116,7 +121,7 @@ class Partial(SampleWriter):
         super().put(name, values, **at)
 
 
-def _write_sample(writer, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes):
+def _write_sample(writer, prompt, branches, token_branches, pool, sink, gates, rows, seed, changes, second):
     index, header, sizes = writer.index, writer.header, writer.sizes
     rng = np.random.default_rng([seed, index])
     negative = changes.get("negative_prompt", "")
@@ -139,6 +144,8 @@ def _write_sample(writer, prompt, branches, token_branches, pool, sink, gates, r
             _write_step(
                 writer, rng, branch, step, table["token_group"], header, pool, sink, gates, tokens_too, rows
             )
+            if second and branch == 0 and step in header.scales["top_step"]:
+                _write_second(writer, np.random.default_rng([seed, index, step]), step, header)
     tokens = np.flatnonzero(np.isin(tables[0]["token_group"][:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
     writer.put(
         "maps/map_token_index", np.pad(tokens, (0, MAP_TOKENS - len(tokens)), constant_values=-1), branch=0
@@ -193,6 +200,12 @@ def _write_step(writer, rng, branch, step, token_group, header, pool, sink, gate
                     writer.put("rows/to_image", cells, **where_row)
                     writer.put("rows/to_text", of_query[:, :text], **where_row)
             _write_top(writer, mass, rng, text, gate.mean(0) if gates else None, **where_top)
+            if "patch_y" in sizes:
+                entropy = -(attention * np.log(attention)).sum(-1).mean(-1)
+                writer.put("sinks/entropy_all", entropy, query=query, **where)
+                writer.put(
+                    "atlas/mass_patch", mass[..., text:].reshape(layers, heads, rows, columns), **where_top
+                )
             if query == 0:
                 tokens = np.flatnonzero(np.isin(token_group[:CLIP_LENGTH], (0, 1)))[:MAP_TOKENS]
                 maps = np.full((MAP_TOKENS, layers, sizes["y"], sizes["x"]), np.nan)
@@ -212,6 +225,25 @@ def _write_top(writer, mass, rng, text, gate, **at):
     writer.put("topk/top_value_norm", norm, **at)
     if gate is not None:
         writer.put("gates/contribution", np.take_along_axis(mass, order, -1) * norm * gate[..., None], **at)
+
+
+def _write_second(writer, rng, step, header):
+    """attn2 of one step, cond and image queries: attention of patches over patches, none in the last layer."""
+    sizes = writer.sizes
+    rows, columns = (sizes[f"pixel_{axis}"] // PATCH for axis in "yx")
+    logits = rng.normal(size=(sizes["layer"], sizes["head"], rows * columns, rows * columns))
+    attention = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    attention[-1] = np.nan
+    mass = attention.mean(2)
+    where = {"branch": 0, "query": 0}
+    writer.put("attn2/entropy_all", -(attention * np.log(attention)).sum(-1).mean(-1), step=step, **where)
+    where["top_step"] = header.scales["top_step"].tolist().index(step)
+    order = np.argsort(-mass, -1, kind="stable")[..., :TOP_K]
+    writer.put("attn2/top_index", np.where(np.isfinite(mass[..., :1]), order, -1), **where)
+    writer.put("attn2/top_mass", np.take_along_axis(mass, order, -1), **where)
+    writer.put("attn2/top_value_norm", np.take_along_axis(mass, order, -1) * 0 + 1, **where)
+    if "patch_y" in sizes:
+        writer.put("attn2/mass_patch", mass.reshape(*mass.shape[:2], rows, columns), **where)
 
 
 def token_table(prompt: str, t5_length: int) -> dict[str, np.ndarray]:

@@ -88,9 +88,14 @@ def test_cells_are_the_differences_of_the_heads(report, folder):
         assert row["other_mean"] - row["reference_mean"] == pytest.approx(row["mean_difference"], rel=1e-5)
 
 
-def test_every_measure_is_in_the_table(report):
+def test_every_measure_of_the_default_tiers_is_in_the_table_and_the_page_says_what_others_need(report):
     table = pd.read_csv(report[0] / "overall.csv")
-    assert set(table["measure"]) == set(comparison.MEASURES)
+    asking = {"entropy_all", "patch_top", "patch_gini", "border_share"}
+    assert set(table["measure"]) == {n for n in comparison.MEASURES if not n.startswith("attn2")} - asking
+    assert (
+        "Not computed (entropy_all, patch_top, patch_gini, border_share): capture it with --atlas."
+        in report[1]
+    )
     assert np.isfinite(table["q"]).all()
 
 
@@ -132,7 +137,8 @@ def test_few_prompts_are_told_and_get_no_interval(folder, tmp_path):
 def test_a_branch_without_top_keys_skips_what_needs_them_and_says_so(folder):
     with open_store(folder / "base.h5") as base, open_store(folder / "gated.h5") as gated:
         found = comparison.measure({"base": base, "gated": gated}, Question(branch="uncond", resamples=199))
-        assert set(found.skipped["measure"]) == {"top_1", "top_5", "value_norm_ratio"}
+        reasons = found.skipped.groupby("measure")["reason"].first()
+        assert set(reasons[~reasons.str.contains("--atlas")].index) == {"top_1", "top_5", "value_norm_ratio"}
         assert any(line.startswith("Not computed (top_1, top_5") for line in comparison_html.caveats(found))
         assert found.kinds.empty
         assert "ten times uniform attention" in comparison_html.answer(found, "gated")[2]

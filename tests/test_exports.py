@@ -57,6 +57,12 @@ def test_the_python_of_every_figure_runs_and_gives_its_numbers(app, folder, monk
         assert str(folder) not in one.code
 
 
+@pytest.mark.parametrize("page", ["sinks", "compare"])
+def test_the_python_of_a_metric_of_some_steps_gives_its_numbers(app, folder, monkeypatch, page):
+    url = {"metric": "top_1", "cell": "2.1", "steps": "1-3", "layers": "1-2"}
+    test_the_python_of_every_figure_runs_and_gives_its_numbers(app, folder, monkeypatch, page, url)
+
+
 def test_each_view_is_a_page_without_scripts_and_with_its_figures(app, folder):
     test = app(folder, page="tokens", url={"sample": "1"})
     shown = test.session_state["shown"]

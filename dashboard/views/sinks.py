@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboard import address, data, panels, recipes
 from sd35h5.analysis import charts, figures, metrics, sinks
+from sd35h5.analysis.measures import MEASURES
 from sd35h5.analysis.view_html import Shown
 
 KINDS = {
@@ -65,13 +66,7 @@ def curve(view, values) -> None:
 
 def uniform_value(view) -> float | None:
     """Return what the metric would be if every query attended to all keys alike."""
-    if view.metric == "first_token_share":
-        return 1.0
-    uniform = data.uniform_mass(view.run, view.target, view.branch, view.samples)
-    if uniform is None or view.metric == "first_token_mean":
-        return uniform
-    text = data.store(view.run).sizes["token"]
-    return uniform * (text + panels.patches(view.run)) / text
+    return data.uniform_value(view.run, view.metric, view.target, view.branch, view.samples)
 
 
 def profile(view, values) -> None:
@@ -181,13 +176,28 @@ def told(found: data.HeaviestKeys) -> str:
     return f"most often: {most}." + (f" The same key in {same}." if same else "")
 
 
+def absent(view) -> None:
+    """Say which metrics this file does not hold, and what to do about it."""
+    missing = data.absent_metrics(view.run)
+    if missing:
+        with st.expander(f"{len(missing)} metrics are not in this file", icon=":material/info:"):
+            lines = {
+                remedy: [n for n, told in missing.items() if told == remedy] for remedy in missing.values()
+            }
+            for remedy, names in lines.items():
+                titles = ", ".join(MEASURES[name].title for name in names)
+                st.markdown(panels.plain(f"{titles[:1].upper()}{titles[1:]}: {remedy}."))
+
+
 view = panels.current()
 where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
 st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
 st.caption(panels.plain(panels.about(view)))
 values = None
 with data.sentence(view.run):
-    values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    found = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    view.within(found)  # refused where no chosen step was captured
+    values = found
 if values is not None:
     left, right = st.columns(2)
     with left:
@@ -220,3 +230,4 @@ with right:
     st.markdown(f"**Which key is the sink?**{where}")
     with data.sentence(view.run):
         which_key(view)
+absent(view)

@@ -1,11 +1,13 @@
 """Tokens: the prompt as its real tokens, coloured by mass; a click makes a token the token of all pages."""
 
+from dataclasses import replace
 from functools import partial
 
 import streamlit as st
 
 from dashboard import address, data, panels, recipes, sidebar
 from sd35h5.analysis import charts, chips, metrics, token_figures
+from sd35h5.analysis.measures import MEASURES
 
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
@@ -64,7 +66,9 @@ def bars(view, masses) -> None:
 
 
 def across_prompts(view) -> None:
-    """Draw the chosen group or word in every chosen sample."""
+    """Draw the chosen group or word in every chosen sample: its mass where the metric is about all keys."""
+    if not MEASURES[view.metric].of_target:
+        view = replace(view, metric="first_token_mean")
     st.markdown(f"**{panels.plain(str(view.target).capitalize())} across prompts**")
     with data.sentence(view.run):
         values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)

@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.analysis import metrics
-from sd35h5.analysis.measures import MEASURES
+from sd35h5.analysis.measures import computed
 from sd35h5.errors import StoreError
 
 if TYPE_CHECKING:
@@ -113,10 +113,9 @@ def paired_values(
     """
     if pairing.pairs.empty:
         raise StoreError(f"no sample of {pairing.other} pairs with one of {pairing.reference}")
-    compute = MEASURES[metric].compute
     sides = []
     for store, column in ((reference, "reference_sample"), (other, "other_sample")):
-        values = compute(store, target, branch, list(pairing.pairs[column]))
+        values = computed(store, metric, target, branch, list(pairing.pairs[column]))
         sides.append(values.assign_coords(sample=np.arange(values.sizes["sample"])))
     if not pairing.mismatch.empty and sides[0].sizes["step"] != sides[1].sizes["step"]:
         sides = [side.mean("step", skipna=True).expand_dims("step", 1) for side in sides]

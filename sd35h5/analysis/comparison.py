@@ -25,7 +25,7 @@ from sd35h5.analysis import (
     topkeys,
 )  # fmt: skip
 from sd35h5.analysis.images import image_differences
-from sd35h5.analysis.measures import MEASURES
+from sd35h5.analysis.measures import MEASURES, absent
 from sd35h5.analysis.report import make_folder, save_chart
 from sd35h5.analysis.targets import FIRST_TOKEN, Target
 from sd35h5.errors import StoreError
@@ -134,7 +134,7 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
             )
     overall, skipped, asked = [], [], {}
     for name, pairing in pairings.items():
-        for measure_name in MEASURES:
+        for measure_name in _held(name, (stores[reference], stores[name]), question.metric, skipped):
             try:
                 sides = compare.paired_values(
                     stores[reference], stores[name], pairing, measure_name, question.target, question.branch
@@ -157,6 +157,16 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
         _kinds(stores, reference, pairings, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
         points, comparison_scores.summary(points, reference, pairings, question.resamples, question.seed),
     )  # fmt: skip
+
+
+def _held(run: str, stores: tuple[Store, Store], asked: str, skipped: list[list[str]]) -> list[str]:
+    """Return the measures that both runs hold, and the asked one; note the others, attn2's only where one has it."""
+    missing = absent(stores[0]) | absent(stores[1])
+    second = any(name.startswith("attn2/") for store in stores for name in store.variables)
+    for name, remedy in missing.items():
+        if name != asked and (second or not name.startswith("attn2_")):
+            skipped.append([run, name, remedy])
+    return [name for name in MEASURES if name == asked or name not in missing]
 
 
 def _overall(name: str, measure_name: str, sides, pairing: compare.Pairing, question: Question) -> dict:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sd35h5.analysis import effects, gating, images, metrics, scatter, sinks, topkeys
+from sd35h5.analysis import effects, gating, images, metrics, patches, scatter, sinks, topkeys
 from sd35h5.analysis.measures import MEASURES
 
 #: heading -> the functions under it, in reading order
@@ -21,6 +21,9 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
     "Sinks": (sinks.uniform_mass, sinks.sink_rate, sinks.sink_curve, sinks.top_mass, sinks.gini),
     "Which key is the sink": (
         topkeys.top_keys, topkeys.kind_shares, topkeys.patch_shares, topkeys.stability, topkeys.value_norm_ratio,
+    ),
+    "Over image patches": (
+        patches.entropy_all, patches.patch_top, patches.patch_gini, patches.border_share,
     ),
     "Gates": (
         gating.gate_statistic, gating.gate_heads, gating.group_gates, gating.contribution,
@@ -50,11 +53,12 @@ def document() -> str:
     for heading, functions in SECTIONS.items():
         parts.append(f"## {heading}\n")
         parts += [_entry(function) for function in functions]
-    rows = "\n".join(f"| `{name}` | {one.title} | {one.unit} |" for name, one in MEASURES.items())
+    rows = "\n".join(
+        f"| `{n}` | {one.title} | {one.unit} | `{one.variable}` |" for n, one in MEASURES.items()
+    )
     parts.append(
-        "## Names for `python -m sd35h5 compare --metric`\n\n| name | the … | unit |\n| --- | --- | --- |\n"
-        + rows
-        + "\n"
+        "## Names for `python -m sd35h5 compare --metric`\n\n"
+        "| name | the … | unit | needs |\n| --- | --- | --- | --- |\n" + rows + "\n"
     )
     return "\n".join(parts)
 

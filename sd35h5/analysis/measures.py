@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from sd35h5.analysis import metrics, sinks, topkeys
-from sd35h5.analysis.targets import Target
+from sd35h5.analysis import metrics, patches, sinks, topkeys
+from sd35h5.analysis.targets import FIRST_TOKEN, Target, key_count, patch_grid
+from sd35h5.errors import StoreError
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 Compute = Callable[["Store", Target, str, Sequence[int] | None], xr.DataArray]
 TIMES = 10  # multiples of uniform of the second sink rate
+TOPK, ATLAS = "capture it with --topk 16", "capture it with --atlas"
+SECOND = "only models with a second, image-only attention have it, such as SD3.5-Medium"
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,29 @@ class Measure:
         unit: what an axis says.
         compute: (store, target, branch, samples) -> float64 (sample, step, layer, head).
         of_target: whether it is about the target's keys, or about all keys.
+        variable: what the file must hold; remedy: what to do where it does not.
     """
 
     title: str
     unit: str
     compute: Compute
     of_target: bool = False
+    variable: str = "sinks/mass_group"
+    remedy: str = "capture it again"
+
+    @property
+    def label(self) -> str:
+        """Title and unit, as an axis says them."""
+        return f"{self.title} ({self.unit})"
+
+
+def _without_target(function: Callable[..., xr.DataArray], **more: object) -> Compute:
+    """Make a measure of a function of (store, branch=, samples=), image queries."""
+
+    def compute(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
+        return function(store, branch=branch, samples=samples, **more)
+
+    return compute
 
 
 def _over_epsilon(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
@@ -43,28 +63,29 @@ def _over_uniform(store: Store, target: Target, branch: str, samples: Sequence[i
     return sinks.is_sink(store, target, branch, samples, times_uniform=TIMES)
 
 
-def _self_mass(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
-    return metrics.image_self_mass(store, branch, samples)
-
-
-def _entropy(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
-    return metrics.entropy(store, branch, "image", samples, normalised=True)
-
-
-def _gini(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
-    return sinks.gini(store, branch, "image", samples)
-
-
-def _top_1(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
-    return sinks.top_mass(store, 1, branch, "image", samples)
-
-
-def _top_5(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
-    return sinks.top_mass(store, 5, branch, "image", samples)
-
-
 def _norm_ratio(store: Store, target: Target, branch: str, samples: Sequence[int] | None) -> xr.DataArray:
     return topkeys.value_norm_ratio(topkeys.top_keys(store, branch, "image", samples))
+
+
+def _top(count: int, title: str, attention: str = "joint") -> Measure:
+    compute = _without_target(sinks.top_mass, count=count, attention=attention)
+    if attention == "joint":
+        return Measure(title, "0..1", compute, False, "topk/top_mass", TOPK)
+    return Measure(title, "0..1", compute, False, "attn2/top_mass", SECOND)
+
+
+def _entropy_all(title: str, unit: str, attention: str = "joint") -> Measure:
+    compute = _without_target(patches.entropy_all, normalised=True, attention=attention)
+    if attention == "joint":
+        return Measure(title, unit, compute, False, "sinks/entropy_all", ATLAS)
+    return Measure(title, unit, compute, False, "attn2/entropy_all", SECOND)
+
+
+def _patch(function: Callable[..., xr.DataArray], title: str, attention: str = "joint") -> Measure:
+    compute = _without_target(function, attention=attention)
+    if attention == "joint":
+        return Measure(title, "0..1", compute, False, "atlas/mass_patch", ATLAS)
+    return Measure(title, "0..1", compute, False, "attn2/mass_patch", f"{SECOND}; {ATLAS}")
 
 
 MEASURES = {
@@ -77,10 +98,76 @@ MEASURES = {
     ),
     "sink_rate": Measure(f"sink rate at ε = {sinks.EPSILON}", "share of heads", _over_epsilon, True),
     "sink_rate_uniform": Measure(f"sink rate at {TIMES} × uniform", "share of heads", _over_uniform, True),
-    "top_1": Measure("mass of the heaviest key", "0..1", _top_1),
-    "top_5": Measure("mass of the five heaviest keys", "0..1", _top_5),
-    "gini": Measure("Gini coefficient over groups", "0..1", _gini),
-    "entropy": Measure("entropy over text keys", "÷ ln(tokens), 0..1", _entropy),
-    "image_self_mass": Measure("image self-mass", "0..1", _self_mass),
-    "value_norm_ratio": Measure("value norm of the heaviest key", "÷ mean of the next", _norm_ratio),
-}
+    "top_1": _top(1, "mass of the heaviest key"),
+    "top_5": _top(5, "mass of the five heaviest keys"),
+    "gini": Measure("Gini coefficient over groups", "0..1", _without_target(sinks.gini)),
+    "entropy": Measure(
+        "entropy over text keys", "÷ ln(tokens), 0..1", _without_target(metrics.entropy, normalised=True),
+        variable="sinks/entropy_text",
+    ),
+    "image_self_mass": Measure("image self-mass", "0..1", _without_target(metrics.image_self_mass)),
+    "value_norm_ratio": Measure(
+        "value norm of the heaviest key", "÷ mean of the next", _norm_ratio, False, "topk/top_value_norm", TOPK,
+    ),
+    "entropy_all": _entropy_all("entropy over all keys", "÷ ln(keys), 0..1"),
+    "patch_top": _patch(patches.patch_top, "mass of the heaviest patch"),
+    "patch_gini": _patch(patches.patch_gini, "Gini coefficient over patches"),
+    "border_share": _patch(patches.border_share, "part of the image's mass on its border"),
+    "attn2_top_1": _top(1, "attn2 mass of the heaviest patch", "attn2"),
+    "attn2_entropy": _entropy_all("attn2 entropy over patches", "÷ ln(patches), 0..1", "attn2"),
+    "attn2_patch_gini": _patch(patches.patch_gini, "attn2 Gini coefficient over patches", "attn2"),
+    "attn2_border_share": _patch(patches.border_share, "attn2 part of the mass on the image's border", "attn2"),
+}  # fmt: skip
+
+
+def computed(
+    store: Store,
+    name: str,
+    target: Target = FIRST_TOKEN,
+    branch: str = "cond",
+    samples: Sequence[int] | None = None,
+) -> xr.DataArray:
+    """Return a measure by its name: float64 (sample, step, layer, head).
+
+    Raises: StoreError for a name that is none, and where the file lacks what it is made of.
+    """
+    if name not in MEASURES:
+        raise StoreError(f"there is no metric {name!r}: choose one of {', '.join(MEASURES)}")
+    one = MEASURES[name]
+    if one.variable not in store and len(store):
+        raise StoreError(f"{store.name} does not tell the {one.title}: {one.remedy}")
+    return one.compute(store, target, branch, samples)
+
+
+def absent(store: Store) -> dict[str, str]:
+    """Return the measures that the file does not hold, name -> what to do about it."""
+    return {name: one.remedy for name, one in MEASURES.items() if one.variable not in store}
+
+
+def uniform_value(
+    store: Store,
+    name: str,
+    target: Target = FIRST_TOKEN,
+    branch: str = "cond",
+    samples: Sequence[int] | None = None,
+) -> float | None:
+    """Return what a measure would be if every query attended to all keys alike; None where that says nothing.
+
+    Raises: StoreError where the file does not tell the size of its images.
+    """
+    if name in ("first_token_share", "entropy", "entropy_all", "attn2_entropy"):
+        return 1.0
+    if name in ("gini", "patch_gini", "attn2_patch_gini"):
+        return 0.0
+    if name in ("border_share", "attn2_border_share"):
+        return patches.border_part(store)
+    rows, columns = patch_grid(store)
+    keys, text = key_count(store), store.sizes["token"]
+    known = {
+        "top_1": 1 / keys, "top_5": 5 / keys, "patch_top": 1 / keys, "attn2_top_1": 1 / (rows * columns),
+        "image_self_mass": rows * columns / keys,
+    }  # fmt: skip
+    if name in ("first_token_mean", "text_mass_fraction"):
+        mass = float(sinks.uniform_mass(store, target, branch, samples).mean())
+        return mass if name == "first_token_mean" else mass * keys / text
+    return known.get(name)

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from sd35h5.analysis.means import within
-from sd35h5.analysis.measures import MEASURES
+from sd35h5.analysis.measures import MEASURES, computed
 from sd35h5.analysis.targets import FIRST_TOKEN, Target, chosen_samples
 from sd35h5.errors import StoreError
 
@@ -23,10 +23,10 @@ FACTS = ["sample", "prompt_id", "prompt", "seed"]
 
 
 def quantities(stores: Iterable[Store]) -> dict[str, str]:
-    """Return what can be on an axis, name -> what the axis says: every score of any store, then the measures."""
-    names = dict.fromkeys(name for store in stores for name in store.variables if name.startswith(SCORES))
-    scores = {name: f"score: {name.removeprefix(SCORES)}" for name in names}
-    return scores | {name: f"{one.title} ({one.unit})" for name, one in MEASURES.items()}
+    """Return what can be on an axis, name -> what it says: every score, then every measure, of any of the stores."""
+    held = dict.fromkeys(name for store in stores for name in store.variables)
+    scores = {name: f"score: {name.removeprefix(SCORES)}" for name in held if name.startswith(SCORES)}
+    return scores | {name: one.label for name, one in MEASURES.items() if one.variable in held}
 
 
 def sample_values(
@@ -52,9 +52,7 @@ def sample_values(
         if name not in store:
             raise StoreError(f"{store.name} has no {name}: join it with `python -m sd35h5 scores`")
         return store.read(name, sample=chosen).values.astype(np.float64)
-    if name not in MEASURES:
-        raise StoreError(f"there is no metric {name!r}: choose one of {', '.join(MEASURES)}")
-    values = within(MEASURES[name].compute(store, target, branch, chosen), layers, heads, steps)
+    values = within(computed(store, name, target, branch, chosen), layers, heads, steps)
     return values.mean(["step", "layer", "head"], skipna=True).values
 
 

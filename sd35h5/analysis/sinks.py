@@ -130,11 +130,12 @@ def top_mass(
     branch: str = "cond",
     query: str = "image",
     samples: Sequence[int] | None = None,
+    attention: str = "joint",
 ) -> xr.DataArray:
     """Return how much of the attention the heaviest keys hold, wherever they are.
 
     Formula: Σ of the `count` largest masses over all keys, text and image (top-1, top-5 …).  Units: 1 (0..1).
-    Source: topk/top_mass, exact float32; the captured branches and every top_step.
+    Source: topk/top_mass, for the second attention attn2/top_mass; exact float32, cond at every top_step.
     Caveat: keys are ranked by their mean over queries, so a key that each query shares is found, one that
     differs from query to query is not.
     Returns: float64 (sample, step, layer, head), step being the captured top steps.
@@ -144,7 +145,8 @@ def top_mass(
             f"{store.name} holds {held} heaviest keys, not {count}: capture it with --topk {count}"
         )
     where = {"sample": chosen_samples(store, samples), "branch": branch, "query": query}
-    values = store.read("topk/top_mass", rank=slice(0, count), **where)
+    name = "attn2/top_mass" if attention == "attn2" else "topk/top_mass"
+    values = store.read(name, rank=slice(0, count), **where)
     refuse_empty(values, f"heaviest keys of branch {branch!r}")
     return plain(values.astype(np.float64).sum("rank", skipna=False).rename(top_step="step"))
 
