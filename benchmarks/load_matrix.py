@@ -84,33 +84,42 @@ class Row:
 
 
 def transformer_cases(folder: Path) -> Iterator[Case]:
-    """MMDiT with all gate forms, MMDiT-X, and MMDiT without norms of q and k, in all layouts."""
-    model = weights.small_pipeline(width=WIDTH).transformer
-    state, expected = weights.original_mmdit(model), weights.output("transformer", model)
-    for layout, path in _layouts("transformer", model, folder / "mmdit"):
-        yield Case("transformer", layout, "none", path, expected)
+    """MMDiT and MMDiT-X with all gate forms, and MMDiT without norms of q and k, in all layouts."""
+    models = {
+        "": {"width": WIDTH},
+        "MMDiT-X: ": {"dual": (0, 1), "width": WIDTH},
+        "no q/k norms: ": {"qk_norm": None},
+    }
+    for number, (name, changes) in enumerate(models.items()):
+        model, place = weights.small_pipeline(**changes).transformer, folder / str(number)
+        for layout, path in _layouts("transformer", model, place):
+            yield Case("transformer", name + layout, "none", path, weights.output("transformer", model))
+        if changes.get("qk_norm", True):
+            yield from gated_cases(place, model, name)
+
+
+def gated_cases(folder: Path, model: nn.Module, name: str) -> Iterator[Case]:
+    """A transformer with gates of both types on every attention, in all forms; puts gates on it."""
+    state = weights.original_mmdit(model)
     for gate_type in ("headwise", "elementwise"):
-        gates = build_gates(model, gate_type)
-        for parameter in gates.modules.parameters():
-            nn.init.normal_(parameter, std=0.5)
+        gates = build_gates(model, gate_type, target="all")
+        for _, _, gate in gates.all():
+            for parameter in gate.parameters():
+                nn.init.normal_(parameter, std=0.5)
         file = folder / f"{gate_type}.safetensors"
         save_gates(file, gates, torch.float32)
         install_gates(model, gates)
         expected, held = weights.output("transformer", model), load_file(file)
         for prefix in ("", weights.DIT):
             base = {prefix + key: tensor for key, tensor in state.items()}
-            told = f"original{', prefixed' * bool(prefix)}"
+            told = f"{name}original{', prefixed' * bool(prefix)}"
             for form, fuse in (("a", fuse_gates), ("b", separate_gates)):
-                name = f"{gate_type}-{form}-{bool(prefix)}.safetensors"
-                path = weights.save(folder / name, fuse(base, held))
+                path = folder / f"{gate_type}-{form}-{bool(prefix)}.safetensors"
+                weights.save(path, fuse(base, held))
                 yield Case("transformer", told, f"{form} {gate_type}", path, expected)
         own = {**weights.plain_state(model), **held}
         path = weights.save(folder / f"{gate_type}-c.safetensors", own)
-        yield Case("transformer", "diffusers file", f"c {gate_type}", path, expected)
-    for name, changes in (("MMDiT-X", {"dual": (0, 1), "width": WIDTH}), ("no q/k norms", {"qk_norm": None})):
-        other = weights.small_pipeline(**changes).transformer
-        for layout, path in _layouts("transformer", other, folder / name.replace("/", "")):
-            yield Case("transformer", f"{name}: {layout}", "none", path, weights.output("transformer", other))
+        yield Case("transformer", f"{name}diffusers file", f"c {gate_type}", path, expected)
 
 
 def other_cases(folder: Path) -> Iterator[Case]:

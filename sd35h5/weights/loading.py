@@ -78,23 +78,25 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
         ConfigError: a sentence naming file, key and what was expected.
     """
     model = build(part.component, part.config)
-    whole, (part, scaled) = part, split_factors(part)
+    whole, (part, scaling) = part, split_factors(part)
     _refuse_quantized(part)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = plan(part, expected)
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
     filled: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        state, factors = _open(part, stack), _factors(whole, scaled, stack)
+        state, factors = _open(part, stack), _factors(whole, scaling, stack)
         for name, place in places.items():
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
             wide = any(module in name.split(".") for module in kept)
             target = torch.float32 if wide else dtype  # as transformers' own loader does
             tensor = _identity(expected[name]) if place is None else _taken(state, place)
-            if place is not None and place.key in factors:
-                tensor = tensor.float() * factors[place.key]
-            filled[name] = tensor.to(device=device, dtype=target, copy=True)
+            if place is not None and place.key in factors:  # in place: a product of its own would be one copy more
+                scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
+                filled[name] = scaled.to(target)
+            else:
+                filled[name] = tensor.to(device=device, dtype=target, copy=True)
     _assign(model, filled)
     _note(part, dtype, scaled=bool(factors))
     return model
