@@ -92,7 +92,8 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
             wide = any(module in name.split(".") for module in kept)
             target = torch.float32 if wide else dtype  # as transformers' own loader does
             tensor = _identity(expected[name]) if place is None else _taken(state, place)
-            if place is not None and place.key in factors:  # in place: a product of its own would be one copy more
+            if place is not None and place.key in factors:
+                # in place: a product of its own would be one copy more
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
                 filled[name] = scaled.to(target)
             else:
