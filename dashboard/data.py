@@ -7,7 +7,7 @@ texts. A run is named by `Run`, whose stamp changes when the file does, so that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import streamlit as st
 import xarray as xr
 
 from dashboard import finding
-from dashboard.caching import cached
+from dashboard.caching import cached, kept
 from dashboard.finding import Run, without_paths
 from sd35h5.analysis import (
     chips,
@@ -228,7 +228,28 @@ def token_mass(
     heads: tuple[int, ...],
 ) -> pd.DataFrame:
     """Return one sample's tokens with their mean mass over the chosen steps, layers and heads."""
-    return metrics.token_mass(store(run), sample, branch, steps, layers, heads)
+    if len(steps) == 1:
+        return metrics.token_mass(store(run), sample, branch, steps, layers, heads)
+    total, count = (sums[np.ix_(layers, heads)] for sums in _token_sums(run, sample, branch, steps))
+    return metrics.token_means(store(run), sample, branch, total, count)
+
+
+def _token_sums(run: Run, sample: int, branch: str, steps: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return `metrics.token_sums` of all layers and heads: from the last ones asked for, by what was added to their
+    steps and taken from them, where that is less to read."""
+    key, wanted = ("token_sums", run, sample, branch), frozenset(steps)
+    known: frozenset[int] = frozenset()
+    total, count = np.zeros(()), np.zeros((), np.int64)
+    with suppress(KeyError):
+        known, total, count = kept().get(key)
+    if len(wanted ^ known) >= len(wanted):
+        known, total, count = frozenset(), np.zeros(()), np.zeros((), np.int64)
+    for changed, sign in ((wanted - known, 1), (known - wanted, -1)):
+        if changed:
+            sums, counts = metrics.token_sums(store(run), sample, branch, sorted(changed))
+            total, count = total + sign * sums, count + sign * counts
+    kept().put(key, (wanted, total, count))
+    return total, count
 
 
 @cached()

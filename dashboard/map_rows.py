@@ -101,7 +101,7 @@ def figures(view, query: dict, values: xr.DataArray, step: int, chosen: Chosen) 
     name = f"Where {query['label']} looks at step {step}"
     panels.keep(Shown(name, picture_bytes(over), numbers, code))
     with middle:
-        st.altair_chart(cells, width="content", key="row-cells")
+        panels.draw(cells, width="content", key="row-cells")
         st.caption("the same alone: the pointer reads a cell")
     with right:
         masses = data.row_tokens(view.run, view.sample, int(query["row"]), step, chosen.layer, view.branch)

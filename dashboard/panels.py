@@ -48,19 +48,36 @@ def current(open_refused: bool = False) -> sidebar.View:
     return view
 
 
+class Drawn:
+    """What Streamlit asks of a chart, not checked against Vega-Lite's schema: that takes a quarter of a change's time,
+    and tests check every chart of every page."""
+
+    def __init__(self, figure: alt.TopLevelMixin) -> None:
+        self._figure = figure
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the chart as Vega-Lite."""
+        return self._figure.to_dict(validate=False)
+
+
+def draw(figure: alt.TopLevelMixin, **options) -> None:
+    """Draw a chart with Streamlit's options."""
+    st.altair_chart(Drawn(figure), **options)
+
+
 def chart(
     figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str = "", key: str | None = None
 ) -> None:
     """Draw a chart at the width of its column, and keep it with its numbers for the exports of the view."""
     keep(Shown(name, figure, table, code))
-    st.altair_chart(figure, width="stretch", key=key)
+    draw(figure, width="stretch", key=key)
 
 
 def clickable(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str = "") -> None:
     """Draw a layer × head chart whose clicked cell, or brushed layers and heads, filter the charts of all pages."""
     keep(Shown(name, figure, table, code))
     key = sidebar.chart_key(key)
-    st.altair_chart(
+    draw(
         figure, width="stretch", key=key, on_select=partial(sidebar.remember_cell, key),
         selection_mode=["cell", "brush"],
     )  # fmt: skip
@@ -74,7 +91,7 @@ def curve(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, c
     keep(Shown(name, figure, table, code))
     key = sidebar.chart_key(f"{key}-{x}")
     places = dict(zip(table["step"].tolist(), table[x].tolist(), strict=True))
-    st.altair_chart(
+    draw(
         figure, width="stretch", key=key, on_select=partial(sidebar.remember_steps, key, x, places),
         selection_mode="brush",
     )  # fmt: skip
@@ -84,7 +101,7 @@ def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.D
     """Draw a prompt's chips; a clicked one becomes the token of all pages."""
     keep(Shown("Tokens of the prompt", figure, table, code))
     key = f"{name}-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
-    st.altair_chart(
+    draw(
         figure, width="content", key=key, on_select=partial(sidebar.remember_token, view, key),
         selection_mode="token",
     )  # fmt: skip
@@ -96,7 +113,7 @@ def points(
     """Draw a scatter of samples; a clicked one becomes the shown sample of all pages."""
     keep(Shown(name, figure, table, code))
     key = f"{key}-{view.run.name}-{view.sample}"
-    st.altair_chart(
+    draw(
         figure, width="stretch", key=key, on_select=partial(sidebar.remember_sample, view.run, key),
         selection_mode="sample",
     )  # fmt: skip

@@ -53,6 +53,30 @@ def test_the_page_shows_the_clicked_cell_s_masses_of_the_chosen_steps(app, store
     assert groups["mass"].sum() == pytest.approx(expected["total"].sum())
 
 
+def test_masses_follow_the_steps_and_heads_however_they_were_chosen_before(app, tmp_path):
+    path = make_store(
+        tmp_path / "run.h5", layers=3, heads=2, steps=8, nan="some"
+    )  # its own: nothing is kept of it
+    test = app(path)
+    chosen = [((0, 7), (0, 1)), ((1, 7), (0, 1)), ((1, 4), (1, 1)), ((6, 7), (1, 1)), ((0, 6), (0, 0))]
+    for steps, heads in chosen:  # fewer, fewer, others, more
+        test.sidebar.slider(key="steps-8").set_value(steps)
+        test.sidebar.slider(key="heads-2").set_value(heads)
+        test.run()
+        with open_store(path) as opened:
+            places = [list(range(low, high + 1)) for low, high in (steps, heads)]
+            values = opened.read("sinks/mass_image", sample=0, branch="cond", step=places[0], head=places[1])
+            expected = values.astype(float).mean(["step", "layer", "head"], skipna=True).values
+        found = chips.token_chips(metrics.with_words(opened_tokens(path)).assign(mass=expected))
+        shown = frame_with(test, "left", "count").sort_values("token")
+        np.testing.assert_allclose(shown["mass"], found["mass"], rtol=1e-9, err_msg=str((steps, heads)))
+
+
+def opened_tokens(path) -> pd.DataFrame:
+    with open_store(path) as opened:
+        return opened.tokens(0)
+
+
 def test_chips_do_not_overlap_and_stay_within_the_width():
     frame = pd.DataFrame(
         [

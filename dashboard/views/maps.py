@@ -69,7 +69,7 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
         column.image(picture, width="stretch", caption=caption)
         with under:
             figure = map_pictures.chart(one, step, scale, len(shown))
-            st.altair_chart(figure, width="content", key=f"map-cells-{one.run.name}")
+            panels.draw(figure, width="content", key=f"map-cells-{one.run.name}")
             st.caption(f"step {step} alone: the pointer reads a cell")
     if single and shown[0].image is not None:
         picture = shown[0].boxed(shown[0].image)

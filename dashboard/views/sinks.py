@@ -162,7 +162,7 @@ def which_key(view) -> None:
         panels.keep(
             Shown("Where on the image those patches lie", figure, found.patches, recipes.patches(view))
         )
-        st.altair_chart(figure, width="content")
+        panels.draw(figure, width="content")
 
 
 def told(found: data.HeaviestKeys) -> str:

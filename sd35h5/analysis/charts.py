@@ -110,7 +110,7 @@ def step_curve(
     )
     layers = [line]
     if frame[["low", "high"]].notna().all(axis=1).any():
-        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", **y), y2="high:Q"))
+        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
     if brush is not None:
         layers[0] = layers[0].add_params(alt.selection_interval(name=brush, encodings=["x"]))
     if at is not None:
@@ -158,8 +158,8 @@ def token_bars(
         y=alt.Y(
             "name:N", sort=order, title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False, grid=log)
         ),
-        stroke=alt.value("#7f7f7f"),
-        strokeWidth=alt.value(0.5),
+        stroke=alt.StrokeValue("#7f7f7f"),
+        strokeWidth=alt.StrokeWidthValue(0.5),
         color=scales.group_color(seen, columns),
         tooltip=scales.tips("text", "token", "encoder", "group", "mass"),
     )
@@ -168,7 +168,7 @@ def token_bars(
         rule = alt.Chart(pd.DataFrame({"mass": [uniform], "note": ["uniform attention: 1 ÷ number of keys"]}))
         layers.append(
             rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(
-                x="mass:Q", tooltip=scales.tips("note", "mass")
+                x=alt.X("mass:Q"), tooltip=scales.tips("note", "mass")
             )
         )
     return scales.sized(alt.layer(*layers), width, max(60, 17 * len(order)) + room, title)
@@ -211,7 +211,7 @@ def group_mass(
         mark = alt.Chart(pd.DataFrame({"layer": [layer]})).mark_bar(
             fillOpacity=0, stroke=scales.MARK, strokeWidth=2
         )
-        layers.append(mark.encode(x=alt.X("layer:O"), y=alt.datum(1)))
+        layers.append(mark.encode(x=alt.X("layer:O"), y=alt.YDatum(1)))
     return scales.sized(alt.layer(*layers), width, height, title)
 
 
@@ -225,7 +225,7 @@ def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: i
         x=alt.X("run:N", sort=runs, title=None, axis=names),
         y=alt.Y("value:Q", title=scales.wrapped(label), axis=alt.Axis(labelExpr=scales.short_numbers())),
     )
-    lines = base.mark_line(color="#888888", opacity=0.6).encode(detail="sample:N")
+    lines = base.mark_line(color="#888888", opacity=0.6).encode(detail=alt.Detail("sample:N"))
     points = base.mark_circle(size=70, opacity=0.9).encode(
         color=alt.Color(
             "run:N",

@@ -52,13 +52,13 @@ def sink_curve(
     )
     layers: list[alt.Chart] = [line]
     if frame[["low", "high"]].notna().all(axis=1).any():
-        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2="high:Q"))
+        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
     for value, note in ((uniform, "uniform"), (epsilon, "ε of causal models")):
         if value:
             rule = alt.Chart(pd.DataFrame({"epsilon": [value], "note": [f"{note}: {value:.2g}"]}))
-            layers.append(rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(x="epsilon:Q"))
+            layers.append(rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(x=alt.X("epsilon:Q")))
             text = rule.mark_text(color=scales.MARK, align="right", dx=-4, dy=8, baseline="top", fontSize=11)
-            layers.append(text.encode(x="epsilon:Q", y=alt.value(0), text="note:N"))
+            layers.append(text.encode(x=alt.X("epsilon:Q"), y=alt.YValue(0), text=alt.Text("note:N")))
     return scales.sized(alt.layer(*layers), width, height, title)
 
 
@@ -84,7 +84,7 @@ def layer_profile(
     layers = [line.encode(y=alt.Y("mean:Q", **y), tooltip=scales.tips("layer", "mean", "low", "high"))]
     if frame[["low", "high"]].notna().all(axis=1).any():
         band = base.mark_area(opacity=0.18, color=scales.RUN_COLORS[0])
-        layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2="high:Q"))
+        layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
     if uniform is not None:
         layers.append(uniform_line(uniform))
     return scales.sized(alt.layer(*layers), width, height, "")
@@ -94,7 +94,7 @@ def uniform_line(uniform: float) -> alt.Chart:
     """Draw a dashed line across a chart at what uniform attention would give."""
     frame = pd.DataFrame({"mean": [uniform], "note": ["uniform attention"]})
     line = alt.Chart(frame).mark_rule(color=scales.MARK, strokeDash=[4, 3])
-    return line.encode(y="mean:Q", tooltip=scales.tips("note", "mean"))
+    return line.encode(y=alt.Y("mean:Q"), tooltip=scales.tips("note", "mean"))
 
 
 def head_histogram(
@@ -119,16 +119,16 @@ def head_histogram(
         .encode(
             x=alt.X("low:Q", title=scales.wrapped(label), scale=scale,
                     axis=alt.Axis(labelExpr=scales.short_numbers(".2~g"), tickCount=4, grid=False)),
-            x2="high:Q",
+            x2=alt.X2("high:Q"),
             y=alt.Y("heads:Q", title="heads (layer × head)", axis=alt.Axis(tickMinStep=1)),
-            y2=alt.datum(0),
+            y2=alt.Y2Datum(0),
             tooltip=[alt.Tooltip("heads:Q"), *_tips("low", "high")],
         )
     )  # fmt: skip
     layers: list[alt.Chart] = [bars]
     if uniform is not None:
         line = alt.Chart(pd.DataFrame({"low": [uniform]})).mark_rule(color=scales.MARK, strokeDash=[4, 3])
-        layers.append(line.encode(x="low:Q"))
+        layers.append(line.encode(x=alt.X("low:Q")))
     return scales.sized(alt.layer(*layers), width, height, "")
 
 
@@ -238,8 +238,8 @@ def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) 
         x=alt.X("effect:Q", title="standardised effect d_z (0: no change)", scale=alt.Scale(zero=True)),
         tooltip=_tips("run", "measure", "effect", "mean_difference", "p", "q"),
     )
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low_effect:Q"), x2="high_effect:Q")
-    zero = alt.Chart(frame).mark_rule(color="#7f7f7f", strokeDash=[3, 3]).encode(x=alt.datum(0))
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low_effect:Q"), x2=alt.X2("high_effect:Q"))
+    zero = alt.Chart(frame).mark_rule(color="#7f7f7f", strokeDash=[3, 3]).encode(x=alt.XDatum(0))
     panel = alt.layer(zero, bars, points).properties(width=width, height=16 * len(runs) + 8)
     return panel.facet(
         row=alt.Row(

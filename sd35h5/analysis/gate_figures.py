@@ -39,7 +39,7 @@ def gate_heatmap(
     signs = marked[["layer", "head"]].assign(sign=marked["state"].map(SIGNS), ink=ink)
     text = alt.Chart(signs).mark_text(fontSize=12, fontWeight="bold", tooltip=None)
     signs = text.encode(
-        x=alt.X("layer:O"), y=alt.Y("head:O"), text="sign:N", color=alt.Color("ink:N", scale=None)
+        x=alt.X("layer:O"), y=alt.Y("head:O"), text=alt.Text("sign:N"), color=alt.Color("ink:N", scale=None)
     )
     return alt.layer(cells, signs).resolve_scale(color="independent").properties(width=width, height=height)
 

@@ -62,10 +62,10 @@ def map_heatmap(
         )
         .mark_rect(invalid=None, aria=False)
         .encode(
-            x=x, y=y, x2="x1:Q", y2="y1:Q",
+            x=x, y=y, x2=alt.X2("x1:Q"), y2=alt.Y2("y1:Q"),
             color=alt.condition("!isValid(datum.value)", alt.value("#b0b0b0"), color),
             stroke=alt.condition("!isValid(datum.value)", alt.value("#b0b0b0"), edge),
-            strokeWidth=alt.value(1),  # no seams between cells
+            strokeWidth=alt.StrokeWidthValue(1),  # no seams between cells
             tooltip=[
                 alt.Tooltip("py:N", title="patch y"),
                 alt.Tooltip("px:N", title="patch x"),
@@ -113,7 +113,7 @@ def _in_patches(boxes: pd.DataFrame) -> pd.DataFrame:
 def _outlines(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return outlines with a dark edge below, so that they stand out on every colour; the pointer reads what is
     below."""
-    base = alt.Chart(frame).encode(x=x, y=y, x2="x1:Q", y2="y1:Q")
+    base = alt.Chart(frame).encode(x=x, y=y, x2=alt.X2("x1:Q"), y2=alt.Y2("y1:Q"))
     color = alt.condition("datum.chosen", alt.value(CHOSEN), alt.value(BOX))
     under = base.mark_rect(filled=False, stroke="#000000", strokeWidth=4, tooltip=None, aria=False)
     over = base.mark_rect(filled=False, strokeWidth=2, tooltip=None, aria=False).encode(stroke=color)

@@ -253,19 +253,39 @@ def token_mass(
     Caveat: of the cond branch only, unless captured with --branches cond uncond.
     Returns: the token table (token, encoder, text, group, word …) plus a float64 column `mass`.
     """
+    chosen = range(store.sizes["step"]) if steps is None else steps
+    return token_means(store, sample, branch, *token_sums(store, sample, branch, chosen, layers, heads))
+
+
+def token_sums(
+    store: Store,
+    sample: int,
+    branch: str,
+    steps: Sequence[int],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum over steps of the mass of every text token, and how many of them were measured.
+
+    Returns: float64 and int64 (layer, head, token).
+    """
     where = {"sample": sample, "branch": branch, "layer": layers, "head": heads}
-    chosen = {name: place for name, place in where.items() if place is not None}
-    total = count = np.zeros(store.sizes["token"])
-    for step in range(store.sizes["step"]) if steps is None else steps:  # memory does not grow with the steps
-        mass = store.read("sinks/mass_image", step=[step], **chosen)
-        there = mass.notnull()
-        total = total + mass.astype(np.float64).fillna(0).sum(["step", "layer", "head"]).values
-        count = count + there.sum(["step", "layer", "head"]).values
+    where = {name: place for name, place in where.items() if place is not None}
+    total, count = 0.0, 0
+    for step in steps:  # memory does not grow with the steps
+        mass = store.read("sinks/mass_image", step=step, **where).transpose("layer", "head", "token").values
+        there = np.isfinite(mass)
+        total, count = total + np.where(there, mass.astype(np.float64), 0), count + there.astype(np.int64)
+    return np.asarray(total), np.asarray(count)
+
+
+def token_means(store: Store, sample: int, branch: str, total: np.ndarray, count: np.ndarray) -> pd.DataFrame:
+    """Return the table of `token_mass` from the `token_sums` of its steps, layers and heads."""
     if not count.any():
         refuse_empty(xr.DataArray([]), f"masses per token of branch {branch!r}", PER_TOKEN)
-    table = store.tokens(sample, branch).copy()
-    table["mass"] = total / np.where(count > 0, count, np.nan)
-    return table
+    measured = count.sum((0, 1))
+    masses = total.sum((0, 1)) / np.where(measured > 0, measured, np.nan)
+    return store.tokens(sample, branch).assign(mass=masses)
 
 
 def with_pads_averaged(table: pd.DataFrame) -> pd.DataFrame:

@@ -58,8 +58,8 @@ def token_chips(
         ),
     )  # fmt: skip
     body = base.mark_rect(cornerRadius=3, invalid=None).encode(
-        x2="right:Q",
-        y2="bottom:Q",
+        x2=alt.X2("right:Q"),
+        y2=alt.Y2("bottom:Q"),
         fill=alt.condition("!isValid(datum.mass)", alt.value("#b0b0b0"), fill),
         stroke=alt.condition("datum.chosen", alt.value(scales.MARK), alt.value("#7f7f7f")),
         strokeWidth=alt.condition("datum.chosen", alt.value(3), alt.value(0.5)),
@@ -69,16 +69,19 @@ def token_chips(
             alt.selection_point(name=select, fields=["token"], on="click", clear="dblclick")
         )
     feet = base.mark_rect().encode(
-        y=alt.Y("foot:Q"), y2="floor:Q", x2="right:Q", color=scales.group_color(seen, columns=len(seen))
+        y=alt.Y("foot:Q"),
+        y2=alt.Y2("floor:Q"),
+        x2=alt.X2("right:Q"),
+        color=scales.group_color(seen, columns=len(seen)),
     )
     kind = {"font": "monospace", "fontSize": 12, "baseline": "middle", "aria": False}
     words = base.mark_text(align="center", tooltip=None, **kind).encode(
-        x="middle:Q", y="line:Q", text="label:N", color=alt.Color("ink:N", scale=None)
+        x=alt.X("middle:Q"), y=alt.Y("line:Q"), text=alt.Text("label:N"), color=alt.Color("ink:N", scale=None)
     )
     heads = data.drop_duplicates("encoder")[["encoder", "line"]]
     heads = heads.assign(left=0.0, encoder=heads["encoder"].str.upper())
     names = alt.Chart(heads).mark_text(align="left", color="#888888", fontWeight="bold", **kind)
-    names = names.encode(x="left:Q", y="line:Q", text="encoder:N")
+    names = names.encode(x=alt.X("left:Q"), y=alt.Y("line:Q"), text=alt.Text("encoder:N"))
     figure = alt.layer(body, feet, words, names).resolve_scale(color="independent", fill="independent")
     return figure.properties(width=width, height=lines * LINE + room)
 
