@@ -54,6 +54,11 @@ def absent(view) -> None:
     """Say in a sentence which command captures the rows."""
     name = panels.plain(view.run.name)
     store = data.store(view.run)
+    if not store.config.get("model_id"):
+        st.caption(
+            f'{name} was captured without rows: give `rows=["centre"]` to `sd35h5.capture` to have them.'
+        )
+        return
     with data.sentence(view.run):
         command = tiers.capture_command(store, ["rows"], f"{store.name}-rows.h5")
         prompts = f"; {tiers.PROMPTS_FILE} is on the page Files" if tiers.prompts_file(store) else ""

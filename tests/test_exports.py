@@ -36,7 +36,7 @@ def app(monkeypatch):
 @pytest.mark.parametrize(
     "page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"]
 )
-def test_every_figure_is_vega_lite_and_its_python_gives_its_numbers(app, folder, monkeypatch, page, url):
+def test_the_python_of_every_figure_runs_and_gives_its_numbers(app, folder, monkeypatch, page, url):
     test = app(folder, page=page, url=url)
     shown = test.session_state["shown"]
     assert shown, page

@@ -74,7 +74,7 @@ def test_maps_draws_the_chosen_row_at_the_step_of_the_maps(monkeypatch, path):
 
 def test_maps_without_rows_gives_the_command_that_captures_them(monkeypatch, tmp_path):
     path = make_store(tmp_path / "run.h5", samples=1)
-    assert "was captured from Python" in text_of(open_page(monkeypatch, path, page="maps"))
+    assert 'give `rows=["centre"]` to `sd35h5.capture`' in text_of(open_page(monkeypatch, path, page="maps"))
     path = make_store(tmp_path / "more" / "run.h5", samples=1)
     with h5py.File(path, "r+") as file:
         del file["provenance/config"]
