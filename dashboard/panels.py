@@ -97,6 +97,21 @@ def curve(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, c
     )  # fmt: skip
 
 
+def brushed(
+    figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str, along: str
+) -> None:
+    """Draw a chart over layers or captured steps whose brushed ones filter the charts of all pages.
+
+    Args: along: the column on the x axis, layer or top_step.
+    """
+    keep(Shown(name, figure, table, code))
+    key = sidebar.chart_key(f"{key}-{along}")
+    draw(
+        figure, width="stretch", key=key, on_select=partial(sidebar.remember_range, key, along),
+        selection_mode="brush",
+    )  # fmt: skip
+
+
 def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str) -> None:
     """Draw a prompt's chips; a clicked one becomes the token of all pages."""
     keep(Shown("Tokens of the prompt", figure, table, code))

@@ -254,21 +254,39 @@ def cell_map(view: View, map_tokens: tuple[int, ...], step: int) -> str:
 
 def compared_curves(view: View, others: list[data.Run]) -> str:
     """Return what reads the paired runs' curves over steps, as the rows of `series`."""
-    at, asked = (
-        within(view, True, ("layer", "head")) + steps(view),
-        f"{view.metric!r}, {target(view)}, {view.branch!r}",
-    )
     return (
-        f"import pandas as pd\nfrom dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}tables = []\n"
+        f"{_each_pairing(view, others, 'tables = []')}"
+        "    prompts = list(pairing.pairs['prompt_id'])\n    if not tables:\n"
+        f"        tables.append(metrics.over_steps(before, prompts).assign(series={view.run.name!r}))\n"
+        "    tables.append(metrics.over_steps(after, prompts).assign(series=name))\n"
+        "table = pd.concat(tables)"
+    )
+
+
+def compared_slopes(view: View, others: list[data.Run]) -> str:
+    """Return what reads every paired sample's mean in each run."""
+    return (
+        f"{_each_pairing(view, others, 'rows = []')}    pairs = pairing.pairs\n"
+        f"    sides = [({view.run.name!r}, before), (name, after)]\n"
+        "    for run, values in sides if not rows else sides[1:]:\n"
+        "        means = values.mean(['step', 'layer', 'head']).values\n"
+        "        rows += zip([run] * len(pairs), pairs['reference_sample'], pairs['prompt'], means)\n"
+        "table = pd.DataFrame(rows, columns=['run', 'sample', 'prompt', 'value'])"
+    )
+
+
+def _each_pairing(view: View, others: list[data.Run], first: str) -> str:
+    """Return the lines that read `before` and `after` of each of these runs, paired with the reference."""
+    at = within(view, True, ("layer", "head")) + steps(view)
+    asked = f"{view.metric!r}, {target(view)}, {view.branch!r}"
+    narrowed = f"    before, after = before{at}, after{at}\n" if at else ""
+    return (
+        f"import pandas as pd\nfrom dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}{first}\n"
         f"for name, file in {[(run.name, Path(run.path).name) for run in others]!r}:\n"
         "    other = sd35h5.open_store(file)\n    pairing = compare.pair(store, other)\n"
         f"    chosen = pairing.pairs[pairing.pairs['reference_sample'].isin({list(view.samples)!r})]\n"
         "    pairing = replace(pairing, pairs=chosen.reset_index(drop=True))\n"
-        f"    before, after = compare.paired_values(store, other, pairing, {asked})\n"
-        "    prompts = list(pairing.pairs['prompt_id'])\n    if not tables:\n"
-        f"        tables.append(metrics.over_steps(before{at}, prompts).assign(series={view.run.name!r}))\n"
-        f"    tables.append(metrics.over_steps(after{at}, prompts).assign(series=name))\n"
-        "table = pd.concat(tables)"
+        f"    before, after = compare.paired_values(store, other, pairing, {asked})\n{narrowed}"
     )
 
 

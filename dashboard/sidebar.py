@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import streamlit as st
@@ -327,6 +328,17 @@ def remember_steps(key: str, x: str, places: dict[int, float]) -> None:
     steps = [step for step, place in places.items() if min(brushed) <= place <= max(brushed)]
     if steps:
         _choose_between("steps", steps)
+        _begin_charts_anew()
+
+
+def remember_range(key: str, along: str) -> None:
+    """Keep the layers, or the captured steps, that were brushed in a chart over them."""
+    brushed = (st.session_state[key]["selection"].get("brush") or {}).get(along)
+    if not brushed:
+        return
+    first, last = math.ceil(min(brushed)), math.floor(max(brushed))
+    if first <= last:
+        _choose_between({"layer": "layers", "top_step": "steps"}[along], [first, last])
         _begin_charts_anew()
 
 

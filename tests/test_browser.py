@@ -189,6 +189,37 @@ def centre(page, selector: str) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
+def drag_along(page, title: str, first: str, last: str) -> None:
+    """Drag over the chart below a heading, between the marks whose labels begin so."""
+    block = page.locator("[data-testid=stColumn]").filter(has=page.get_by_text(title, exact=False)).last
+    block.scroll_into_view_if_needed()
+    ends = [block.locator(f'path[aria-label^="{label}"]').first.bounding_box() for label in (first, last)]
+    middle = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in ends]
+    drag(page, (middle[0][0] - 3, middle[0][1]), (middle[1][0] + 3, middle[1][1] + 1))
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page, server):
+    page.goto(f"{server}/sinks")
+    page.locator(CELLS).nth(39).wait_for()
+    for title, first, last, part in (
+        ("Over the layers", "layer: 1;", "layer: 6;", "layers=1-6"),
+        ("Where the mass goes", "layer: 2;", "layer: 5;", "layers=2-5"),
+        ("Which key is the sink?", "layer: 3;", "layer: 4;", "layers=3-4"),
+    ):
+        page.wait_for_timeout(2500)
+        drag_along(page, title, first, last)
+        page.wait_for_function(f"location.search.includes('{part}')", timeout=20_000)
+    page.get_by_text("over steps", exact=True).click()
+    page.wait_for_timeout(2500)
+    drag_along(page, "Which key is the sink?", "denoising step: 2;", "denoising step: 4;")
+    page.wait_for_function("location.search.includes('steps=2-4')", timeout=20_000)
+    page.wait_for_timeout(2500)
+    assert set(drawn_cells(page)) == {(layer, head) for layer in (3, 4) for head in range(5)}
+    shoot(page, "sinks-brushed")
+    assert page.errors == []
+
+
 def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(page, server, folder):
     page.goto(f"{server}/sinks")
     page.locator(CELLS).nth(39).wait_for()

@@ -118,7 +118,8 @@ def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
                 zip([run] * len(table), table["reference_sample"], table["prompt"], means, strict=True)
             )
     table = pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"])
-    panels.chart(charts.paired_slopes(table, view.label, height=340), "Each pair", table)
+    code = recipes.compared_slopes(view, [run for run in view.others if run.name in pairs])
+    panels.chart(charts.paired_slopes(table, view.label, height=340), "Each pair", table, code)
 
 
 def _cell(view, values):

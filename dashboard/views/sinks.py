@@ -23,7 +23,9 @@ COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 def heatmap(view, values) -> None:
     """Draw the heatmap; a click on a cell filters the other charts."""
     frame = metrics.by_layer_head(view.within(values))
-    st.markdown("**Layer × head** · click a cell, or drag over several, to filter the other charts")
+    st.markdown(
+        "**Layer × head** · click a cell, or drag over layers, heads or steps in any chart, to filter all"
+    )
     panels.clickable(
         charts.layer_head_heatmap(
             frame,
@@ -74,8 +76,8 @@ def profile(view, values) -> None:
     one = view.within(values) if view.cell is None else view.within(values).sel(head=[view.cell[1]])
     prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
     table = metrics.over_layers(one, prompts)
-    figure = figures.layer_profile(table, view.label, uniform=uniform_value(view), height=340)
-    panels.chart(figure, "Over the layers", table, recipes.profile(view))
+    figure = figures.layer_profile(table, view.label, uniform=uniform_value(view), brush="brush", height=340)
+    panels.brushed(figure, "profile", "Over the layers", table, recipes.profile(view), "layer")
 
 
 def histogram(view, values) -> None:
@@ -117,9 +119,8 @@ def groups(view) -> None:
     if view.cell is not None:
         mass, layer = mass.sel(head=[view.cell[1]]), view.cell[0]
     table = metrics.groups_over_layers(mass)
-    panels.chart(
-        charts.group_mass(table, layer=layer, height=560), "Where the mass goes", table, recipes.groups(view)
-    )
+    figure = charts.group_mass(table, layer=layer, brush="brush", height=560)
+    panels.brushed(figure, "groups", "Where the mass goes", table, recipes.groups(view), "layer")
 
 
 def rates(view) -> None:
@@ -150,9 +151,8 @@ def which_key(view) -> None:
     draw = partial(st.segmented_control, "Heaviest key", options, label_visibility="collapsed")
     over = address.choice(draw, "kinds-over", "keys", "over layers", address.one_of(options))
     frame, by = (found.by_step, "top_step") if over == "over steps" else (found.by_layer, "layer")
-    panels.chart(
-        figures.key_kinds(frame, by, height=470), "Which key is the sink?", frame, recipes.kinds(view, by)
-    )
+    figure = figures.key_kinds(frame, by, brush="brush", height=470)
+    panels.brushed(figure, "kinds", "Which key is the sink?", frame, recipes.kinds(view, by), by)
     st.caption(panels.plain(told(found)))
     if found.patches["share"].sum() > 0:
         st.markdown("**Where on the image those patches lie**")

@@ -111,8 +111,7 @@ def step_curve(
     layers = [line]
     if frame[["low", "high"]].notna().all(axis=1).any():
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
-    if brush is not None:
-        layers[0] = layers[0].add_params(alt.selection_interval(name=brush, encodings=["x"]))
+    layers[0] = scales.brushed(layers[0], brush)
     if at is not None:
         rule = alt.Chart(frame[frame["step"] == at].head(1)).mark_rule(color=scales.MARK, strokeWidth=2)
         layers.append(rule.encode(x=axis, tooltip=scales.tips("step", "timestep", "sigma")))
@@ -179,12 +178,13 @@ def group_mass(
     *,
     title: str = "",
     layer: int | None = None,
+    brush: str | None = None,
     height: int = 300,
     width: int | None = None,
 ) -> alt.LayerChart:
     """Draw where the mass goes: a stacked bar of groups for every layer, summing to 1.
 
-    Args: frame: columns group, layer, value; layer: a layer to mark.
+    Args: frame: columns group, layer, value; layer: a layer to mark; brush: name of an interval selection of layers.
     """
     data = frame[frame["value"] > 0].copy()
     data["order"] = data["group"].map(GROUPS.index)
@@ -206,7 +206,7 @@ def group_mass(
             tooltip=scales.tips("layer", "group", "value"),
         )
     )
-    layers: list[alt.Chart] = [bars]
+    layers: list[alt.Chart] = [scales.brushed(bars, brush)]
     if layer is not None:
         mark = alt.Chart(pd.DataFrame({"layer": [layer]})).mark_bar(
             fillOpacity=0, stroke=scales.MARK, strokeWidth=2

@@ -67,12 +67,13 @@ def layer_profile(
     label: str,
     *,
     uniform: float | None = None,
+    brush: str | None = None,
     height: int = 300,
     width: int | None = None,
 ) -> alt.LayerChart:
     """Draw the mean of each layer with its band across prompts; a dashed line marks uniform attention.
 
-    Args: frame: columns layer, mean, low, high.
+    Args: frame: columns layer, mean, low, high; brush: name of an interval selection of layers, none when None.
     """
     base = alt.Chart(frame).encode(
         x=alt.X(
@@ -85,6 +86,7 @@ def layer_profile(
     if frame[["low", "high"]].notna().all(axis=1).any():
         band = base.mark_area(opacity=0.18, color=scales.RUN_COLORS[0])
         layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
+    layers[0] = scales.brushed(layers[0], brush)
     if uniform is not None:
         layers.append(uniform_line(uniform))
     return scales.sized(alt.layer(*layers), width, height, "")
@@ -133,11 +135,18 @@ def head_histogram(
 
 
 def key_kinds(
-    frame: pd.DataFrame, by: str, *, title: str = "", height: int = 300, width: int | None = None
+    frame: pd.DataFrame,
+    by: str,
+    *,
+    title: str = "",
+    brush: str | None = None,
+    height: int = 300,
+    width: int | None = None,
 ) -> alt.Chart:
     """Draw what the heaviest key is: for every layer (or top_step, run) a bar of kinds that sums to 1.
 
-    Args: frame: columns kind, share, chance and the one called `by`, of `topkeys.kind_shares(…, 1, by)`.
+    Args: frame: columns kind, share, chance and the one called `by`, of `topkeys.kind_shares(…, 1, by)`; brush: name
+        of an interval selection along x, none when None.
     """
     names = {"layer": "layer", "top_step": "denoising step", "run": None}
     data = frame[frame["share"] > 0].copy()
@@ -180,7 +189,7 @@ def key_kinds(
             tooltip=[alt.Tooltip("kind:N"), alt.Tooltip(f"{by}:O"), *_tips("share", "chance")],
         )
     )
-    return scales.sized(chart, width, height, title)
+    return scales.sized(scales.brushed(chart, brush), width, height, title)
 
 
 def patch_heatmap(

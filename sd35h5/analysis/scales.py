@@ -155,6 +155,11 @@ def tips(*columns: str) -> list[alt.Tooltip]:
     ]
 
 
+def brushed(chart: alt.Chart, brush: str | None) -> alt.Chart:
+    """Return the chart with an interval selection of that name along x, as it is where the name is None."""
+    return chart if brush is None else chart.add_params(alt.selection_interval(name=brush, encodings=["x"]))
+
+
 def sized(chart, width: int | None, height: int, title: str):
     """Return the chart with its size and title."""
     chart = chart.properties(height=height)
