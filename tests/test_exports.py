@@ -62,7 +62,7 @@ def test_the_python_of_every_figure_runs_and_gives_its_numbers(app, folder, monk
 @pytest.mark.parametrize("page", ["sinks", "compare"])
 def test_the_python_of_a_metric_of_some_steps_gives_its_numbers(app, folder, monkeypatch, page):
     url = {"metric": "top_1", "cell": "2.1", "steps": "1-3", "layers": "1-2"}
-    test_every_figure_is_vega_lite_and_its_python_gives_its_numbers(app, folder, monkeypatch, page, url)
+    test_the_python_of_every_figure_runs_and_gives_its_numbers(app, folder, monkeypatch, page, url)
 
 
 def test_every_chart_of_sinks_and_compare_shows_its_python(app, folder):
