@@ -61,12 +61,12 @@ def reduce_keys(
     key_blocks = triton.cdiv(keys, tile.keys)
     columns = keys + entropy  # the sum of a chunk's row entropies stands behind those of the keys
     partial = query.new_empty((flat, chunks, columns), dtype=torch.float32)
-    parts = query.new_empty((flat, key_blocks, 1 + entropy, queries) if rows else (1,), dtype=torch.float32)
+    parts = query.new_empty((flat, key_blocks, queries, 1 + entropy) if rows else (1,), dtype=torch.float32)
     _reduce_tiles[(chunks, key_blocks, flat)](
         query, key, lse, partial, parts,
         heads, image_tokens, queries, keys, image_chunks, chunks, columns, width,
         width**-0.5 * _LOG2_E, *query.stride()[:3], *key.stride()[:3], *lse.stride(),
-        ROWS=rows, ENTROPY=entropy, CHUNK=tile.chunk,
+        ROWS=rows, ENTROPY=entropy, FULL_WIDTH=width == _padded(width), CHUNK=tile.chunk,
         BLOCK_Q=tile.queries, BLOCK_K=tile.keys, BLOCK_D=_padded(width),
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _reduce_tiles(
     query, key, lse, partial, parts,
     heads, image_tokens, queries, keys, image_chunks, chunks, columns, width, bits_per_dot,
     query_batch, query_head, query_row, key_batch, key_head, key_row, lse_batch, lse_head, lse_row,
-    ROWS: tl.constexpr, ENTROPY: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, ENTROPY: tl.constexpr, FULL_WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One chunk of queries of one head against one block of keys; logits are in bits, not nats.
@@ -164,34 +164,38 @@ def _reduce_tiles(
         mask=has_key[None, :] & has_channel[:, None], other=0.0,
     )  # fmt: skip
     within = tl.arange(0, BLOCK_Q)
-    queries_from = (
-        query + batch * query_batch + head * query_head + within[:, None] * query_row + channels[None, :]
-    )
-    lse_from = lse + batch * lse_batch + head * lse_head + within * lse_row
-    into = parts + (flat * tl.num_programs(1) + key_block) * (1 + ENTROPY) * queries + within
+    queries_from = query + batch * query_batch + head * query_head + channels[None, :]
+    lse_from = lse + batch * lse_batch + head * lse_head
+    into = parts + (flat * tl.num_programs(1) + key_block) * queries * (1 + ENTROPY)
+    pair = tl.arange(0, 2)
     mass = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-    # a row that is not there has shares of 0; finite, so that 0 times its logit is 0
-    nats = tl.load(lse_from + first * lse_row, mask=first + within < end, other=1.0e30)
+    last = end - 1  # which stands in for rows behind it: no address needs a mask
+    nats = tl.load(lse_from + tl.minimum(first + within, last) * lse_row)
     whole = (key_block + 1) * BLOCK_K <= keys
     for rest in tl.static_range(2):  # a whole block of keys needs no mask
         here = (not whole) if rest else whole
         for start in range(first, tl.where(here, end, first), BLOCK_Q):
-            has_row = start + within < end
-            queries_here = tl.load(
-                queries_from + start * query_row, mask=has_row[:, None] & has_channel[None, :], other=0.0
-            )
-            bits = 1.4426950408889634 * nats
-            behind = start + BLOCK_Q  # loaded ahead: it would be waited for
-            nats = tl.load(lse_from + behind * lse_row, mask=behind + within < end, other=1.0e30)
+            rows = start + within
+            has_row = rows < end
+            queries_at = queries_from + tl.minimum(rows, last)[:, None] * query_row
+            if FULL_WIDTH:
+                queries_here = tl.load(queries_at)
+            else:
+                queries_here = tl.load(queries_at, mask=has_channel[None, :], other=0.0)
+            # a row that is not there has shares of 0; finite, so that 0 times its logit is 0
+            bits = tl.where(has_row, 1.4426950408889634 * nats, 1.0e30)
+            # loaded ahead, as it would be waited for
+            nats = tl.load(lse_from + tl.minimum(rows + BLOCK_Q, last) * lse_row)
             logits = tl.dot(queries_here, keys_here, input_precision="ieee") * bits_per_dot - bits[:, None]
             if rest:
                 logits = tl.where(has_key[None, :], logits, -1.0e30)
             share = tl.exp2(logits)
             mass += share
-            if ROWS:
-                tl.store(into + start, tl.sum(share, 1), mask=has_row)
             if ENTROPY:
-                tl.store(into + queries + start, tl.sum(share * logits, 1), mask=has_row)
+                sums = tl.join(tl.sum(share, 1), tl.sum(share * logits, 1))
+                tl.store(into + rows[:, None] * 2 + pair[None, :], sums, mask=has_row[:, None])
+            elif ROWS:
+                tl.store(into + rows, tl.sum(share, 1), mask=has_row)
     tl.store(partial + (flat * chunks + chunk) * columns + positions, tl.sum(mass, 0), mask=has_key)
 
 
@@ -213,10 +217,10 @@ def _finish_rows(
         weighted = tl.zeros((BLOCKS, BLOCK), tl.float32)
         for number in range(0, key_blocks, BLOCKS):
             there = (number + numbers < key_blocks)[:, None] & has_row[None, :]
-            at = (flat * key_blocks + number + numbers[:, None]) * (1 + ENTROPY) * queries + rows[None, :]
+            at = ((flat * key_blocks + number + numbers[:, None]) * queries + rows[None, :]) * (1 + ENTROPY)
             total += tl.load(parts + at, mask=there, other=0.0)
             if ENTROPY:
-                weighted += tl.load(parts + at + queries, mask=there, other=0.0)
+                weighted += tl.load(parts + at + 1, mask=there, other=0.0)
         mass = tl.sum(total, 0)
         tl.store(row_sum + flat * queries + rows, mass, mask=has_row)
         if ENTROPY:
