@@ -19,6 +19,7 @@ from sd35h5.store.runs import begin_run, forget_run, read_run, sealed_indices
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a red apple", "a cat", "a dog left of a tree", "a blue background")
 SAMPLES = 12  # many, so that a busy machine cannot seal them all before the signal comes
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # the last bit of a sum depends on their number
 
 
 def _command(model: Path, out: Path) -> list[str]:
@@ -30,8 +31,7 @@ def _command(model: Path, out: Path) -> list[str]:
 
 def _begin(command: list[str], parts: Path) -> subprocess.Popen:
     """Start the command and wait until its first sample is sealed and a further one is under way."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
     until = time.monotonic() + 120
     while not ((parts / "000000.h5").exists() and list(parts.glob("*.tmp"))):
         assert process.poll() is None, process.stderr.read()
@@ -44,7 +44,7 @@ def _begin(command: list[str], parts: Path) -> subprocess.Popen:
 def whole(tiny_folder, tmp_path_factory) -> Path:
     """The capture that nobody stopped."""
     out = tmp_path_factory.mktemp("whole") / "whole.h5"
-    subprocess.run(_command(tiny_folder, out), cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(_command(tiny_folder, out), cwd=ROOT, check=True, capture_output=True, env=ONE_THREAD)
     return out
 
 
@@ -82,7 +82,7 @@ def test_a_stopped_capture_goes_on_and_gives_equal_data(tiny_folder, whole, tmp_
             and len(running.samples) == len(sealed)
             and running.planned == SAMPLES
         )
-    subprocess.run(_command(tiny_folder, stopped), cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(_command(tiny_folder, stopped), cwd=ROOT, check=True, capture_output=True, env=ONE_THREAD)
     assert not parts.exists()
     with open_store(whole) as first, open_store(stopped) as second:
         assert list(first.samples["content_sha256"]) == list(second.samples["content_sha256"])
