@@ -47,6 +47,22 @@ def test_the_file_is_that_of_a_writer_in_this_process(tmp_path):
     assert sealed[1].is_file() and not list(sealed[1].parent.glob("*.tmp*"))
 
 
+def test_large_arrays_come_over_whole_and_in_order_while_the_writer_is_slow(tmp_path):
+    """More arrays than buffers, of growing and shrinking size, put faster than they are deflated."""
+    noise = np.random.default_rng(5)
+    values = [noise.random((2, 4, 2, 1500 * (1 + step % 3)), np.float32) for step in range(3)]
+    wide = header("exact", token=np.arange(9000))
+    near, far = SampleWriter(tmp_path / "near", 0, wide), RemoteWriter(tmp_path / "far", 0, wide)
+    for writer in (near, far):
+        for step, each in enumerate(values):
+            for start in (0, each.shape[-1]):
+                tokens = range(start, start + each.shape[-1])
+                writer.put("sinks/mass_image", each, step=step, token=tokens)
+        writer.sizes = near.sizes
+        put_required(writer)
+    assert content(near.seal()) == content(far.seal())
+
+
 def test_a_capture_through_it_holds_what_a_capture_without_it_holds(tmp_path, monkeypatch, call):
     pipe, sealed = make_pipeline(), []
     for name, writer in (("near", SampleWriter), ("far", lambda *a, owned, **k: RemoteWriter(*a, **k))):

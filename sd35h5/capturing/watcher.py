@@ -20,7 +20,7 @@ from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.capturing.tokens import TokenTable, choose_map_tokens, encode, token_encoders, token_table
 from sd35h5.errors import CaptureError
-from sd35h5.store import schema
+from sd35h5.store import remote_writer, schema
 from sd35h5.store.runs import part_name
 
 _TEXT_GROUPS = len(schema.GROUPS) - 1  # all but the image
@@ -187,7 +187,8 @@ class PassWatcher:
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
-            rows=rows, altered=altered_variables(session.interventions), apart=device.type == "cuda",
+            rows=rows, altered=altered_variables(session.interventions),
+            apart=device.type == "cuda" and remote_writer.SUPPORTED,
             round_mantissa=self._probe.reducer_on(device).round_mantissa,
         )  # fmt: skip
 

@@ -15,9 +15,12 @@ import numpy as np
 from sd35h5.errors import StoreError
 from sd35h5.store.runs import part_name
 from sd35h5.store.schema import variable
+from sd35h5.store.shared_buffer import SharedBuffer
 from sd35h5.store.writer import Header
 
+SUPPORTED = os.name == "posix"  # elsewhere a process inherits no descriptors
 _PIPE_BYTES = 1 << 20  # more than the first calls of a sample take, so that they do not wait for the start
+_SMALL = 1 << 16  # bytes of numbers that go through the pipe
 
 
 class RemoteWriter:
@@ -31,8 +34,12 @@ class RemoteWriter:
         self.path = Path(parts) / part_name(index)
         package = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
+        self._buffers = [SharedBuffer(), SharedBuffer()]  # one is filled while the other is emptied
+        self._filled = 0  # calls that went through a buffer
+        self._emptied = 0
+        descriptors = [buffer.descriptor for buffer in self._buffers]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sd35h5.store.writer_process"],
+            [sys.executable, "-P", "-m", "sd35h5.store.writer_process", *map(str, descriptors)], pass_fds=descriptors,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for the caller, who then abandons
         )  # fmt: skip
@@ -56,12 +63,22 @@ class RemoteWriter:
         numbers = np.asarray(values, order="C")
         if numbers.dtype.kind not in "biuf":
             raise StoreError(f"{name} holds numbers, the values are {numbers.dtype}")
-        self._send(call | {"dtype": numbers.dtype.str, "shape": numbers.shape}, numbers)
+        call |= {"dtype": numbers.dtype.str, "shape": numbers.shape}
+        if numbers.nbytes <= _SMALL:
+            self._send(call, numbers)
+            return
+        number = self._filled % len(self._buffers)
+        while self._filled - self._emptied >= len(self._buffers):
+            self._answer()
+        self._buffers[number].put(numbers)
+        self._filled += 1
+        self._send(call | {"buffer": number})
 
     def seal(self) -> Path:
         """Wait until all is written and sealed. Returns: the sealed file."""
         self._send({"do": "seal"})
-        self._answer()
+        while not self._answer():
+            continue
         return self.path
 
     def abandon(self) -> None:
@@ -79,7 +96,8 @@ class RemoteWriter:
             if numbers is not None and numbers.size:
                 self._write(memoryview(numbers.reshape(-1)).cast("B"))
         except (BrokenPipeError, ValueError):  # ValueError: closed before
-            self._answer()
+            while not self._answer():
+                continue
             raise StoreError(f"sample {self.path.stem} is written already") from None
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -87,25 +105,29 @@ class RemoteWriter:
         while rest:
             rest = rest[self._process.stdin.write(rest) :]
 
-    def _answer(self) -> None:
-        """Wait for the process's one answer.
+    def _answer(self) -> bool:
+        """Wait for one answer. Returns: whether it was the last, which tells of the sealed file.
 
         Raises:
             StoreError: what went wrong there, or that it was killed.
         """
         line = b"" if self._process.stdout.closed else self._process.stdout.readline()
-        self._end()
         told = json.loads(line) if line.endswith(b"\n") else {"error": ""}
+        if not told:
+            self._emptied += 1
+            return False
+        self._end()
         if "error" in told:
             raise StoreError(
                 told["error"]
                 or f"sample {self.path.stem} cannot be written: its writing process ended with code "
                 f"{self._process.returncode}"
             )
+        return True
 
     def _end(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            pipe.close()
+        for each in (self._process.stdin, self._process.stdout, *self._buffers):
+            each.close()
         self._process.wait()
 
 

@@ -1,21 +1,23 @@
 """A process that writes one sample for another: `SampleWriter`'s calls on stdin, its answer on stdout.
 
-`python -m sd35h5.store.writer_process`; `remote_writer.py` starts it. The threads that hash and deflate live
-here, so that they do not take turns with the thread that launches a GPU's kernels: under one interpreter lock
-they made it three times slower. A call is a line of JSON, the bytes of its numbers behind it.
+`python -m sd35h5.store.writer_process DESCRIPTOR…`; `remote_writer.py` starts it. The threads that hash and
+deflate live here, so that they do not take turns with the thread that launches a GPU's kernels: under one
+interpreter lock they made it three times slower. A call is a line of JSON; its numbers are the bytes behind it, or in a buffer.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from sd35h5.errors import Sd35h5Error
+from sd35h5.store.shared_buffer import SharedBuffer
 from sd35h5.store.writer import Header, SampleWriter
 
 
@@ -26,22 +28,22 @@ def begin(told: dict[str, Any]) -> SampleWriter:
     return SampleWriter(Path(told["parts"]), told["index"], header, told["rounded_already"], owned=True)
 
 
-def received(source: BinaryIO, call: dict[str, Any]) -> np.ndarray:
-    """The values of a `put`: texts out of the line itself, numbers out of the bytes behind it."""
+def received(source: BinaryIO, call: dict[str, Any], buffers: list[SharedBuffer]) -> np.ndarray:
+    """The values of a `put`: texts out of the line itself, numbers from behind it or from a shared buffer."""
     if "texts" in call:
         return np.array(call["texts"], object).reshape(call["shape"])
-    values = np.empty(call["shape"], call["dtype"])
-    rest = memoryview(values.reshape(-1)).cast("B") if values.size else memoryview(b"")
-    while rest:
-        count = source.readinto(rest)
-        if not count:
-            raise EOFError
-        rest = rest[count:]
-    return values
+    shape, dtype = call["shape"], np.dtype(call["dtype"])
+    if "buffer" in call:
+        return buffers[call["buffer"]].take(shape, dtype)
+    data = bytearray(source.read(math.prod(shape) * dtype.itemsize))
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
-def serve(source: BinaryIO) -> str | None:
-    """Write what is told. Returns: the sealed file, or None if the sample was left out."""
+def serve(source: BinaryIO, sink: TextIO, buffers: list[SharedBuffer]) -> str | None:
+    """Write what is told, and say `{}` for each shared buffer that may be filled anew.
+
+    Returns: the sealed file, or None if the sample was left out.
+    """
     writer = begin(json.loads(source.readline()))
     try:
         for line in source:
@@ -50,7 +52,10 @@ def serve(source: BinaryIO) -> str | None:
                 return str(writer.seal())
             if call["do"] == "abandon":
                 return None
-            writer.put(call["name"], received(source, call), **call["at"])
+            values = received(source, call, buffers)
+            if "buffer" in call:
+                print("{}", file=sink, flush=True)
+            writer.put(call["name"], values, **call["at"])
         return None  # the other side has ended
     finally:
         writer.abandon()
@@ -61,11 +66,11 @@ def main() -> int:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as sink:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
         try:
-            sealed = serve(sys.stdin.buffer)
-        except EOFError:  # the other side ended within a call
-            return 1
+            sealed = serve(sys.stdin.buffer, sink, [SharedBuffer(int(number)) for number in sys.argv[1:]])
         except Sd35h5Error as error:
             sink.write(json.dumps({"error": str(error)}) + "\n")
+            return 1
+        except (ValueError, BrokenPipeError):  # the other side ended within a call
             return 1
         if sealed:  # who abandons does not listen
             sink.write(json.dumps({"sealed": sealed}) + "\n")
