@@ -122,7 +122,9 @@ def test_chunks_of_queries_add_up(reducer, monkeypatch):
     if reducer.name == "triton":
         from sd35h5.capturing import kernels
 
-        monkeypatch.setattr(kernels, "_TILING", kernels._TILING._replace(queries=16, keys=16, chunk=48))
+        monkeypatch.setattr(
+            kernels, "_WITH_ENTROPY", kernels._WITHOUT._replace(queries=16, keys=16, chunk=48)
+        )
     query, key, lse, share = _states(1, (7, 11), 23, 16, torch.float32)
     found = reducer.reduce_keys(query, key, lse, 77, entropy=True)
     _close(found.mass, _stream_means(share, 77, axis=2))

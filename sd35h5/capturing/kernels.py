@@ -40,7 +40,7 @@ class Tiling(NamedTuple):
 
 
 # the exponentials bind: small tiles leave registers for several programs a multiprocessor, which overlap
-_TILING = Tiling(64, 64, 4, 3, 1024)
+_WITH_ENTROPY, _WITHOUT = Tiling(64, 128, 4, 3, 1024), Tiling(64, 64, 4, 3, 1024)
 
 
 def reduce_keys(
@@ -53,7 +53,7 @@ def reduce_keys(
     row_sums: bool = True,
 ) -> KeyReduction:
     """Measure how both streams' queries attend to the given keys: see `reductions.reduce_keys`."""
-    query, key, tile = _multipliable(query), _multipliable(key), _TILING
+    query, key, tile = _multipliable(query), _multipliable(key), _WITH_ENTROPY if entropy else _WITHOUT
     batch, heads, queries, width = query.shape
     keys, flat, rows = key.shape[2], batch * heads, entropy or row_sums
     image_chunks = triton.cdiv(image_tokens, tile.chunk)

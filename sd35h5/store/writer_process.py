@@ -2,7 +2,8 @@
 
 `python -m sd35h5.store.writer_process DESCRIPTOR…`; `remote_writer.py` starts it. The threads that hash and
 deflate live here, so that they do not take turns with the thread that launches a GPU's kernels: under one
-interpreter lock they made it three times slower. A call is a line of JSON; its numbers are the bytes behind it, or in a buffer.
+interpreter lock they made it three times slower. A call is a line of JSON; its numbers are the bytes behind it,
+or in a shared buffer.
 """
 
 from __future__ import annotations
