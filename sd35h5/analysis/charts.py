@@ -305,8 +305,8 @@ def _cells(
                     ),
                 ),
             ),
-            stroke=alt.condition("datum.chosen", alt.value(scales.MARK), alt.value(None)),
-            strokeWidth=alt.condition("datum.chosen", alt.value(3), alt.value(0)),
+            stroke=scales.where_chosen(alt.StrokeValue, scales.MARK, None),
+            strokeWidth=scales.where_chosen(alt.StrokeWidthValue, 3, 0),
             tooltip=scales.tips("layer", "head", "value"),
         )
     )

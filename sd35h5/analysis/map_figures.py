@@ -114,7 +114,7 @@ def _outlines(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return outlines with a dark edge below, so that they stand out on every colour; the pointer reads what is
     below."""
     base = alt.Chart(frame).encode(x=x, y=y, x2=alt.X2("x1:Q"), y2=alt.Y2("y1:Q"))
-    color = alt.condition("datum.chosen", alt.value(CHOSEN), alt.value(BOX))
+    color = scales.where_chosen(alt.StrokeValue, CHOSEN, BOX)
     under = base.mark_rect(filled=False, stroke="#000000", strokeWidth=4, tooltip=None, aria=False)
     over = base.mark_rect(filled=False, strokeWidth=2, tooltip=None, aria=False).encode(stroke=color)
     return [under, over]

@@ -118,6 +118,14 @@ def group_color(seen: Sequence[str], columns: int = 3) -> alt.Color:
     )
 
 
+def where_chosen(channel: type, then: object, otherwise: object):
+    """Return a channel of one value where `chosen` is true in the data, and another elsewhere.
+
+    The channel is named, as in alt.Y2("high:Q") in place of "high:Q": Altair takes milliseconds to find one by itself.
+    """
+    return channel(otherwise, condition={"test": "datum.chosen", "value": then})
+
+
 def wrapped(label: str, width: int = 38) -> list[str]:
     """Return the label as lines that fit beside a chart of ordinary height."""
     lines = [""]

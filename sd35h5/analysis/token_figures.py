@@ -61,8 +61,8 @@ def token_chips(
         x2=alt.X2("right:Q"),
         y2=alt.Y2("bottom:Q"),
         fill=alt.condition("!isValid(datum.mass)", alt.value("#b0b0b0"), fill),
-        stroke=alt.condition("datum.chosen", alt.value(scales.MARK), alt.value("#7f7f7f")),
-        strokeWidth=alt.condition("datum.chosen", alt.value(3), alt.value(0.5)),
+        stroke=scales.where_chosen(alt.StrokeValue, scales.MARK, "#7f7f7f"),
+        strokeWidth=scales.where_chosen(alt.StrokeWidthValue, 3, 0.5),
     )
     if select is not None:
         body = body.add_params(
