@@ -112,7 +112,7 @@ def _load_capture():
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print("loading torch and diffusers …", file=sys.stderr)
     from sd35h5.capturing.capture import run
-    from sd35h5.capturing.recorder import say
+    from sd35h5.capturing.progress import say
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

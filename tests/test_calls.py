@@ -90,14 +90,15 @@ def test_one_file_has_one_shape(tiny_pipeline, call, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prompt": ["a cat", "a dog"]}, "one sample a call, but prompt has 2"),
-        ({"num_images_per_prompt": 2}, "one image a call"),
+        ({"num_images_per_prompt": 2}, "one image a prompt"),
+        ({"negative_prompt": ["a cat", "a dog"]}, "2 texts in negative_prompt for one prompt"),
+        ({"seed": [0, 1]}, "2 seeds for one prompt"),
         ({"generator": torch.Generator("cpu")}, "seed or generator, not both"),
         ({"prompt": None, "prompt_embeds": torch.zeros(1)}, "prompt_embeds cannot be used"),
         ({"prompt": None}, "needs a prompt"),
     ],
 )
-def test_a_call_that_is_not_one_sample_is_refused(tiny_pipeline, call, tmp_path, changes, said):
+def test_a_call_whose_samples_cannot_be_told_apart_is_refused(tiny_pipeline, call, tmp_path, changes, said):
     with (
         sd35h5.capture(tiny_pipeline, tmp_path / "a.h5") as generate,
         pytest.raises(CaptureError, match=said),

@@ -40,6 +40,7 @@ def _with(**changes: object) -> CaptureConfig:
         (_with(model=Model(device="tpu")), ["--device", "tpu"]),
         (_with(model=Model(gates="/nowhere/gates.safetensors")), ["--gates", "no such file"]),
         (_with(sampling=Sampling(steps=0)), ["--steps 0"]),
+        (_with(sampling=Sampling(batch_size=0)), ["--batch_size 0"]),
         (_with(sampling=Sampling(height=100)), ["--height 100", "16", "96"]),
         (_with(sampling=Sampling(width=8)), ["--width 8", "16"]),
         (_with(sampling=Sampling(guidance=float("nan"))), ["--guidance"]),

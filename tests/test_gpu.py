@@ -28,6 +28,27 @@ def test_cuda_images_are_those_of_the_plain_pipeline_to_the_bit(head_dim, dtype,
     assert abs(store.read("sinks/mass_group").sum("group") - 1).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_batch_on_cuda_is_the_plain_pipelines_to_the_bit_and_measured_sample_by_sample(
+    dtype, call, tmp_path
+):
+    pipe = make_pipeline().to("cuda", dtype)
+    call = call | {"output_type": "pt", "max_sequence_length": 23}
+    prompts = ["a red apple", "a cat left of a dog", "a tree"]
+    plain = pipe(prompts, generator=[torch_generator(3 + sample) for sample in range(3)], **call).images
+    with sd35h5.capture(pipe, tmp_path / "batch.h5", precision="exact") as generate:
+        assert torch.equal(generate(prompts, seed=3, **call).images, plain)
+    with sd35h5.capture(pipe, tmp_path / "single.h5", precision="exact") as generate:
+        for sample, prompt in enumerate(prompts):
+            generate(prompt, seed=3 + sample, **call)
+    batch, single = (sd35h5.open_store(tmp_path / f"{name}.h5") for name in ("batch", "single"))
+    for name in ("sinks/mass_group", "sinks/mass_image", "maps/image_to_text"):
+        first, alone = (store.read(name, step=0) if name.startswith("sinks/") else store.read(name, map_step=0)
+                        for store in (batch, single))  # fmt: skip
+        difference = abs(first - alone)
+        assert difference.max() < (1e-4 if dtype == torch.float32 else 1e-2) * abs(alone).max(), name
+
+
 def test_offloaded_models_draw_what_models_on_the_device_draw(tiny_folder, call):
     from dataclasses import replace
 

@@ -132,6 +132,20 @@ def test_chunks_of_queries_add_up(reducer, monkeypatch):
     _close(found.entropy, _stream_means(-(share * np.log(share)).sum(-1), 77, axis=2))
 
 
+def test_the_rows_of_one_sample_of_a_batch_are_read_where_they_lie(reducer):
+    query, key, lse, _ = _states(6, (5, 13), 7, 16, torch.float32)
+    views = [each[1::3] for each in (query, key, lse)]
+    copies = [each.contiguous() for each in views]
+    found, wanted = (reducer.reduce_keys(*states, 65, entropy=True) for states in (views, copies))
+    assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(wanted).values(), strict=True))
+    query, key, lse = (each[-1] for each in views)
+    maps, alone = (
+        reducer.attention_maps(q[:, :65], k[:, 65:], each[:, :65], (5, 13), 2)
+        for q, k, each in ((query, key, lse), (each[-1] for each in copies))
+    )
+    assert torch.equal(maps, alone)
+
+
 def test_a_row_that_does_not_look_at_the_keys_has_entropy_zero(reducer):
     query, key, lse, _ = _states(*SHAPES[1], torch.float32)
     found = reducer.reduce_keys(query, key, torch.full_like(lse, 500.0), 63, entropy=True)

@@ -1,4 +1,4 @@
-"""One call of the pipeline as a capture sees it: its arguments, its seed, and what pairs it."""
+"""One call of the pipeline as a capture sees it: its arguments, and of each sample its seed and what pairs it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,70 @@ _UNPAIRED = {  # arguments that do not change the picture, or that have a pairin
 }  # fmt: skip
 
 
+_OWN_TEXTS = ("prompt", "prompt_2", "prompt_3")  # the pipeline takes one for each sample
+_SHARED_TEXTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")  # or one for all of them
+
+
 @dataclass(frozen=True)
-class Call:
-    """Arguments of one call, checked to be one sample.
+class Drawing:
+    """One call of the pipeline, checked to be samples that a capture can tell apart.
 
     Args:
-        arguments: what the pipeline is called with, the generator included.
+        arguments: what the pipeline is called with, the generators included.
+        samples: the call as each sample sees it, in the order of the batch.
+    """
+
+    arguments: Mapping[str, Any]
+    samples: tuple[Call, ...]
+
+    @classmethod
+    def bind(
+        cls,
+        signature: inspect.Signature,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        seed: int | Sequence[int] | None,
+    ) -> Drawing:
+        """Read a call of the pipeline.
+
+        Args:
+            seed: of the first prompt, the next ones count on from it; or a list, one for each prompt.
+
+        Raises:
+            CaptureError: several images a prompt, no prompt as text, texts or seeds of another number than the
+                prompts, or two sources of noise.
+            TypeError: an argument that the pipeline does not have.
+        """
+        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            if arguments.get(name) is not None:
+                raise CaptureError(
+                    f"a capture needs the prompt as text, for its token table: {name} cannot be used"
+                )
+        prompt = arguments.get("prompt")
+        if prompt is None or prompt == []:
+            raise CaptureError("a capture needs a prompt")
+        if (arguments.get("num_images_per_prompt") or 1) != 1:
+            raise CaptureError(
+                "a capture draws one image a prompt: call it once an image, or give the prompt several times in a "
+                "list, each with its seed"
+            )
+        count = len(prompt) if isinstance(prompt, (list, tuple)) else 1
+        generators, seeds = _noise(arguments, seed, count)
+        arguments["generator"] = generators if count > 1 else generators[0]
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        samples = []
+        for sample in range(count):
+            own = _of_sample(arguments, sample, count) | {"generator": generators[sample]}
+            samples.append(Call(own, defaults, own["prompt"], seeds[sample]))
+        return cls(arguments, tuple(samples))
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call as one of its samples sees them: one prompt, one generator.
+
+    Args:
         defaults: what the pipeline takes where an argument is not given.
         seed: that of the CPU generator, or -1 where the noise comes from elsewhere.
     """
@@ -38,44 +96,6 @@ class Call:
     defaults: Mapping[str, Any]
     prompt: str
     seed: int
-
-    @classmethod
-    def bind(
-        cls,
-        signature: inspect.Signature,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-        seed: int | None,
-    ) -> Call:
-        """Read a call of the pipeline.
-
-        Raises:
-            CaptureError: more than one sample a call, no prompt as text, or two sources of noise.
-            TypeError: an argument that the pipeline does not have.
-        """
-        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
-        prompt = _single(arguments.get("prompt"), "prompt")
-        for name in ("prompt_embeds", "negative_prompt_embeds"):
-            if arguments.get(name) is not None:
-                raise CaptureError(
-                    f"a capture needs the prompt as text, for its token table: {name} cannot be used"
-                )
-        if prompt is None:
-            raise CaptureError("a capture needs a prompt")
-        if (arguments.get("num_images_per_prompt") or 1) != 1:
-            raise CaptureError("a capture draws one image a call: call it once an image, each with its seed")
-        if seed is not None and arguments.get("generator") is not None:
-            raise CaptureError("give seed or generator, not both")
-        if seed is None and arguments.get("generator") is None:
-            seed = secrets.randbelow(2**31)
-        if seed is not None:
-            arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
-        else:
-            seed = _seed_of(arguments["generator"])
-        if arguments.get("latents") is not None:
-            seed = -1
-        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
-        return cls(arguments, defaults, prompt, seed)
 
     def get(self, name: str) -> Any:
         """The argument, or the pipeline's default."""
@@ -89,7 +109,7 @@ class Call:
     @property
     def negative_prompt(self) -> str:
         """The negative prompt; empty without guidance, which ignores it."""
-        return (_single(self.get("negative_prompt"), "negative_prompt") or "") if self.guided else ""
+        return (self.get("negative_prompt") or "") if self.guided else ""
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -100,7 +120,7 @@ class Call:
     def texts(self, branch: str) -> tuple[str, str, str]:
         """What CLIP-L, CLIP-G and T5 read in a branch: where one has no text of its own, the first."""
         prefix, first = ("negative_", self.negative_prompt) if branch == "uncond" else ("", self.prompt)
-        others = (_single(self.get(f"{prefix}prompt_{n}"), f"{prefix}prompt_{n}") or first for n in (2, 3))
+        others = (self.get(f"{prefix}prompt_{n}") or first for n in (2, 3))
         return (first, *others)
 
     def skip_layer_guidance(self) -> dict[str, object] | None:
@@ -125,23 +145,53 @@ class Call:
         return found
 
 
-def _single(value: object, name: str) -> str | None:
-    """A text, or the only text of a list."""
-    if isinstance(value, (list, tuple)):
-        if len(value) != 1:
-            raise CaptureError(
-                f"a capture draws one sample a call, but {name} has {len(value)} texts: call it once for each"
-            )
-        value = value[0]
-    if value is not None and not isinstance(value, str):
-        raise CaptureError(f"{name} is a {type(value).__name__}, not a text")
-    return value
+def _noise(
+    arguments: Mapping[str, Any], seed: int | Sequence[int] | None, count: int
+) -> tuple[list[torch.Generator], list[int]]:
+    """The generator of each sample, and its seed."""
+    given = arguments.get("generator")
+    if seed is not None and given is not None:
+        raise CaptureError("give seed or generator, not both")
+    if given is None:
+        if seed is None:
+            seed = [secrets.randbelow(2**31) for _ in range(count)]
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed + sample for sample in range(count)]
+        _check_count(seeds, "seeds", count)
+        generators = [torch.Generator("cpu").manual_seed(each) for each in seeds]
+    else:
+        generators = list(given) if isinstance(given, (list, tuple)) else [given]
+        _check_count(generators, "generators", count)
+        seeds = [_seed_of(generator) for generator in generators]
+    return generators, [-1] * count if arguments.get("latents") is not None else seeds
+
+
+def _of_sample(arguments: Mapping[str, Any], sample: int, count: int) -> dict[str, Any]:
+    """The arguments with the sample's own texts and latents in place of lists and batches."""
+    own = dict(arguments)
+    for name in (*_OWN_TEXTS, *_SHARED_TEXTS):
+        value = own.get(name)
+        if isinstance(value, (list, tuple)):
+            _check_count(value, f"texts in {name}", count)
+            value = value[sample]
+        elif value is not None and count > 1 and name in _OWN_TEXTS:
+            raise CaptureError(f"{name} is one text for {count} prompts: give a list of {count}")
+        if value is not None and not isinstance(value, str):
+            raise CaptureError(f"{name} is a {type(value).__name__}, not a text")
+        if name in own:
+            own[name] = value
+    if count > 1 and isinstance(latents := own.get("latents"), torch.Tensor):
+        own["latents"] = latents[sample : sample + 1]
+    return own
+
+
+def _check_count(values: Sequence[object], what: str, count: int) -> None:
+    if len(values) != count:
+        prompts = f"{count} prompts" if count > 1 else "one prompt"
+        raise CaptureError(f"there are {len(values)} {what} for {prompts}: give one for each")
 
 
 def _seed_of(generator: object) -> int:
     """Seed of a CPU generator that was not drawn from yet, else -1."""
-    if isinstance(generator, list) and len(generator) == 1:
-        generator = generator[0]
     if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
         return -1
     seed = generator.initial_seed()

@@ -7,27 +7,25 @@ import inspect
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from sd35h5.capturing.budget import describe_choice, within_budget
-from sd35h5.capturing.call import Call
+from sd35h5.capturing.call import Drawing
 from sd35h5.capturing.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
-from sd35h5.capturing.encoder_masks import check_masks, masked_encoders
+from sd35h5.capturing.encoder_masks import check_masks
+from sd35h5.capturing.generate import Generate, generating
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
-from sd35h5.capturing.pipelines import load, resolve_device, resolve_dtype, without_truncation_noise
+from sd35h5.capturing.pipelines import load, resolve_device, resolve_dtype
 from sd35h5.capturing.plan import check_size, in_bytes, make_plan
-from sd35h5.capturing.probe import Probe, check_processors, installed, regrouped_attentions
-from sd35h5.capturing.recorder import Progress, say
+from sd35h5.capturing.probe import check_processors
+from sd35h5.capturing.progress import Progress, say
 from sd35h5.capturing.session import Identity, Session
-from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.store.runs import forget_run, part_files, parts_of
 from sd35h5.store.writer import begin_run, pack, sealed_indices
@@ -36,55 +34,6 @@ from sd35h5.weights.facts import ModelFacts, read_facts
 log = logging.getLogger("sd35h5")
 FEW_PROMPTS = 50
 PACK_LIMIT = 20 << 30  # above this, a capture stays a folder until it is packed by hand
-
-
-class Generate:
-    """The pipeline, capturing: takes what it takes, and `seed`; returns what it returns; seals a sample."""
-
-    def __init__(self, session: Session, probe: Probe) -> None:
-        self._session, self._probe = session, probe
-        self._signature = inspect.signature(session.pipe.__call__)
-        self._calls = 0
-        self._prompts: dict[str, list[int]] = {}  # prompt -> [its index, images so far]
-
-    def __repr__(self) -> str:
-        return f"<capture into {self._session.parts.name}: {self._calls} samples drawn>"
-
-    def __call__(self, *args: object, seed: int | None = None, **kwargs: object) -> Any:
-        """Draw one image and seal it as the next sample.
-
-        Args:
-            seed: draw with `torch.Generator("cpu").manual_seed(seed)`; without `seed` and `generator`, one
-                is drawn by lot and stored.
-        """
-        call = Call.bind(self._signature, args, kwargs, seed)
-        entry = self._prompts.setdefault(call.prompt, [len(self._prompts), 0])
-        identity = Identity(self._calls, f"p{entry[0]:03d}", entry[0], entry[1])
-        result = self.sample(call, identity)
-        self._calls, entry[1] = self._calls + 1, entry[1] + 1
-        return result
-
-    def sample(self, call: Call, identity: Identity, on_step: Callable[[], None] | None = None) -> Any:
-        """Draw one sample under a given identity and have it sealed, while the next is drawn; a sample that is
-        sealed already is only drawn."""
-        watcher = PassWatcher(self._session, self._probe, call, identity, on_step)
-        pipe, transformer = self._session.pipe, self._session.pipe.transformer
-        hooks = [
-            transformer.register_forward_pre_hook(watcher.before, with_kwargs=True),
-            transformer.register_forward_hook(watcher.after),
-        ]
-        try:
-            with without_truncation_noise():
-                result = pipe(**call.arguments)
-            watcher.finish(_pixels(result))
-        except BaseException as error:
-            watcher.abandon(interrupted=isinstance(error, KeyboardInterrupt))
-            self._session.sealing.wait()  # who handles the error finds the samples before sealed
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return result
 
 
 @contextmanager
@@ -121,32 +70,9 @@ def capture(
     name = str(getattr(pipe.config, "_name_or_path", "") or "a pipeline in memory")
     parts = begin_run(out, settings, 0, overwrite=overwrite)
     session = Session(pipe, parts, tiers, settings, name, "", causal=causal, encoder_masks=masks)
-    with _generating(session) as generate:
+    with generating(session) as generate:
         yield generate
     _finish(parts, out)
-
-
-@contextmanager
-def _generating(session: Session) -> Iterator[Generate]:
-    """The probe installed on the pipeline's transformer, and a `Generate` that uses it."""
-    transformer = session.pipe.transformer
-    config = transformer.config
-    gates = session.gates
-    probe = Probe(
-        config.num_layers, config.num_attention_heads, gated=gates is not None and bool(gates.layers),
-        second_gated=gates is not None and bool(gates.second_layers),
-    )  # fmt: skip
-    if second := regrouped_attentions(transformer):
-        log.warning(
-            "%d second attentions (attn2) are computed in sd-scripts' layout, whose heads are not those of the "
-            "joint attention: only their gates are measured",
-            len(second),
-        )
-    with installed(transformer, probe), masked_encoders(session.pipe, session.encoder_masks):
-        try:
-            yield Generate(session, probe)
-        finally:
-            session.sealing.finish()
 
 
 def _check_pipeline(pipe: object) -> None:
@@ -173,19 +99,6 @@ def _options(options: Mapping[str, Any]) -> tuple[Tiers, CausalOptions]:
     options = Tiers(**given), CausalOptions(**causal)
     parse_interventions(options[1])
     return options
-
-
-def _pixels(result: object) -> np.ndarray | None:
-    """The image of a pipeline's answer as uint8 (y, x, rgb); None for latents."""
-    image = (result[0] if isinstance(result, tuple) else result.images)[0]
-    if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or image.shape[0] != 3:
-            return None
-        image = image.permute(1, 2, 0).float().cpu().numpy()
-    pixels = np.asarray(image)
-    if pixels.dtype.kind == "f":
-        pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
-    return pixels if pixels.ndim == 3 and pixels.shape[-1] == 3 else None
 
 
 def _finish(parts: Path, out: Path) -> Path:
@@ -247,13 +160,16 @@ def run(config: CaptureConfig) -> Path:
     if not config.output.overwrite:  # what is to be overwritten goes when the model is there, not before
         parts = begin_run(out, settings, planned)
         sealed = sealed_indices(parts)
-    todo = [index for index in range(planned) if index not in sealed]
+    todo = batches_to_draw(planned, config.sampling.batch_size, sealed)
     if not todo:
         say(f"{out} is complete already: {planned} samples")
         return _finish(parts, out)
     if sealed:
         say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
-    say(f"drawing {len(todo)} samples of {config.sampling.steps} steps, about {size} each, into {out}")
+    drawn = sum(map(len, todo))
+    if again := drawn - (planned - len(sealed)):
+        say(f"{again} of the sealed samples are drawn again, beside those of their batch that are not")
+    say(f"drawing {drawn} samples of {config.sampling.steps} steps, about {size} each, into {out}")
     try:
         pipe, gates, sources = load(config.model, facts, config.gating)
     except BaseException:
@@ -278,11 +194,18 @@ def run(config: CaptureConfig) -> Path:
     return _finish(parts, out)
 
 
-def _draw_all(config: CaptureConfig, prompts: list[Prompt], todo: list[int], session: Session) -> None:
-    """Draw the samples that are not sealed, under a progress bar."""
+def batches_to_draw(planned: int, batch_size: int, sealed: Set[int]) -> list[range]:
+    """Indices of the samples of each call of the pipeline: batches are cut from the whole list, so that a sample
+    keeps its companions when a capture goes on, and one of which anything is missing is drawn whole."""
+    batches = [range(first, min(first + batch_size, planned)) for first in range(0, planned, batch_size)]
+    return [batch for batch in batches if not sealed.issuperset(batch)]
+
+
+def _draw_all(config: CaptureConfig, prompts: list[Prompt], todo: list[range], session: Session) -> None:
+    """Draw the batches of which anything is not sealed, under a progress bar."""
     images, sampling = config.prompts.num_images, config.sampling
     planned = len(prompts) * images
-    progress = Progress(planned, planned - len(todo), sampling.steps)
+    progress = Progress(planned, planned - sum(map(len, todo)), sampling.steps)
     common = {
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
@@ -292,13 +215,18 @@ def _draw_all(config: CaptureConfig, prompts: list[Prompt], todo: list[int], ses
         "negative_prompt": config.prompts.negative_prompt,
     }
     try:
-        with _generating(session) as generate:
+        with generating(session) as generate:
             signature = inspect.signature(session.pipe.__call__)
-            for index in todo:
-                prompt, image = divmod(index, images)
-                seed = sample_seed(config.prompts.seed, prompt, image)
-                call = Call.bind(signature, (prompts[prompt].text,), common, seed)
-                progress.begin()
-                generate.sample(call, Identity(index, prompts[prompt].id, prompt, image), progress.step)
+            for batch in todo:
+                places = [divmod(index, images) for index in batch]
+                texts = [prompts[prompt].text for prompt, _ in places]
+                seeds = [sample_seed(config.prompts.seed, *place) for place in places]
+                drawing = Drawing.bind(signature, (texts if len(texts) > 1 else texts[0],), common, seeds)
+                identities = [
+                    Identity(index, prompts[prompt].id, prompt, image)
+                    for index, (prompt, image) in zip(batch, places, strict=True)
+                ]
+                progress.begin(len(batch))
+                generate.draw(drawing, identities, progress.step)
     finally:
         progress.close()

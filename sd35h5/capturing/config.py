@@ -48,7 +48,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How it is drawn; the same meaning as in the pipeline. Batch size is 1."""
+    """How it is drawn; the same meaning as in the pipeline."""
 
     steps: int = 28
     """Denoising steps."""
@@ -58,6 +58,11 @@ class Sampling:
     """Height in pixels, a multiple of 16; the model's own size if not given."""
     width: Count = None
     """Width in pixels, a multiple of 16; the model's own size if not given."""
+    batch_size: int = 1
+    """Samples that are drawn in one call of the pipeline, in the order of the list; the last call may have
+    fewer. It pays for small pictures, of which one does not fill a GPU, and takes memory for all of them. The
+    last bits of a picture can depend on how many are drawn with it: samples pair only with those of calls as
+    large, and to go on, a call of which anything is missing is drawn whole."""
     max_sequence_length: int = 256
     """T5 tokens, 1 to 512. The text axis has these after CLIP's 77."""
     apply_lg_attn_mask: Flag = False
@@ -183,6 +188,7 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--gates {model.gates}: there is no such file")
     at_least = {
         "steps": (sampling.steps, 1),
+        "batch_size": (sampling.batch_size, 1),
         "num_images": (config.prompts.num_images, 1),
         "seed": (config.prompts.seed, 0),
         "topk": (config.tiers.topk, 0),
@@ -204,7 +210,8 @@ def validate(config: CaptureConfig) -> list[Prompt]:
     if sampling.apply_t5_attn_mask and config.model.no_t5:
         raise ConfigError("--apply_t5_attn_mask masks padding inside T5, and --no_t5 draws without it")
     validate_tiers(config.tiers, sampling.steps)
-    parse_interventions(config.causal)
+    if parse_interventions(config.causal) and sampling.batch_size > 1:
+        raise ConfigError("--intervene alters one sample at a time: leave out --batch_size")
     prompts = load_prompts(config.prompts)
     texts = [prompt.text for prompt in prompts]
     check_phrases(config.tiers.words, texts)

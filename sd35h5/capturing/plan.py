@@ -136,6 +136,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
     images = _count(config.prompts.num_images, "image")
     told = [
         f"{_count(samples, 'sample')}: {_count(len(prompts), 'prompt')} × {images}",
+        *[f"{sampling.batch_size} a call of the pipeline"] * (sampling.batch_size > 1),
         f"seed {config.prompts.seed}", _count(sampling.steps, "step"), f"guidance {sampling.guidance:g}",
         pixels, f"{plan.sizes['token']} text tokens",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
     from sd35h5.capturing.altering import AlteredPass
+    from sd35h5.capturing.batch import BatchProbe
     from sd35h5.gates.modules import AttentionGate
 
 log = logging.getLogger("sd35h5")
@@ -82,6 +83,15 @@ def attend_plainly(layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tenso
     return joint, *attend(joint.query, joint.key, joint.value)
 
 
+@dataclass
+class _Common:
+    """What the probes of one transformer share: the reductions with their buffers, and what was said once."""
+
+    plain: Reducer = field(default_factory=torch_reducer)
+    usual: Reducer | None = None
+    noted: bool = False
+
+
 class Probe:
     """Measures one call of the transformer at a time: `begin`, then every layer reports, then `end`."""
 
@@ -89,13 +99,17 @@ class Probe:
         self.layers, self.heads, self.gated, self.second_gated = layers, heads, gated, second_gated
         self.plan: PassPlan | None = None
         self._reducer: Reducer | None = None  # of the pass under way
-        self._usual: Reducer | None = None
-        self._plain = torch_reducer()
+        self._common = _Common()
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._second: dict[int, Tensor] = {}
         self._second_seen: dict[int, dict[str, Tensor]] = {}
-        self._noted = False
         self.altered: AlteredPass | None = None  # the interventions of the call under way
+
+    def twin(self) -> Probe:
+        """Another probe of the same transformer, for another sample of the same call."""
+        twin = Probe(self.layers, self.heads, self.gated, self.second_gated)
+        twin._common = self._common
+        return twin
 
     def attend_joint(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
         """Attend, as the interventions alter it. Returns: what to measure, the output, and the LSE or None."""
@@ -112,13 +126,13 @@ class Probe:
         self.plan, self._seen, self._second, self._second_seen = plan, {}, {}, {}
         usual = self.reducer_on(plan.membership.device)
         # what measures altered attention is float32 and two channels wider: nothing for the kernels
-        self._reducer = usual if self.altered is None else self._plain
+        self._reducer = usual if self.altered is None else self._common.plain
 
     def reducer_on(self, device: torch.device) -> Reducer:
         """The reductions that measure there."""
-        if self._usual is None:
-            self._usual = reducer_for(device)
-        return self._usual
+        if self._common.usual is None:
+            self._common.usual = reducer_for(device)
+        return self._common.usual
 
     def abandon(self) -> None:
         """Forget the pass under way, after an error."""
@@ -298,11 +312,11 @@ class Probe:
         return values
 
     def _note_fallback(self) -> None:
-        if not self._noted:
+        if not self._common.noted:
             log.warning(
                 "this attention backend gives no log-sum-exp: it is computed apart, which takes longer"
             )
-            self._noted = True
+            self._common.noted = True
 
 
 class ProbeProcessor:
@@ -359,7 +373,7 @@ def check_processors(transformer: SD3Transformer2DModel) -> None:
 
 
 @contextmanager
-def installed(transformer: SD3Transformer2DModel, probe: Probe) -> Iterator[None]:
+def installed(transformer: SD3Transformer2DModel, probe: Probe | BatchProbe) -> Iterator[None]:
     """Put the probe on every attention, of regrouped second ones on their gates alone; what was there comes
     back on exit, after an error too."""
     check_processors(transformer)

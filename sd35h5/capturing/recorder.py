@@ -1,8 +1,7 @@
-"""From the probe's results on the device to the sample's file on disk, and the progress bar."""
+"""From the probe's results on the device to the sample's file on disk."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from sd35h5.capturing import reductions
 from sd35h5.capturing.reductions import GATE_STATISTICS, pooled_centres
@@ -321,41 +319,6 @@ class SampleRecorder:
         there = [place for place, (_, position) in enumerate(self._rows) if position >= 0]
         for name, values in rows.items():
             self._writer.put(f"rows/to_{name}", values, branch=self._cond, map_step=at, row=there)
-
-
-class Progress:
-    """One bar on stderr over all steps of all samples, with the sample, the step and an estimate."""
-
-    def __init__(self, samples: int, done: int, steps: int) -> None:
-        self._samples, self._steps, self._number, self._step = samples, steps, done, 0
-        self._bar = tqdm(
-            total=samples * steps, initial=done * steps, unit="step", file=sys.stderr, dynamic_ncols=True
-        )
-
-    def begin(self) -> None:
-        """Begin the next sample."""
-        self._number, self._step = self._number + 1, 0
-        self._show()
-
-    def step(self) -> None:
-        """One step is done."""
-        self._step += 1
-        self._show()
-        self._bar.update()
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-
-    def _show(self) -> None:
-        self._bar.set_description(
-            f"sample {self._number}/{self._samples}, step {self._step}/{self._steps}", refresh=False
-        )
-
-
-def say(text: str) -> None:
-    """Print a line to stderr without breaking a progress bar."""
-    tqdm.write(text, file=sys.stderr)
 
 
 def _nan(*shape: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -27,9 +28,13 @@ _TEXT_GROUPS = len(schema.GROUPS) - 1  # all but the image
 
 
 class PassWatcher:
-    """Hooks before and after each call of the transformer, then `finish` or `abandon`.
+    """Hooks before and after each call of the transformer, then `finished` and `let_go`, or `abandon`.
 
     A sample that is sealed already is followed until its pairing key is checked, and then only drawn.
+
+    Args:
+        probe: measures this sample's rows alone.
+        samples: how many are drawn in the same call of the pipeline.
     """
 
     def __init__(
@@ -38,10 +43,11 @@ class PassWatcher:
         probe: Probe,
         call: Call,
         identity: Identity,
-        on_step: Callable[[], None] | None,
+        samples: int = 1,
+        on_step: Callable[[], None] | None = None,
     ) -> None:
         self._pipe, self._session, self._probe = session.pipe, session, probe
-        self._call, self._identity, self._on_step = call, identity, on_step
+        self._call, self._identity, self._samples, self._on_step = call, identity, samples, on_step
         self._step = -1
         self._rows: tuple[str, ...] = ()
         self._layout: Layout | None = None
@@ -78,21 +84,23 @@ class PassWatcher:
         if self._on_step is not None and self._rows != ("skip",):
             self._on_step()
 
-    def finish(self, image: np.ndarray | None) -> None:
-        """Have the sample sealed while the next one is drawn; wait for that of the sample before.
+    def finished(self, image: np.ndarray | None) -> Sealing | None:
+        """What is left to do for this sample once it is drawn; None if it is sealed already.
 
         Raises:
             CaptureError: the pipeline stopped before its last step.
-            StoreError: the sample before could not be sealed.
         """
         if self._recorder is None:
-            return
+            return None
         steps = len(self._layout.timesteps)
         if self._step + 1 != steps:
             raise CaptureError(
                 f"the pipeline stopped after step {self._step} of 0..{steps - 1}: this sample is not sealed"
             )
-        self._session.sealing.submit(partial(_seal, self._recorder, image), 1)
+        return Sealing(self._recorder, image)
+
+    def let_go(self) -> None:
+        """The recorder is another's now."""
         self._recorder = None
 
     def abandon(self, interrupted: bool) -> None:
@@ -136,11 +144,12 @@ class PassWatcher:
         return TierPlan(maps, rows, layout.atlas and step in layout.top_steps, raw)
 
     def _batch_rows(self, skips: bool, batch: int) -> tuple[str, ...]:
-        """Branch of each batch row: diffusers orders a guided batch [uncond | cond]."""
+        """Branch of each of the sample's batch rows: diffusers orders a guided batch [uncond | cond]."""
         rows = ("skip",) if skips else (("uncond", "cond") if self._call.guided else ("cond",))
-        if len(rows) != batch:
+        if len(rows) * self._samples != batch:
+            each = f" for each of {self._samples} samples" * (self._samples > 1)
             raise CaptureError(
-                f"the transformer was called with {batch} rows where {' and '.join(rows)} were expected"
+                f"the transformer was called with {batch} rows where {' and '.join(rows)}{each} were expected"
             )
         return rows
 
@@ -267,17 +276,27 @@ class PassWatcher:
             "encoder_masks": list(self._session.encoder_masks),
             "t5": pipe.text_encoder_3 is not None,
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-            "batch_size": 1,
+            "batch_size": self._samples,
             "model_shape": self._session.model_shape,
             "attn2_layout": self._session.attn2_layout,
             "other": call.other(),
         }
 
 
-def _seal(recorder: SampleRecorder, image: np.ndarray | None) -> None:
-    """Seal, or leave nothing behind."""
-    try:
-        recorder.seal(image)
-    except BaseException:
-        recorder.abandon()
-        raise
+@dataclass(frozen=True)
+class Sealing:
+    """A sample that is drawn and whose file is still open."""
+
+    recorder: SampleRecorder
+    image: np.ndarray | None
+
+
+def seal_all(samples: Sequence[Sealing]) -> None:
+    """Seal one after the other; after an error nothing is left behind of that one and of those behind it."""
+    for place, each in enumerate(samples):
+        try:
+            each.recorder.seal(each.image)
+        except BaseException:
+            for left in samples[place:]:
+                left.recorder.abandon()
+            raise

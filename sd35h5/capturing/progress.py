@@ -1,0 +1,43 @@
+"""What a capture says while it draws: the progress bar, and lines beside it. Both go to stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+class Progress:
+    """One bar over all steps of all samples, with the samples that are drawn now, their step and an estimate."""
+
+    def __init__(self, samples: int, done: int, steps: int) -> None:
+        self._samples, self._steps, self._step = samples, steps, 0
+        self._last, self._together = done, 1
+        self._bar = tqdm(
+            total=samples * steps, initial=done * steps, unit="step", file=sys.stderr, dynamic_ncols=True
+        )
+
+    def begin(self, together: int = 1) -> None:
+        """Begin the next sample, or so many that are drawn together."""
+        self._last, self._together, self._step = self._last + together, together, 0
+        self._show()
+
+    def step(self) -> None:
+        """One step of the samples under way is done."""
+        self._step += 1
+        self._show()
+        self._bar.update(self._together)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+    def _show(self) -> None:
+        first = self._last - self._together + 1
+        which = f"sample {first}" if self._together == 1 else f"samples {first}-{self._last}"
+        self._bar.set_description(f"{which}/{self._samples}, step {self._step}/{self._steps}", refresh=False)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr without breaking a progress bar."""
+    tqdm.write(text, file=sys.stderr)
