@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sd35h5
 from sd35h5.capturing.attend import blocked_lse
-from sd35h5.capturing.probe import ProbeProcessor
+from sd35h5.capturing.processor import ProbeProcessor
 from sd35h5.capturing.reducer import Reducer
 from sd35h5.capturing.reductions import joint_entropy, pool_columns
 from sd35h5.gates.attention import JointQKV

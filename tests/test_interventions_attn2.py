@@ -18,7 +18,8 @@ from sd35h5.capturing.altering import Interventions
 from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts, Sampling
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.plan import describe_plan, make_plan
-from sd35h5.capturing.probe import PassPlan, Probe, installed
+from sd35h5.capturing.probe import PassPlan, Probe
+from sd35h5.capturing.processor import installed
 from sd35h5.capturing.tiers import TierPlan
 from sd35h5.errors import CaptureError, ConfigError, StoreError
 from sd35h5.gates.attention import JointAttention

@@ -23,7 +23,7 @@ from sd35h5.capturing.generate import Generate, generating
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.pipelines import load, resolve_device, resolve_dtype
 from sd35h5.capturing.plan import check_size, in_bytes, make_plan
-from sd35h5.capturing.probe import check_processors
+from sd35h5.capturing.processor import check_processors
 from sd35h5.capturing.progress import Progress, say
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.errors import CaptureError, ConfigError

@@ -17,7 +17,7 @@ from torch import nn
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import Tiers
 from sd35h5.capturing.interventions import CausalOptions, control_seed, parse_interventions
-from sd35h5.capturing.probe import check_processors, regrouped_attentions
+from sd35h5.capturing.processor import check_processors, regrouped_attentions
 from sd35h5.capturing.recorder import Layout
 from sd35h5.capturing.tokens import TokenTable, truncation_note
 from sd35h5.errors import CaptureError
