@@ -146,6 +146,34 @@ def test_contribution_is_mass_times_the_mean_gate_of_the_querying_stream_times_v
             np.testing.assert_allclose(got[query, :, layer], hand, rtol=1e-5)
 
 
+def test_contribution_in_attn2_is_that_of_its_own_keys_and_gate(captured):
+    path, by_hand = captured
+    with open_store(path) as store:
+        names = ("attn2/top_mass", "attn2/top_value_norm", "attn2/contribution")
+        mass, norm, got = (store.read(name, sample=0, branch="cond").values for name in names)
+    assert (
+        np.isnan(got[1]).all() and np.isnan(got[0][:, 2]).all()
+    )  # no text queries, no attn2 in the last layer
+    for layer in (0, 1):
+        mean = by_hand[layer, "attn2", "image"][:, 0].mean((1, 3))[..., None]
+        hand = mass[0, :, layer] * norm[0, :, layer] * mean
+        np.testing.assert_allclose(got[0, :, layer], hand, rtol=1e-5)
+
+
+def test_contribution_is_kept_where_only_a_later_attn2_carries_a_gate(tmp_path):
+    pipe, gates = _gated("headwise")
+    del gates.second["0"]
+    install_gates(pipe.transformer, gates)
+    call = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": 1, "max_sequence_length": T5_TOKENS}
+    with sd35h5.capture(pipe, tmp_path / "run.h5", maps="off", topk=5) as generate:
+        generate(PROMPT, seed=0, **call)
+    with open_store(tmp_path / "run.h5") as store:
+        added = store.read("attn2/contribution", sample=0, branch="cond", query="image")
+        mass = store.read("attn2/top_mass", sample=0, branch="cond", query="image")
+    assert np.isfinite(added[:, 1]).all() and np.isnan(added[:, [0, 2]]).all()
+    assert np.isfinite(mass[:, [0, 1]]).all()
+
+
 def test_the_attributes_tell_of_both_attentions(captured):
     with open_store(captured[0]) as store:
         told = store.attributes

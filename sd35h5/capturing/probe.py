@@ -59,7 +59,7 @@ class PassResult:
     gates: Tensor | None  # (statistic, batch row, query stream, layer, head)
     gate_groups: Tensor | None  # (batch row, query stream, group, layer, head)
     second_gates: Tensor | None  # of attn2: (statistic, batch row, query stream, layer, head)
-    # of attn2: entropy_all (layer, head), patch_mass (layer, head, y, x), top_… (layer, head, rank)
+    # of attn2: entropy_all (layer, head), patch_mass (layer, head, y, x), top_… and contribution (layer, head, rank)
     second: dict[str, Tensor] | None
     # stream, index, mass, value_norm, of gated models also contribution: (query stream, layer, head, rank)
     top: dict[str, Tensor] | None
@@ -207,8 +207,8 @@ class Probe:
         """What the second attentions yielded, where the plan asks for more than the check."""
         if not seen or not (plan.top or plan.tiers.atlas):
             return None
-        names = [name for name in next(iter(seen.values())) if name != "error"]
-        return {name: self._stack(seen, name) for name in names}
+        names = {name for values in seen.values() for name in values} - {"error"}  # not all layers are gated
+        return {name: self._stack(seen, name) for name in sorted(names)}
 
     @torch.no_grad()
     def measure_second(
@@ -226,8 +226,9 @@ class Probe:
             self._note_fallback()
             lse = blocked_lse(joint.query, joint.key)
         row = plan.branches.index("cond")
+        gate = None if gates is None else self._second[layer][0, row, IMAGE]
         self._second_seen[layer] = tiers.measure_second(
-            joint, lse, row, plan.patches, plan.top, self._reducer
+            joint, lse, row, plan.patches, plan.top, self._reducer, gate
         )
 
     @torch.no_grad()

@@ -124,15 +124,17 @@ def measure_atlas(
 
 
 def measure_second(
-    joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int], ranks: int, reducer: Reducer
-) -> dict[str, Tensor]:
+    joint: JointQKV, lse: Tensor, row: int, patches: tuple[int, int], ranks: int, reducer: Reducer,
+    mean_gate: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """What is kept of MMDiT-X's second, image-only attention, of batch row `row`.
 
     Args:
         ranks: number of heaviest keys; where the image has fewer patches the rest is NaN (−1).
+        mean_gate: (head), mean over the image's queries; None where there is no gate.
 
     Returns: `entropy_all` (head), `patch_mass` (head, y, x), the largest `error` of a row sum, and with ranks
-        `top_index`, `top_mass`, `top_value_norm` (head, rank).
+        `top_index`, `top_mass`, `top_value_norm` (head, rank), with a gate `contribution`, too.
     """
     one = slice(row, row + 1)
     keys = reducer.reduce_keys(joint.query[one], joint.key[one], lse[one], joint.image_tokens, entropy=True)
@@ -147,4 +149,6 @@ def measure_second(
         top = reductions.top_keys(mass[:, None], mass.new_empty(len(mass), 1, 0), joint.value[row], count)
         for name, fill in (("index", -1), ("mass", float("nan")), ("value_norm", float("nan"))):
             values[f"top_{name}"] = F.pad(getattr(top, name)[:, 0], (0, ranks - count), value=fill)
+        if mean_gate is not None:
+            values["contribution"] = values["top_mass"] * values["top_value_norm"] * mean_gate[:, None]
     return values

@@ -216,6 +216,9 @@ _MASS_PATCH = _variable(
 )  # fmt: skip
 
 
+_CONTRIBUTION = _variable(
+    "gates/contribution", f"{_TOPS} rank", "float32", "norm of what the key adds to the output after the gate"
+)
 _ALTERED_MASS = _variable(
     "sinks/altered_mass", _STEPS, "float32",
     f"mass of the keys that an intervention alters, before it alters them: {_SHARE}",
@@ -224,7 +227,9 @@ _ALTERED_MASS = _variable(
 
 def _attn2() -> list[tuple[str, Variable]]:
     """The same names for MMDiT-X's second, image-only attention; fill where a layer has none."""
-    first = [spec for _, spec in (*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH, _ALTERED_MASS)]
+    first = [
+        spec for _, spec in (*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH, _ALTERED_MASS, _CONTRIBUTION)
+    ]
     second = [replace(v, name=f"attn2/{v.short_name}", long_name=f"attn2: {v.long_name}") for v in first]
     return [(spec.name, spec) for spec in second]
 
@@ -306,10 +311,7 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
                 "gates/group_mean", _GROUPED, "float32", "mean of the gate over the queries of a group",
                 chunk={"group": 1},
             ),
-            _variable(
-                "gates/contribution", f"{_TOPS} rank", "float32",
-                "norm of what the key adds to the output after the gate",
-            ),
+            _CONTRIBUTION,
             *_attn2(),
             _large(
                 "raw/probability", "sample branch raw_step raw_layer raw_head raw_token patch_y patch_x",
