@@ -91,7 +91,6 @@ def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tup
     return measures.computed(store(run), name, target, branch, list(chosen))
 
 
-@cached("Reading …")
 def sample_values(
     run: Run,
     name: str,
@@ -101,9 +100,31 @@ def sample_values(
     heads: tuple[int, ...],
     steps: tuple[int, ...],
     chosen: tuple[int, ...],
+    shown: bool,
 ) -> np.ndarray:
-    """Return a joined score or a measure's mean of each chosen sample: float64 (sample)."""
-    return scatter.sample_values(store(run), name, target, branch, chosen, layers, heads, steps)
+    """Return a joined score or a measure's mean of each chosen sample: float64 (sample).
+
+    Args: shown: the page shows this measure anyway, so that all of its numbers are kept.
+    """
+    if name.startswith(scatter.SCORES):
+        return scatter.sample_values(store(run), name, samples=chosen)
+    return scatter.mean_of(*_step_sums(run, name, target, branch, steps, chosen, shown), layers, heads)
+
+
+@cached("Reading …")
+def _step_sums(
+    run: Run,
+    name: str,
+    target: metrics.Target,
+    branch: str,
+    steps: tuple[int, ...],
+    chosen: tuple[int, ...],
+    shown: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `scatter.step_sums`: a step's size is kept in place of all steps, for filters of layers and heads."""
+    if shown:
+        return scatter.step_sums(metric(run, name, target, branch, chosen), steps)
+    return scatter.step_sums(measures.computed(store(run), name, target, branch, chosen), steps)
 
 
 @cached()

@@ -302,6 +302,6 @@ def scattered(view: View, chosen: dict[data.Run, tuple[int, ...]], x: str, y: st
         f"tables = []\nfor name, file, chosen in {runs!r}:\n    store = sd35h5.open_store(file)\n"
         f"    where = ({where})\n"
         f"    x, y = (scatter.sample_values(store, what, *where) for what in {(x, y)!r})\n"
-        "    tables.append(scatter.points(store, chosen, x, y).assign(run=name))\n"
+        "    tables.append(scatter.points(store.samples, chosen, x, y).assign(run=name))\n"
         "table = pd.concat(tables)"
     )

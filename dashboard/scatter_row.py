@@ -36,8 +36,8 @@ def draw(view, partners: dict[data.Run, pd.DataFrame]) -> None:
     for run, samples in list(partners.items())[:MOST]:
         with data.sentence(run):
             own = tuple(samples["sample"].tolist())
-            both = [data.sample_values(run, name, *asked(view), own) for name in chosen]
-            table = scatter.points(data.store(run), own, *both).assign(run=run.name)
+            both = [data.sample_values(run, name, *asked(view), own, name == view.metric) for name in chosen]
+            table = scatter.points(data.samples(run), own, *both).assign(run=run.name)
             found.append(table.assign(shown=samples["shown"].to_numpy()))
             codes[run] = own
     if not found:

@@ -164,7 +164,7 @@ def test_a_run_without_the_score_is_told_and_the_other_is_drawn(app, folder, tmp
     test = app(tmp_path, page="compare", url={"scatter-y": "scores/taste"})
     points = next(frame for frame in frames_of(test) if {"x", "y", "prompt"} <= set(frame.columns))
     assert set(points["run"]) == {"baseline"} and sorted(points["y"]) == [1, 2, 4]
-    assert "Gated has no scores/taste: join it with" in text_of(test).replace("\\", "")
+    assert "gated has no scores/taste: join it with" in text_of(test).replace("\\", "")
 
 
 def test_scores_that_are_joined_while_the_page_is_open_appear(app, folder, tmp_path):

@@ -39,7 +39,7 @@ def points(
             x = values.mean(["step", "layer", "head"], skipna=True).values
             for score in (one for one in stores[run].variables if one.startswith(scatter.SCORES)):
                 y = scatter.sample_values(stores[run], score, samples=samples)
-                table = scatter.points(stores[run], samples, x, y)
+                table = scatter.points(stores[run].samples, samples, x, y)
                 parts.append(table.assign(run=run, score=score.removeprefix(scatter.SCORES)))
     if not parts:
         return pd.DataFrame(columns=POINTS)

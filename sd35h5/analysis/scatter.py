@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from scipy import stats
 
 from sd35h5.analysis.means import within
@@ -52,13 +53,34 @@ def sample_values(
         if name not in store:
             raise StoreError(f"{store.name} has no {name}: join it with `python -m sd35h5 scores`")
         return store.read(name, sample=chosen).values.astype(np.float64)
-    values = within(computed(store, name, target, branch, chosen), layers, heads, steps)
-    return values.mean(["step", "layer", "head"], skipna=True).values
+    return mean_of(*step_sums(computed(store, name, target, branch, chosen), steps), layers, heads)
 
 
-def points(store: Store, samples: Sequence[int], x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
-    """Return a row a sample: sample, prompt_id, prompt, seed, x, y."""
-    return store.samples.loc[list(samples), FACTS].assign(x=x, y=y).reset_index(drop=True)
+def step_sums(values: xr.DataArray, steps: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of a measure over the chosen steps, and how many of them were measured.
+
+    Returns: float64 and int64 (sample, layer, head).
+    """
+    part = within(values, steps=steps).transpose("sample", "layer", "head", "step").values
+    there = np.isfinite(part)
+    return np.where(there, part, 0.0).sum(-1), there.sum(-1)
+
+
+def mean_of(
+    total: np.ndarray,
+    count: np.ndarray,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return the mean over the chosen layers and heads of what `step_sums` gives: float64 (sample)."""
+    places = (layers or range(total.shape[1]), heads or range(total.shape[2]))
+    total, count = (sums[:, *np.ix_(*places)].sum((1, 2)) for sums in (total, count))
+    return total / np.where(count > 0, count, np.nan)
+
+
+def points(table: pd.DataFrame, samples: Sequence[int], x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
+    """Return a row a sample: sample, prompt_id, prompt, seed, x, y. Args: table: a store's `samples`."""
+    return table.loc[list(samples), FACTS].assign(x=x, y=y).reset_index(drop=True)
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
