@@ -19,7 +19,7 @@ from sd35h5.capturing.batch import rows_of
 from sd35h5.capturing.config import CaptureConfig, Prompts, Sampling, validate
 from sd35h5.capturing.encoder_masks import masked_encoders
 from sd35h5.capturing.interventions import CausalOptions
-from sd35h5.errors import CaptureError, ConfigError
+from sd35h5.errors import CaptureError, ConfigError, StoreError
 from sd35h5.gates.attention import JointQKV
 from sd35h5.gates.modules import build_gates, install_gates
 
@@ -203,6 +203,23 @@ def test_after_an_error_nothing_is_left_of_a_batch_and_the_same_calls_go_on(tiny
         pytest.raises(CaptureError, match="sample 0 is sealed already with pairing_key"),
     ):
         generate("a cat", seed=0, **call)
+
+
+def test_of_a_batch_that_cannot_be_sealed_whole_the_sealed_samples_stay_alone(tiny_pipeline, call, tmp_path):
+    parts = tmp_path / "a.h5.parts"
+
+    def block(pipe, step, timestep, kwargs):
+        (parts / "000001.h5").mkdir(exist_ok=True)
+        return kwargs
+
+    with (
+        pytest.raises(StoreError, match=r"000001|sample 1"),
+        sd35h5.capture(tiny_pipeline, tmp_path / "a.h5") as generate,
+    ):
+        generate(PROMPTS, seed=0, callback_on_step_end=block, **{**call, "num_inference_steps": 2})
+    (parts / "000001.h5").rmdir()
+    assert sorted(path.name for path in parts.iterdir()) == ["000000.h5", "run.json"]
+    assert sd35h5.verify(parts / "000000.h5").ok
 
 
 FLAGS = [
