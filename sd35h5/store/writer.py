@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
@@ -210,6 +210,12 @@ class SampleWriter:
         pending = self._pending.setdefault(spec.name, {})
         done = self._hashes.setdefault(spec.name, {})
         shape, chunk = spec.shape(self.sizes), spec.chunks(self.sizes)
+        if _are_whole_blocks(where, chunk, shape):
+            for origin, index in _whole_blocks(where, chunk):
+                if origin in done or origin in pending:
+                    raise _put_before(spec, origin)
+                self._write_block(spec, origin, values[index])
+            return
         for origin in origins(where, chunk):
             whole = extent(origin, chunk, shape)
             start = tuple(max(w.start, o) for w, o in zip(where, origin, strict=True))
@@ -219,11 +225,7 @@ class SampleWriter:
             ]
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True))
             if origin in done or (origin in pending and pending[origin][1][inside].any()):
-                place = ", ".join(f"{dim}={a}" for dim, a in zip(spec.dims[1:], start[1:], strict=True))
-                raise StoreError(f"{spec.name} was put before{f' at {place}' if place else ''}")
-            if piece.shape == whole:
-                self._write_block(spec, origin, piece)
-                continue
+                raise _put_before(spec, start)
             if origin not in pending:
                 pending[origin] = np.full(whole, fill_of(spec), values.dtype), np.zeros(whole, bool)
             block, taken = pending[origin]
@@ -253,6 +255,30 @@ class SampleWriter:
             self._drain.submit(write, block.nbytes)
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
+
+
+def _are_whole_blocks(where: tuple[slice, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return all(
+        w.start % c == 0 and (w.stop % c == 0 or w.stop == n)
+        for w, c, n in zip(where, chunk, shape, strict=True)
+    )
+
+
+def _whole_blocks(
+    where: tuple[slice, ...], chunk: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """(origin, its part of the values) of each block; little Python a block, as threads wait for it."""
+    index = [slice(None)] * len(where)
+    cut = [(d, w.start, c) for d, (w, c) in enumerate(zip(where, chunk, strict=True)) if w.stop - w.start > c]
+    for origin in origins(where, chunk):
+        for dim, start, length in cut:
+            index[dim] = slice(origin[dim] - start, origin[dim] - start + length)
+        yield origin, tuple(index)
+
+
+def _put_before(spec: Variable, start: tuple[int, ...]) -> StoreError:
+    place = ", ".join(f"{dim}={a}" for dim, a in zip(spec.dims[1:], start[1:], strict=True))
+    return StoreError(f"{spec.name} was put before{f' at {place}' if place else ''}")
 
 
 def _cast(spec: Variable, array: np.ndarray, copies: bool) -> np.ndarray:
