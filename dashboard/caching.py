@@ -7,7 +7,7 @@ import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -58,6 +58,15 @@ class Kept:
 def kept() -> Kept:
     """Return what the server keeps for all its visitors."""
     return Kept()
+
+
+def made_once(key: Hashable, make: Callable[[], R]) -> R:
+    """Return what is kept under the key; else make it and keep it."""
+    with suppress(KeyError):
+        return kept().get(key)
+    value = make()
+    kept().put(key, value)
+    return value
 
 
 def cached(spinner: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from dashboard import data
+from dashboard.caching import made_once
 from sd35h5.analysis import map_figures, maps, pictures
 
 SHEET_WIDTH = 900  # pixels
@@ -33,6 +35,14 @@ class Panel:
     layers: xr.DataArray
     map_tokens: tuple[int, ...]
     objects: pd.DataFrame
+    chosen: tuple[Hashable, ...]  # what `values` and `objects` follow from besides run, sample and tokens
+
+    def png(
+        self, name: str, make: Callable[[], np.ndarray | pictures.Image.Image], *settings: Hashable
+    ) -> bytes:
+        """Return a picture of this panel as PNG, made once for equal settings."""
+        key = ("map picture", name, self.run, self.sample, self.map_tokens, self.chosen, *settings)
+        return made_once(key, lambda: pictures.png(make()))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,6 +102,11 @@ def overlaid(
     if image is None:
         return pictures.map_picture(values, one.shape, low=low, high=high, smooth=look.smooth)
     return pictures.overlay(image, values, opacity=look.opacity, low=low, high=high, smooth=look.smooth)
+
+
+def still(one: Panel, step: int, look: Look, scale: tuple[float, float]) -> np.ndarray:
+    """Return the map of a step over the image, with the boxes of the true objects."""
+    return one.boxed(overlaid(one, one.values.sel(map_step=step).values, look, scale))
 
 
 def chart(one: Panel, step: int, scale: tuple[float, float], beside: int):

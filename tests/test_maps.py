@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from pages import frame_with, frames_of, open_page
+from pages import frame_with, frames_of, open_page, text_of
 from stores import make_store
 
 from sd35h5 import open_store
@@ -120,3 +120,17 @@ def test_runs_whose_maps_are_of_different_steps_are_shown_at_those_they_share(mo
     steps = next(slider for slider in test.main.select_slider if slider.label == "Step")
     assert steps.options == ["0", "6"]
     assert len([frame for frame in frames_of(test) if list(frame.columns) == ["y", "x", "value"]]) == 2
+
+
+@pytest.mark.parametrize(
+    ("sheet", "said"),
+    [
+        ("over steps", "colours from 0"),
+        ("over layers", "step 0 · colours from"),
+        ("all words", "each word on its own"),
+    ],
+)
+def test_the_url_says_which_small_maps_are_shown(monkeypatch, store, tmp_path, sheet, said):
+    test = open_page(monkeypatch, tmp_path / "run.h5", page="maps", url={"sheet": sheet, "at": "0"})
+    assert said in text_of(test)
+    assert sum("colours from" in line or "own scale" in line for line in text_of(test).splitlines()) == 1

@@ -131,3 +131,16 @@ def test_maps_draws_the_boxes_and_says_how_much_of_the_map_is_in_them(monkeypatc
 def test_other_models_are_not_asked_for_true_objects(monkeypatch, tmp_path):
     path = make_store(tmp_path / "run.h5", samples=1)
     assert not open_page(monkeypatch, path, page="maps", url={"objects": "1"}).main.checkbox
+
+
+def test_boxes_come_and_go_with_their_switch_also_over_a_token_without_a_word(monkeypatch):
+    def pictures(objects: str) -> list[str]:
+        url = {"objects": objects, "word": "0", "with": "-"}
+        test = open_page(monkeypatch, EXAMPLE, page="maps", url=url)
+        assert next(box for box in test.main.selectbox if box.label == "Word or token").value is not None
+        return [image.url for shown in test.get("image") for image in shown.proto.imgs]
+
+    plain, boxed = pictures("0"), pictures("1")
+    changed = [before != after for before, after in zip(plain, boxed, strict=True)]
+    assert changed[:2] == [True, True] and not any(changed[2:])  # overlay and image; not the small ones
+    assert pictures("0") == plain

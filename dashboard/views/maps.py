@@ -9,7 +9,7 @@ import streamlit as st
 from dashboard import address, data, map_pictures, map_rows, panels, recipes
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
 from sd35h5.analysis import maps, metrics, objects, pictures
-from sd35h5.analysis.view_html import Shown, picture_bytes
+from sd35h5.analysis.view_html import Shown
 
 
 def choose_word(view) -> dict:
@@ -50,7 +50,8 @@ def panel(view, run: data.Run, word: dict, layer: int | None, with_objects: bool
     there = data.true_objects(run, sample)
     there = there if with_objects else there.iloc[:0]
     there = there.assign(chosen=[word["word_text"] in name.split() for name in there["name"]])
-    return Panel(run, sample, image, small, values, layers, map_tokens, there)
+    chosen = (view.branch, layer, with_objects, word["word_text"])
+    return Panel(run, sample, image, small, values, layers, map_tokens, there, chosen)
 
 
 def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float], plays: bool) -> None:
@@ -59,12 +60,10 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
     columns = st.columns(max(3, len(shown)))
     below = columns[1:] if single else st.columns(max(3, len(shown)))
     for column, under, one in zip(columns, below, shown, strict=False):
-        steps = map_pictures.steps_of(one.values) if plays else [step]
-        frames = [
-            one.boxed(map_pictures.overlaid(one, one.values.sel(map_step=at).values, look, scale))
-            for at in steps
-        ]
-        picture = pictures.gif(frames) if plays else frames[0]
+        picture = one.png("still", partial(map_pictures.still, one, step, look, scale), step, look, scale)
+        if plays:
+            steps = map_pictures.steps_of(one.values)
+            picture = pictures.gif([map_pictures.still(one, at, look, scale) for at in steps])
         caption = f"{panels.plain(one.run.name)} · {'all steps' if plays else f'step {step}'}"
         column.image(picture, width="stretch", caption=caption)
         with under:
@@ -72,7 +71,7 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
             panels.draw(figure, width="content", key=f"map-cells-{one.run.name}")
             st.caption(f"step {step} alone: the pointer reads a cell")
     if single and shown[0].image is not None:
-        picture = shown[0].boxed(shown[0].image)
+        picture = shown[0].png("image", partial(shown[0].boxed, shown[0].image))
         columns[2].image(picture, width="stretch", caption="the generated image")
 
 
@@ -123,25 +122,32 @@ def in_common(shown: list[Panel]) -> tuple[list[Panel], list[int]]:
 
 
 def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, scale) -> None:
-    """Draw the small multiples: over steps, over layers, over words."""
-    over_steps, over_layers, over_words = st.tabs(["Over steps", "Over layers", "All words"])
+    """Draw the small multiples: over steps, over layers, or over words; only what is looked at is made."""
+    options = ["over steps", "over layers", "all words"]
+    draw = partial(st.segmented_control, "Small maps", options, label_visibility="collapsed")
+    over = address.choice(draw, "sheet", "sheet", options[0], address.one_of(options))
     at_step = [one.layers.sel(map_step=step) for one in shown]
     low, high = layer_scale = look.scale(at_step)
     for one, layers in zip(shown, at_step, strict=True):
         name = panels.plain(one.run.name)
-        with over_steps:
+        if over == "over steps":
             st.caption(f"{name} · colours from {scale[0]:.3g} to {scale[1]:.3g}")
-            steps = {
-                f"step {int(at)}": one.values.sel(map_step=at).values for at in one.values["map_step"].values
+            each = {
+                f"step {at}": one.values.sel(map_step=at).values for at in map_pictures.steps_of(one.values)
             }
-            st.image(map_pictures.sheet(one, steps, look, scale))
-        with over_layers:
+            make, settings = partial(map_pictures.sheet, one, each, look, scale), (look, scale)
+        elif over == "over layers":
             st.caption(f"{name} · step {step} · colours from {low:.3g} to {high:.3g}")
             each = {f"layer {int(at)}": layers.sel(layer=at).values for at in layers["layer"].values}
-            st.image(map_pictures.sheet(one, each, look, layer_scale))
-        with over_words:
+            make, settings = (
+                partial(map_pictures.sheet, one, each, look, layer_scale),
+                (step, look, layer_scale),
+            )
+        else:
             st.caption(f"{name} · step {step} · each word on its own scale, written under it")
-            st.image(map_pictures.word_sheet(view.branch, one, step, layer, look))
+            make = partial(map_pictures.word_sheet, view.branch, one, step, layer, look)
+            settings = (step, look)
+        st.image(one.png(over, make, *settings))
 
 
 def told_objects(one: Panel, step: int) -> None:
@@ -224,8 +230,8 @@ def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tupl
     table = one.values.sel(map_step=step, drop=True).rename("value").to_dataframe()["value"].reset_index()
     table = table[["y", "x", "value"]]
     code = recipes.token_map(view, one.run, one.sample, one.map_tokens, step, layer)
-    picture = one.boxed(map_pictures.overlaid(one, one.values.sel(map_step=step).values, look, scale))
-    panels.keep(Shown(f"{one.run.name}: map at step {step}", picture_bytes(picture), table, code))
+    picture = one.png("still", partial(map_pictures.still, one, step, look, scale), step, look, scale)
+    panels.keep(Shown(f"{one.run.name}: map at step {step}", picture, table, code))
     figure = map_pictures.chart(one, step, scale, 1)
     panels.keep(Shown(f"{one.run.name}: cells of the map at step {step}", figure, table, code))
 
