@@ -39,6 +39,6 @@ def gated_contribution(mass: Tensor, value_norm: Tensor, mean_gate: Tensor) -> T
     """What a key adds to the output after the gate: mass × mean gate of the querying stream × value norm.
 
     Args:
-        mass, value_norm: (heads, query stream, rank). mean_gate: (query stream, heads), NaN where no gate is.
+        mass, value_norm: (…, heads, query stream, rank). mean_gate: (…, query stream, heads), NaN where no gate is.
     """
-    return mass * value_norm * mean_gate.T.unsqueeze(-1)
+    return mass * value_norm * mean_gate.transpose(-1, -2).unsqueeze(-1)

@@ -24,7 +24,7 @@ from sd35h5.store.schema import MANTISSA_BITS
 
 _LOG2_E = math.log2(math.e)
 _CELL_BLOCK, _MAP_BLOCK, _ROUND_BLOCK = 64, 32, 2048
-_SUM_TILE, _ROW_TILE = (16, 64), (8, 128)  # partial sums × what they are sums of
+_SUM_TILE, _ROW_TILE = (16, 64), (8, 512)  # partial sums × what they are sums of
 _SMALLEST_DOT = 16  # tl.dot takes no side below it
 
 
@@ -40,7 +40,7 @@ class Tiling(NamedTuple):
 
 
 # the exponentials bind: small tiles leave registers for several programs a multiprocessor, which overlap
-_WITH_ENTROPY, _WITHOUT = Tiling(64, 128, 4, 3, 1024), Tiling(64, 64, 4, 3, 1024)
+_WITH_ENTROPY, _WITHOUT = Tiling(64, 128, 4, 3, 512, 168), Tiling(64, 64, 4, 3, 1024, 96)
 
 
 def reduce_keys(
@@ -97,14 +97,14 @@ def attention_maps(query: Tensor, key: Tensor, lse: Tensor, patches: tuple[int, 
     heads, _, width = query.shape
     height, length = patches
     rows, columns, count = triton.cdiv(height, pool), triton.cdiv(length, pool), key.shape[1]
-    maps = query.new_empty((heads, count, rows, columns), dtype=torch.float32)
+    maps = query.new_empty((count, heads, rows, columns), dtype=torch.float32)  # as the file has them
     _pool_maps[(triton.cdiv(rows * columns, _CELL_BLOCK), triton.cdiv(count, _MAP_BLOCK), heads)](
         query, key, lse, maps, height, length, columns, rows * columns, count, width,
         width**-0.5 * _LOG2_E, *query.stride()[:2], *key.stride()[:2], *lse.stride(),
         POOL=pool, BLOCK_C=_CELL_BLOCK, BLOCK_M=_MAP_BLOCK, BLOCK_D=_padded(width),
         num_warps=4, num_stages=1,
     )  # fmt: skip
-    return maps
+    return maps.transpose(0, 1)
 
 
 def round_mantissa(values: Tensor, bits: int = MANTISSA_BITS) -> Tensor:
@@ -293,7 +293,7 @@ def _pool_maps(
         patches += there.to(tl.float32)
     pooled = total / tl.maximum(patches, 1.0)[:, None]
     tl.store(
-        maps + (head * count + token[None, :]) * cells + cell[:, None],
+        maps + (token[None, :] * tl.num_programs(2) + head) * cells + cell[:, None],
         pooled, mask=(cell < cells)[:, None] & (token < count)[None, :],
     )  # fmt: skip
 

@@ -53,7 +53,7 @@ class KeyReduction:
 
 @dataclass(frozen=True)
 class TopKeys:
-    """The heaviest keys of each (head, query stream); all (heads, query stream, rank), heaviest first."""
+    """The heaviest keys of each head and query stream; all (…, query stream, rank), heaviest first."""
 
     stream: Tensor  # 0 image, 1 text
     index: Tensor  # patch (row-major), or token
@@ -208,23 +208,26 @@ def attention_maps(query: Tensor, key: Tensor, lse: Tensor, patches: tuple[int, 
     return pool_columns(attention_rows(query, key, lse), *patches, pool)
 
 
-def top_keys(image_mass: Tensor, text_mass: Tensor, value: Tensor, count: int) -> TopKeys:
+def value_norms(value: Tensor) -> Tensor:
+    """Euclidean norm of each value vector in float32: (…, S, d) -> (…, S)."""
+    return torch.linalg.vector_norm(value, dim=-1, dtype=torch.float32)
+
+
+def top_keys(image_mass: Tensor, text_mass: Tensor, norms: Tensor, count: int) -> TopKeys:
     """Pick the heaviest keys of the whole joint axis.
 
     Args:
-        image_mass, text_mass: (heads, query stream, image patches), (heads, query stream, text tokens).
-        value: (heads, S, d), image first; the Euclidean norm of each key's value vector goes with it.
+        image_mass, text_mass: (…, query stream, image patches), (…, query stream, text tokens).
+        norms: (…, S), image first: see `value_norms`; that of each picked key goes with it.
     """
     patches = image_mass.shape[-1]
     mass, joint_index = torch.cat([image_mass, text_mass], dim=-1).topk(count, dim=-1)
-    chosen = joint_index.flatten(1).unsqueeze(-1).expand(-1, -1, value.shape[-1])
-    norms = torch.linalg.vector_norm(value.gather(1, chosen).float(), dim=-1)
     is_text = joint_index >= patches
     return TopKeys(
         stream=is_text.to(torch.uint8),
         index=torch.where(is_text, joint_index - patches, joint_index).to(torch.int32),
         mass=mass,
-        value_norm=norms.view_as(mass),
+        value_norm=norms.unsqueeze(-2).expand(*mass.shape[:-1], -1).gather(-1, joint_index),
     )
 
 

@@ -146,7 +146,8 @@ def measure_second(
     }
     if ranks:
         count = min(ranks, mass.shape[-1])
-        top = reductions.top_keys(mass[:, None], mass.new_empty(len(mass), 1, 0), joint.value[row], count)
+        norms = reductions.value_norms(joint.value[row])
+        top = reductions.top_keys(mass[:, None], mass.new_empty(len(mass), 1, 0), norms, count)
         for name, fill in (("index", -1), ("mass", float("nan")), ("value_norm", float("nan"))):
             values[f"top_{name}"] = F.pad(getattr(top, name)[:, 0], (0, ranks - count), value=fill)
         if mean_gate is not None:

@@ -28,20 +28,23 @@ class Place:
 def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[Place]]:
     """Lay tensors one behind the other in one uint8 tensor, the widest types first, which keeps all aligned."""
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    pieces, places, start = [], [], 0
+    places, start = [], 0
     for name, tensor in ordered:
-        pieces.append(tensor.contiguous().view(-1).view(torch.uint8))
         places.append(Place(name, tensor.dtype, tuple(tensor.shape), start, start + tensor.nbytes))
         start += tensor.nbytes
-    return torch.cat(pieces), places
+    packed = torch.empty(start, dtype=torch.uint8, device=ordered[0][1].device)
+    for place in places:
+        _at(packed, place).copy_(tensors[place.name])
+    return packed, places
 
 
 def unpack(buffer: Tensor, places: list[Place]) -> dict[str, np.ndarray]:
     """The tensors of `pack` as arrays that share the buffer's memory, on the host."""
-    return {
-        place.name: buffer[place.start : place.stop].view(place.dtype).view(place.shape).numpy()
-        for place in places
-    }
+    return {place.name: _at(buffer, place).numpy() for place in places}
+
+
+def _at(buffer: Tensor, place: Place) -> Tensor:
+    return buffer[place.start : place.stop].view(place.dtype).view(place.shape)
 
 
 class Transfer:

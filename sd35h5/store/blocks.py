@@ -35,6 +35,26 @@ def extent(origin: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ..
     return tuple(min(c, s - o) for o, c, s in zip(origin, chunk, shape, strict=True))
 
 
+def are_whole_blocks(where: tuple[slice, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a selection cuts no block."""
+    return all(
+        w.start % c == 0 and (w.stop % c == 0 or w.stop == n)
+        for w, c, n in zip(where, chunk, shape, strict=True)
+    )
+
+
+def whole_blocks(
+    where: tuple[slice, ...], chunk: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """(origin, its part of the values) of each block; little Python a block, as threads wait for it."""
+    index = [slice(None)] * len(where)
+    cut = [(d, w.start, c) for d, (w, c) in enumerate(zip(where, chunk, strict=True)) if w.stop - w.start > c]
+    for origin in origins(where, chunk):
+        for dim, start, length in cut:
+            index[dim] = slice(origin[dim] - start, origin[dim] - start + length)
+        yield origin, tuple(index)
+
+
 def round_mantissa(values: np.ndarray, bits: int = MANTISSA_BITS) -> np.ndarray:
     """Round float32 to `bits` explicit mantissa bits, half to even; NaN and infinities stay.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
@@ -15,6 +16,7 @@ from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import (
     BY_WRITER,
+    are_whole_blocks,
     block_hash,
     content_hash,
     extent,
@@ -22,6 +24,7 @@ from sd35h5.store.blocks import (
     numpy_dtype,
     origins,
     round_mantissa,
+    whole_blocks,
 )
 from sd35h5.store.chunks import encode_chunk
 from sd35h5.store.drain import Drain
@@ -32,6 +35,7 @@ from sd35h5.store.schema import SCALES, Variable, variable
 
 __all__ = ["Header", "SampleWriter", "begin_run", "pack", "read_run", "sealed_indices"]
 
+_SYNC_EVERY = 32 << 20  # bytes
 _DEFAULT_SCALES = {
     "query": np.arange(len(schema.QUERIES)),
     "group": np.arange(len(schema.GROUPS)),
@@ -114,6 +118,7 @@ class SampleWriter:
             raise StoreError(
                 f"sample {index} cannot be begun in {self.path.parent}: {reason(error)}"
             ) from error
+        self._descriptor, self._unsynced = self._file.id.get_vfd_handle(), 0
         write_head(self._file, scales, header.attributes, header.provenance, kind="sample")
 
     def put(self, name: str, values: object, **at: int | Sequence[int]) -> None:
@@ -172,6 +177,13 @@ class SampleWriter:
             self._temporary.unlink(missing_ok=True)
             self._lock.close()
 
+    def _sync(self, written: int) -> None:
+        """Have what was written go to the disk from time to time: the seal waits for the rest alone."""
+        self._unsynced += written
+        if self._unsynced > _SYNC_EVERY and hasattr(os, "fdatasync"):
+            self._unsynced = 0
+            os.fdatasync(self._descriptor)
+
     def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
         return StoreError(f"sample {self.path.stem} cannot be written to {self.path.parent}: {reason(error)}")
 
@@ -210,8 +222,8 @@ class SampleWriter:
         pending = self._pending.setdefault(spec.name, {})
         done = self._hashes.setdefault(spec.name, {})
         shape, chunk = spec.shape(self.sizes), spec.chunks(self.sizes)
-        if _are_whole_blocks(where, chunk, shape):
-            for origin, index in _whole_blocks(where, chunk):
+        if are_whole_blocks(where, chunk, shape):
+            for origin, index in whole_blocks(where, chunk):
                 if origin in done or origin in pending:
                     raise _put_before(spec, origin)
                 self._write_block(spec, origin, values[index])
@@ -249,31 +261,14 @@ class SampleWriter:
                 values = round_mantissa(block) if rounds else block
                 digest = block_hash(spec, values)
                 if digest or not spec.rounded:  # layers without maps take no room
-                    dataset.id.write_direct_chunk(origin, encode_chunk(values, dataset.chunks, fill_of(spec)))
+                    data = encode_chunk(values, dataset.chunks, fill_of(spec))
+                    dataset.id.write_direct_chunk(origin, data)
+                    self._sync(len(data))
                 hashes[origin] = digest
 
             self._drain.submit(write, block.nbytes)
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
-
-
-def _are_whole_blocks(where: tuple[slice, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return all(
-        w.start % c == 0 and (w.stop % c == 0 or w.stop == n)
-        for w, c, n in zip(where, chunk, shape, strict=True)
-    )
-
-
-def _whole_blocks(
-    where: tuple[slice, ...], chunk: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """(origin, its part of the values) of each block; little Python a block, as threads wait for it."""
-    index = [slice(None)] * len(where)
-    cut = [(d, w.start, c) for d, (w, c) in enumerate(zip(where, chunk, strict=True)) if w.stop - w.start > c]
-    for origin in origins(where, chunk):
-        for dim, start, length in cut:
-            index[dim] = slice(origin[dim] - start, origin[dim] - start + length)
-        yield origin, tuple(index)
 
 
 def _put_before(spec: Variable, start: tuple[int, ...]) -> StoreError:
