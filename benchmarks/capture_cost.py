@@ -188,7 +188,7 @@ def table(results: dict[str, dict], facts: dict[str, object]) -> str:
         *lines, "",
         f"Random weights, {facts['dtype']}, {facts['patches'][0]} × {facts['patches'][1]} patches, "
         f"{facts['tokens']} text tokens, guidance; {facts['steps']} steps; {facts['runs']} turns of stock and row; "
-        f"{half_of_the_cores()} deflating threads.",
+        f"{facts['deflating']} deflating threads.",
         f"{facts['gpu'] or 'no GPU'}; {facts['cpu']}, {facts['cores']} cores, load before the runs "
         f"{facts['load_before']:.2f}; {facts['system']}, {versions}. {facts['date']}.",
         f"Made by `python benchmarks/capture_cost.py --shape {facts['shape']} --device {facts['device']} "
@@ -212,6 +212,7 @@ def main() -> int:
     device = torch.device(asked.device)
     facts = machine(PACKAGES, torch.get_num_threads()) | {
         "shape": asked.shape, "device": asked.device, "steps": asked.steps, "runs": asked.runs, "gpu": gpu(device),
+        "deflating": half_of_the_cores(),
     }  # fmt: skip
     asked.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sd35h5.capturing.config import MAX_MAPS, CaptureConfig, Prompt
+from sd35h5.capturing.cost import told_cost
 from sd35h5.capturing.interventions import altered_variables, check_interventions, parse_interventions
 from sd35h5.capturing.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.capturing.tokens import CLIP_TOKENS
@@ -155,6 +156,7 @@ def describe_plan(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt
         f"sum: {in_bytes(plan.raw_bytes)} a sample, about {in_bytes(plan.file_bytes)} in the file; "
         f"{_count(samples, 'sample')}: about {in_bytes(samples * plan.file_bytes)} in {config.output.out}"
     )
+    lines.append(told_cost(config.tiers, sampling.steps, plan.raw_bytes))
     return "\n".join(lines)
 
 
