@@ -44,6 +44,7 @@ __all__ = [
     "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps", "shown_text", "target_positions", 
     "target_sizes", "text_mass", "text_mass_fraction", "token_mass", "with_pads_averaged", "with_words",
 ]  # fmt: skip
+AT_ONCE = 8  # samples whose numbers are in memory together
 PER_TOKEN = "masses per token are of the cond branch only, unless captured with --branches cond uncond"
 #: metric name -> (what a chart's axis says, short name)
 LABELS = {
@@ -222,20 +223,21 @@ def group_mass(
 def mean_group_mass(
     store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
 ) -> xr.DataArray:
-    """Return `group_mass` as the mean over samples, read one sample at a time: memory does not grow with
+    """Return `group_mass` as the mean over samples, read a few samples at a time: memory does not grow with
     them.
 
     Returns: float64 (group, step, layer, head); NaN where no sample has a value.
     """
-    total, count = None, None
-    for sample in chosen_samples(store, samples):
-        mass = group_mass(store, branch, query, [sample]).isel(sample=0, drop=True)
-        there = mass.notnull()
-        total = mass.fillna(0) if total is None else total + mass.fillna(0)
-        count = there.astype(float) if count is None else count + there
-    if total is None:
+    chosen = chosen_samples(store, samples)
+    if not chosen:
         raise StoreError(f"no sample of {store.name} was chosen: choose one at least")
-    return total / count.where(count > 0)
+    total, count = np.zeros(()), np.zeros((), np.int64)
+    for first in range(0, len(chosen), AT_ONCE):
+        mass = group_mass(store, branch, query, chosen[first : first + AT_ONCE]).transpose("sample", ...)
+        total = total + np.nansum(mass.values, axis=0, dtype=np.float64)
+        count = count + np.isfinite(mass.values).sum(axis=0)
+    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mass.isel(sample=0, drop=True).copy(data=mean)
 
 
 def token_mass(

@@ -47,16 +47,18 @@ def top_keys(
         raise StoreError(f"{store.name} holds no heaviest keys: capture it with --topk 16")
     chosen = chosen_samples(store, samples)
     where = {"sample": chosen, "branch": branch, "query": query, "rank": slice(0, count)}
+    # the first sample tells of a branch that was never captured, long before all are read
+    first = store.read("topk/top_mass", **where | {"sample": chosen[:1]})
+    if len(chosen) and not np.isfinite(first.values).any():
+        raise StoreError(
+            f"{store.name} holds no heaviest keys of branch {branch!r}: they are of the cond branch"
+        )
     read = {
         name: store.read(f"topk/top_{name}", **where) for name in ("stream", "index", "mass", "value_norm")
     }
     keys = xr.Dataset({
         name: (TOP, values.transpose(*TOP).values) for name, values in read.items()
     }, coords={"top_step": read["index"]["top_step"].values, "sample": chosen})  # fmt: skip
-    if not np.isfinite(keys["mass"].values).any():
-        raise StoreError(
-            f"{store.name} holds no heaviest keys of branch {branch!r}: they are of the cond branch"
-        )
     groups = token_groups(store, branch, chosen)
     places = patch_places(*patch_grid(store))
     keys["kind"] = (TOP, _kinds(keys["stream"].values, keys["index"].values, groups, places))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,8 @@ class RemoteWriter:
     def abandon(self) -> None:
         """End the process; it leaves no file behind. After `seal()` the sealed file stays."""
         if self._process.poll() is None:
-            try:
+            with suppress(StoreError):  # it has ended by itself, and left nothing either
                 self._send({"do": "abandon"})
-            except StoreError:
-                pass  # it has ended by itself, and left nothing either
         self._end()
 
     def _send(self, call: dict[str, Any], numbers: np.ndarray | None = None) -> None:
