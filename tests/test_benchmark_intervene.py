@@ -77,6 +77,7 @@ def test_the_report_shows_every_mean_beside_its_interval(benchmark):
             assert f"{row['mean'][name]:.3f} ({low:.3f} to {high:.3f})" in line
 
 
+@pytest.mark.slow
 def test_what_is_written_is_how_far_plain_diffusers_pictures_are_apart(
     benchmark, tiny_folder, tmp_path, monkeypatch, capsys
 ):

@@ -40,6 +40,7 @@ def test_missing_models_are_told_with_the_way_out(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_cost_of_the_demo_is_measured_and_written(tmp_path):
     done = _run(
         "--random", "--steps", 1, "--runs", 1, "--variants", "baseline", "headwise", "--out", tmp_path

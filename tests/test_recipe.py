@@ -161,6 +161,7 @@ def test_the_held_out_scenes_in_the_repository_are_the_recipes():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_makes_a_folder_that_the_plain_pipeline_loads_and_draws_with(tmp_path):
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 

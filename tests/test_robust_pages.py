@@ -10,6 +10,8 @@ import pytest
 from pages import frames_of, open_page, text_of
 from stores import make_store
 
+pytestmark = pytest.mark.slow  # 70 seconds in all
+
 PAGES = ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
 ROWS = ((0, 5), (1, 78))
 HALF = ("sinks", "tokens", "maps", "gates", "compare", "evidence")
