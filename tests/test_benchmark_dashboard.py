@@ -56,6 +56,7 @@ def test_the_table_tells_percentiles_of_changes_and_largest_sizes(benchmark):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_the_dashboard_is_measured_and_written(tmp_path):
     flags = ["--samples", "1", "--runs", "1", "--rounds", "1", "--out", str(tmp_path)]

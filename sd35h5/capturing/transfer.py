@@ -62,7 +62,7 @@ class Transfer:
         self._courier: Drain | None = None
 
     def send(self, tensors: Mapping[str, Tensor], take: Callable[[dict[str, np.ndarray]], None]) -> None:
-        """Call `take` with the tensors as arrays, which it must not keep: their memory is used again."""
+        """Call `take` with the tensors as arrays; one that it keeps keeps the memory of all that were sent with it."""
         device = next(iter(tensors.values())).device
         if device.type != "cuda":
             take({name: tensor.cpu().numpy() for name, tensor in tensors.items()})
