@@ -199,8 +199,9 @@ def compared(view: View, other: data.Run) -> tuple[str, str, str]:
         + f"before, after = compare.paired_values(store, other, pairing, {asked})\n"
     )
     at = within(view, False, ("layer", "head")) + steps(view)
-    made = (f"before{at}", f"after{at}", f"compare.difference(before{at}, after{at})")
-    return tuple(f"{lines}table = metrics.by_layer_head({one})" for one in made)  # type: ignore[return-value]
+    before, after = f"before{at}", f"after{at}"
+    table = f"{lines}table = metrics.by_layer_head"
+    return f"{table}({before})", f"{table}({after})", f"{table}(compare.difference({before}, {after}))"
 
 
 def token_map(

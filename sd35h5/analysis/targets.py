@@ -123,7 +123,8 @@ def patch_grid(store: Store) -> tuple[int, int]:
         at = {
             name: values for name, (_, values) in store.coords("maps/image_to_text").items() if name in "yx"
         }
-        return tuple(round(len(at[name]) * (2 * float(at[name][0]) + 1)) for name in "yx")  # type: ignore
+        rows, columns = (round(len(at[name]) * (2 * float(at[name][0]) + 1)) for name in "yx")
+        return rows, columns
     if {"height", "width"} <= set(store.config):
         return int(store.config["height"]) // PATCH, int(store.config["width"]) // PATCH
     raise StoreError(f"{store.name} does not tell the size of its images: capture it with images or maps")

@@ -139,7 +139,9 @@ class AlteredPass:
         _, lse = attend(joint.query, joint.key, joint.value)
         if lse is None:
             lse = blocked_lse(joint.query, joint.key)
-        mass = reductions.reduce_keys(joint.query, joint.key, lse, image, workspace=self.workspace).mass
+        mass = reductions.reduce_keys(
+            joint.query, joint.key, lse, image, workspace=self.workspace, row_sums=False
+        ).mass
         own = (1,) * (attn == SECOND)  # the joint attention of this layer draws other lots
         random = None if self.lots is None else np.random.default_rng([*self.lots, layer, *own])
         bias, touched = torch.zeros_like(mass), torch.zeros_like(mass, dtype=torch.bool)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from sd35h5.capturing.probe import Probe, attend_plainly
+from sd35h5.capturing.probe import Probe
 from sd35h5.gates.attention import JointQKV
 
 Gates = tuple[Tensor, Tensor | None]
@@ -32,20 +32,12 @@ class BatchProbe:
         return self.probes
 
     def attend_joint(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
-        """As `Probe.attend_joint` for one sample; several are not altered."""
-        return (
-            self.probes[0].attend_joint(layer, joint)
-            if len(self.probes) == 1
-            else attend_plainly(layer, joint)
-        )
+        """Attend once for all; what alters attention is refused for several samples, so that any probe will do."""
+        return self.probes[0].attend_joint(layer, joint)
 
     def attend_second(self, layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
         """The same of the layer's second attention."""
-        return (
-            self.probes[0].attend_second(layer, joint)
-            if len(self.probes) == 1
-            else attend_plainly(layer, joint)
-        )
+        return self.probes[0].attend_second(layer, joint)
 
     def measure(self, layer: int, joint: JointQKV, lse: Tensor | None, gates: Gates | None) -> None:
         """As `Probe.measure`, of every sample that is captured."""

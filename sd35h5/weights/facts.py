@@ -222,7 +222,7 @@ def _from_hub(model_id: str) -> tuple[str, dict[str, dict], Path | None]:
     refusal = None
     try:  # one quick question first: a download that cannot be had would retry for half a minute
         get_hf_file_metadata(hf_hub_url(model_id, _FILES["index"]), timeout=10)
-    except Exception as error:  # noqa: BLE001 - httpx's and the hub's errors have no common parent
+    except Exception as error:  # httpx's and the hub's errors have no common parent
         refusal = error
     options = {"local_files_only": refusal is not None}
     try:

@@ -35,7 +35,7 @@ def local_base(model_id: str, subfolders: Collection[str], option: str = "--mode
                 local_files_only=cached_only,
             )  # fmt: skip
             return Path(root)
-        except Exception as error:  # noqa: BLE001 - the hub's and its client's errors have no common parent
+        except Exception as error:  # the hub's and its client's errors have no common parent
             failed = failed or error
     first = str(failed).strip().split("\n")[0][:200]
     raise CaptureError(f"{hub_sentence(model_id, failed)} ({first})") from failed
