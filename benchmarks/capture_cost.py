@@ -64,7 +64,7 @@ def rows(steps: int) -> list[Row]:
         Row("atlas", {"maps": "off", "topk": 0, "atlas": True, "top_steps": "all"}, 1.06, steps=short),
         Row("default, whole", {}, 1.05, True, steps),
         Row("maps of 24 tokens, whole", maps, 1.04, True, steps),
-        Row("raw, pool 2", {"maps": "all", "map_pool": 2, **every}, steps=min(steps, FEW), values=per_head),
+        Row("raw, pool 2", {"maps": "all", "map_pool": 2, **every}, steps=min(steps, 2 * FEW), values=per_head),
         Row(
             "raw, pool 1", {"maps": "off", "topk": 0, "raw": ("steps=all",)}, steps=min(steps, 2),
             values="raw/probability",

@@ -146,16 +146,14 @@ class Bench:
         """MB/s of raw values: reached from the first step to the seal, and what each part would allow alone."""
         with h5py.File(self.out) as file:
             dataset = file[name]
-            count = min(
-                dataset.id.get_num_chunks(), max(1, _PROBE_BYTES // (4 * int(np.prod(dataset.chunks))))
-            )
-            origins = [dataset.id.get_chunk_info(number).chunk_offset for number in range(count)]
+            chunks, each = dataset.id.get_num_chunks(), 4 * int(np.prod(dataset.chunks))
+            spread = np.linspace(0, chunks - 1, min(chunks, max(1, _PROBE_BYTES // each))).astype(int)
+            origins = [dataset.id.get_chunk_info(int(number)).chunk_offset for number in spread]
             blocks = [
                 dataset[tuple(slice(o, o + n) for o, n in zip(origin, dataset.chunks, strict=True))]
                 for origin in origins
             ]
-            raw = dataset.id.get_num_chunks() * 4 * int(np.prod(dataset.chunks))
-            chunk = dataset.chunks
+            raw, chunk = chunks * each, dataset.chunks
         stored = _head(self.out)
         return {
             "reached": raw / run.seconds / 1e6,

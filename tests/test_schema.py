@@ -42,7 +42,7 @@ def test_chunks_at_sd35_large_are_small_enough_to_select_from(spec_):
         ("sinks/mass_image", (1, 1, 1, 38, 38, 32)),
         ("sinks/mass_group", (1, 1, 1, 1, 28, 38, 38)),
         ("maps/image_to_text", (1, 1, 1, 1, 38, 32, 32)),
-        ("raw/probability", (1, 1, 1, 1, 1, 8, 64, 64)),
+        ("raw/probability", (1, 1, 1, 1, 1, 32, 64, 64)),
         ("images/image", (1, 256, 256, 3)),
     ],
 )

@@ -9,6 +9,7 @@ from conftest import HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_imag
 
 import sd35h5
 from sd35h5 import open_store, verify
+from sd35h5.capturing import recorder
 from sd35h5.errors import ConfigError
 
 PROMPTS = ("a red apple", "a cat left of a dog")
@@ -47,6 +48,25 @@ def test_maps_of_chosen_layers_average_to_the_mass_of_every_token_and_head(captu
     np.testing.assert_allclose(mean, maps.mean("head"), rtol=1e-6)
     chosen = maps.isel(layer=[0, 2]).mean(("y", "x")).transpose("map_step", "layer", "head", "map_token")
     np.testing.assert_allclose(chosen, mass.isel(layer=[0, 2]).values, rtol=1e-5)
+
+
+def test_what_is_sent_in_pieces_is_what_is_sent_whole(tiny_pipeline, call, tmp_path, monkeypatch):
+    tiers = {
+        "maps": "all",
+        "map_heads": "all",
+        "topk": 0,
+        "raw": ("steps=1", "tokens=0-10"),
+        "map_steps": "0",
+    }
+    hashes = []
+    for name, size in (("whole", 1 << 30), ("pieces", 700)):  # one head of raw values, two tokens of maps
+        monkeypatch.setattr(recorder, "_PIECE_BYTES", size)
+        with sd35h5.capture(tiny_pipeline, tmp_path / f"{name}.h5", **tiers) as generate:
+            generate(PROMPTS[1], seed=5, **call)
+        with open_store(tmp_path / f"{name}.h5") as store:
+            hashes.append(store.samples["content_sha256"].item())
+            assert store.read("maps/image_to_text_per_head", sample=0, branch="cond").notnull().all()
+    assert hashes[0] == hashes[1]
 
 
 def test_raw_probabilities_are_the_unpooled_maps(captured):

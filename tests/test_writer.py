@@ -20,7 +20,7 @@ from stores import make_store
 
 from sd35h5 import open_store, verify
 from sd35h5.errors import StoreError
-from sd35h5.store.blocks import round_mantissa
+from sd35h5.store.blocks import batches, round_mantissa
 from sd35h5.store.runs import lock
 from sd35h5.store.schema import REQUIRED, SCALES, VARIABLES, variable
 from sd35h5.store.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
@@ -413,3 +413,10 @@ def test_h5dump_reads_every_value(tmp_path):
         capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert f"{float(value):.9g}" in dumped
+
+
+def test_threads_take_small_blocks_together_and_large_ones_alone():
+    sizes = [300_000, 900_000, 40, 2_000_000, 5, 6]
+    blocks = [((place,), np.zeros(size, np.uint8)) for place, size in enumerate(sizes)]
+    taken = [[origin[0] for origin, _ in batch] for batch in batches(blocks)]
+    assert taken == [[0, 1], [2, 3], [4, 5]] and list(batches([])) == []

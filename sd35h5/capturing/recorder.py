@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sd35h5.gates.modules import Gates
 
 _IMAGE = schema.QUERIES.index("image")
+_PIECE_BYTES = 32 << 20  # small enough for a processor's cache, of which two processes copy it
 _LARGE = ("mass.", "maps", "head_maps", "rows.", "atlas.patch_mass", "second.patch_mass")
 
 
@@ -165,7 +166,11 @@ class SampleRecorder:
         if result.row_sum_error == result.row_sum_error:
             self._row_sum_error = result.row_sum_error
         tensors = self._outgoing(rows, result)
+        head_maps = tensors.pop("head_maps", None)
         self._transfer.send(tensors, lambda arrays: self._take(step, rows, arrays))
+        if head_maps is not None:
+            at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
+            self._send_large("maps/image_to_text_per_head", head_maps, "map_token", at)
 
     def add_altered(self, step: int, rows: Sequence[str], masses: Mapping[str, Tensor]) -> None:
         """Take the masses that were altered in one pass: variable -> (batch row, query stream, layer, head)."""
@@ -181,11 +186,19 @@ class SampleRecorder:
         """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
         raw = self._layout.raw
         at = {"raw_step": raw["raw_step"].index(step), "raw_layer": raw["raw_layer"].index(layer)}
-        name = "raw/probability"
-        self._transfer.send(
-            {name: self._rounded(values)},
-            lambda arrays: self._writer.put(name, arrays[name], branch=self._cond, **at),
-        )
+        self._send_large("raw/probability", self._rounded(values), "raw_head", at | {"branch": self._cond})
+
+    def _send_large(self, name: str, values: Tensor, dim: str, at: Mapping[str, int]) -> None:
+        """Send what may be gigabytes in pieces along its first dimension: their copies overlap with deflating."""
+        count = max(1, _PIECE_BYTES // values[0].nbytes)
+        for first in range(0, len(values), count):
+            piece = values[first : first + count]
+            there = {**at, dim: range(first, first + len(piece))}
+            self._transfer.send({name: piece}, partial(self._put_all, there))
+
+    def _put_all(self, at: Mapping[str, int | Sequence[int]], arrays: Mapping[str, np.ndarray]) -> None:
+        for name, values in arrays.items():
+            self._writer.put(name, values, **at)
 
     def _outgoing(self, rows: Sequence[str], result: PassResult) -> dict[str, Tensor]:
         """What is written of a pass, by names like `entropy` and `top.mass`; large arrays rounded."""
@@ -220,8 +233,6 @@ class SampleRecorder:
             self._top.setdefault(name, []).append(values.copy())
         if "maps" in arrays:
             self._put_maps(step, arrays["maps"])
-        if "head_maps" in arrays:
-            self._put_head_maps(step, arrays["head_maps"])
         if second := _part(arrays, "second"):
             self._take_second(step, second)
         if chosen := _part(arrays, "rows"):
@@ -307,11 +318,6 @@ class SampleRecorder:
         """Write (map, layer, y, x): places without a token stay empty."""
         at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
         self._writer.put("maps/image_to_text", maps, map_token=range(len(maps)), **at)
-
-    def _put_head_maps(self, step: int, maps: np.ndarray) -> None:
-        """Write (map, layer, head, y, x); layers without maps are NaN."""
-        at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
-        self._writer.put("maps/image_to_text_per_head", maps, map_token=range(len(maps)), **at)
 
     def _put_rows(self, step: int, rows: dict[str, np.ndarray]) -> None:
         """Write (query, layer, …): places of absent words stay empty."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from sd35h5.store.schema import MANTISSA_BITS, Variable
 
 BY_WRITER = ("samples/sealed", "samples/content_sha256")
+Block = tuple[tuple[int, ...], np.ndarray]  # origin, values
+_BATCH_BYTES = 1 << 20
 
 
 def numpy_dtype(spec: Variable) -> np.dtype:
@@ -53,6 +55,20 @@ def whole_blocks(
         for dim, start, length in cut:
             index[dim] = slice(origin[dim] - start, origin[dim] - start + length)
         yield origin, tuple(index)
+
+
+def batches(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Blocks in lists of about a megabyte: what a thread takes at a time."""
+    batch: list[Block] = []
+    size = 0
+    for block in blocks:
+        batch.append(block)
+        size += block[1].nbytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def round_mantissa(values: np.ndarray, bits: int = MANTISSA_BITS) -> np.ndarray:

@@ -52,19 +52,21 @@ def shuffle(block: np.ndarray) -> bytes:
 def fletcher32(data: bytes) -> int:
     """HDF5's Fletcher-32: sums of big-endian 16-bit words modulo 65,535, which stands for 0 after any word.
 
-    Zeros in front change neither sum, so that the words fill whole rows.
+    Zeros in front change neither sum, so that the words fill whole rows. Modulo 65,535 a factor of 256 swaps
+    a word's bytes: the sums of little-endian words, which numpy need not swap, are swapped at the end.
     """
-    padded = data + b"\0" * (len(data) % 2)
-    count = len(padded) // 2
-    rows = np.zeros((-(-count // _ROW), _ROW), np.uint32)
-    rows.reshape(-1)[rows.size - count :] = np.frombuffer(padded, ">u2")
+    odd = len(data) % 2
+    padded = bytes(-(len(data) + odd) % (2 * _ROW)) + data + bytes(odd)
+    rows = np.frombuffer(padded, "<u2").reshape(-1, _ROW)
     sums = rows.sum(axis=1, dtype=np.uint32).astype(np.uint64)
-    weighted = np.einsum("ij,j->i", rows, np.arange(_ROW, 0, -1, dtype=np.uint32))
-    rows_after = np.arange(len(rows) - 1, -1, -1, dtype=np.uint64) % 65535
-    first = int(sums.sum())
-    second = int(weighted.sum(dtype=np.uint64)) + _ROW * int((sums % 65535 * rows_after).sum())
-    return _folded(second) << 16 | _folded(first)
+    weights = np.arange(_ROW, 0, -1, dtype=np.uint32)
+    weighted = np.einsum("ij,j->i", rows, weights, dtype=np.uint32, casting="safe")
+    rows_after = np.arange(len(rows) - 1, -1, -1, dtype=np.uint64)
+    second = int(weighted.sum(dtype=np.uint64)) + _ROW * int(np.dot(sums, rows_after))
+    return _folded(second) << 16 | _folded(int(sums.sum()))
 
 
 def _folded(total: int) -> int:
-    return (total - 1) % 65535 + 1 if total else 0
+    """The sum of swapped words modulo 65,535, from that of the words."""
+    rest = (total - 1) % 65535 + 1 if total else 0
+    return (rest & 255) << 8 | rest >> 8

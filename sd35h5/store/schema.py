@@ -315,7 +315,7 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
             *_attn2(),
             _large(
                 "raw/probability", "sample branch raw_step raw_layer raw_head raw_token patch_y patch_x",
-                "attention of an image patch to a token", raw_step=1, raw_layer=1, raw_head=1, raw_token=8,
+                "attention of an image patch to a token", raw_step=1, raw_layer=1, raw_head=1, raw_token=32,
             ),
             _variable(
                 "images/image", "sample pixel_y pixel_x rgb", "uint8", "generated image",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import (
     BY_WRITER,
+    Block,
     are_whole_blocks,
+    batches,
     block_hash,
     content_hash,
     extent,
@@ -153,8 +156,7 @@ class SampleWriter:
         if missing:
             raise StoreError(f"sample {self.path.stem} cannot be sealed: {', '.join(missing)} not put")
         for name, blocks in self._pending.items():
-            for origin, (block, _) in blocks.items():
-                self._write_block(variable(name), origin, block)
+            self._write(variable(name), [(origin, block) for origin, (block, _) in blocks.items()])
         self._pending.clear()
         try:
             self._drain.finish()
@@ -223,10 +225,10 @@ class SampleWriter:
         done = self._hashes.setdefault(spec.name, {})
         shape, chunk = spec.shape(self.sizes), spec.chunks(self.sizes)
         if are_whole_blocks(where, chunk, shape):
-            for origin, index in whole_blocks(where, chunk):
-                if origin in done or origin in pending:
-                    raise _put_before(spec, origin)
-                self._write_block(spec, origin, values[index])
+            blocks = [(origin, values[index]) for origin, index in whole_blocks(where, chunk)]
+            if again := [origin for origin, _ in blocks if origin in done or origin in pending]:
+                raise _put_before(spec, again[0])
+            self._write(spec, blocks)
             return
         for origin in origins(where, chunk):
             whole = extent(origin, chunk, shape)
@@ -243,32 +245,37 @@ class SampleWriter:
             block, taken = pending[origin]
             block[inside], taken[inside] = piece, True
             if taken.all():
-                self._write_block(spec, origin, block)
+                self._write(spec, [(origin, block)])
                 del pending[origin]
 
-    def _write_block(self, spec: Variable, origin: tuple[int, ...], block: np.ndarray) -> None:
-        """Hand a block to the threads; tables and texts, which are small, are written at once."""
+    def _write(self, spec: Variable, blocks: list[Block]) -> None:
+        """Hand blocks to the threads; tables and texts, which are small, are written at once."""
         dataset, hashes = self._datasets[spec.name], self._hashes[spec.name]
-        hashes[origin] = ""
+        hashes |= {origin: "" for origin, _ in blocks}
         try:
             if spec.is_table or spec.is_text:
-                dataset[tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = block
-                hashes[origin] = block_hash(spec, block)
+                for origin, block in blocks:
+                    dataset[tuple(slice(o, o + n) for o, n in zip(origin, block.shape, strict=True))] = block
+                    hashes[origin] = block_hash(spec, block)
                 return
-            rounds = spec.rounded and self._rounds
-
-            def write() -> None:
-                values = round_mantissa(block) if rounds else block
-                digest = block_hash(spec, values)
-                if digest or not spec.rounded:  # layers without maps take no room
-                    data = encode_chunk(values, dataset.chunks, fill_of(spec))
-                    dataset.id.write_direct_chunk(origin, data)
-                    self._sync(len(data))
-                hashes[origin] = digest
-
-            self._drain.submit(write, block.nbytes)
+            for batch in batches(blocks):
+                job = partial(self._deflate, spec, dataset.id, dataset.chunks, batch)
+                self._drain.submit(job, sum(block.nbytes for _, block in batch))
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
+
+    def _deflate(
+        self, spec: Variable, dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], blocks: list[Block]
+    ) -> None:
+        """Write blocks as chunks; in a thread."""
+        for origin, block in blocks:
+            values = round_mantissa(block) if spec.rounded and self._rounds else block
+            digest = block_hash(spec, values)
+            if digest or not spec.rounded:  # layers without maps take no room
+                data = encode_chunk(values, chunk, fill_of(spec))
+                dataset.write_direct_chunk(origin, data)
+                self._sync(len(data))
+            self._hashes[spec.name][origin] = digest
 
 
 def _put_before(spec: Variable, start: tuple[int, ...]) -> StoreError:
