@@ -128,6 +128,14 @@ def test_another_class_a_compiled_transformer_and_unknown_processors_are_refused
     pipe.transformer = torch.compile(transformer)
     assert "OptimizedModule" in refused(pipe)
     pipe.transformer = transformer
+    blocks = transformer.transformer_blocks
+    whole, block = blocks[1], torch.compile(blocks[1])
+    blocks[1] = block
+    assert "transformer_blocks.1 is compiled" in refused(pipe)
+    blocks[1] = whole
+    transformer.compile()
+    assert "the transformer is compiled" in refused(pipe)
+    transformer._compiled_call_impl = None
     transformer.transformer_blocks[1].attn.set_processor(FusedJointAttnProcessor2_0())
     said = refused(pipe)
     assert "transformer_blocks.1.attn.processor" in said and "FusedJointAttnProcessor2_0" in said

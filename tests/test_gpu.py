@@ -49,7 +49,10 @@ def test_a_batch_on_cuda_is_the_plain_pipelines_to_the_bit_and_measured_sample_b
         assert difference.max() < (1e-4 if dtype == torch.float32 else 1e-2) * abs(alone).max(), name
 
 
-def test_offloaded_models_draw_what_models_on_the_device_draw(tiny_folder, call):
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_offloaded_models_draw_what_models_on_the_device_draw_while_captured(
+    tiny_folder, call, tmp_path, how
+):
     from dataclasses import replace
 
     from sd35h5.capturing.config import Model
@@ -57,9 +60,10 @@ def test_offloaded_models_draw_what_models_on_the_device_draw(tiny_folder, call)
     from sd35h5.weights.facts import read_facts
 
     model = Model(model_id=str(tiny_folder), transformer="transformer_headwise", device="cuda")
-    pipes = [load(each, read_facts(each)).pipe for each in (model, replace(model, offload=True))]
-    plain, offloaded = (
-        pipe("a red apple", generator=torch_generator(0), output_type="pt", **call).images for pipe in pipes
-    )
-    assert torch.equal(plain, offloaded)
-    assert pipes[1].text_encoder_3.device.type == "cpu"
+    pipes = [load(each, read_facts(each)).pipe for each in (model, replace(model, offload=how))]
+    call = call | {"output_type": "pt"}
+    plain = pipes[0]("a red apple", generator=torch_generator(0), **call).images
+    with sd35h5.capture(pipes[1], tmp_path / "run.h5") as generate:
+        assert torch.equal(plain, generate("a red apple", seed=0, **call).images)
+    assert sd35h5.open_store(tmp_path / "run.h5").samples["row_sum_error"].max() < 1e-5
+    assert pipes[1].text_encoder_3.device.type == ("cpu" if how == "model" else "meta")

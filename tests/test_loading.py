@@ -119,13 +119,22 @@ def test_offloaded_models_draw_the_same_picture_with_their_gates(small_folder):
     model = Model(model_id=str(small_folder), device="cpu")
     options = GateOptions(gate_type="headwise", gate_init="neutral", gate_target="joint")
     plain, moved = (load(model, read_facts(model), options) for _ in range(2))
-    offload(moved.pipe, moved.gates, "cpu")  # the hooks are those of a CUDA device
+    offload(moved.pipe, moved.gates, "cpu", "model")  # the hooks are those of a CUDA device
     assert moved.pipe.transformer._hf_hook is not None
     assert np.array_equal(*(plain_image(each.pipe, "a cat", 2, **CALL) for each in (plain, moved)))
     with pytest.raises(
         ConfigError, match="--offload brings models to a CUDA device in turn, and the device is cpu"
     ):
-        load(replace(model, offload=True), read_facts(model))
+        load(replace(model, offload="model"), read_facts(model))
+
+
+def test_sequential_offload_takes_each_layer_to_the_device_alone(small_folder):
+    model = Model(model_id=str(small_folder), device="cpu")
+    pipe, gates, _ = load(model, read_facts(model), GateOptions(gate_type="headwise", gate_init="neutral"))
+    offload(pipe, gates, "cpu", "sequential")  # accelerate cannot draw so on a CPU: test_gpu.py does
+    layer = pipe.transformer.transformer_blocks[0].attn.to_q
+    assert layer.weight.device.type == "meta" and layer._hf_hook is not None
+    assert {each.weight.device.type for each in gates.modules["0"].children()} == {"cpu"}
 
 
 def test_a_hub_repository_is_read_from_its_cache_without_a_network(

@@ -83,6 +83,12 @@ def _check_pipeline(pipe: object) -> None:
             f"the pipeline's transformer is a {type(pipe.transformer).__name__}, "
             "not an SD3Transformer2DModel: capture before torch.compile, or without it"
         )
+    for name, module in pipe.transformer.named_modules():
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            raise CaptureError(
+                f"{name or 'the transformer'} is compiled: what it fuses cannot be looked at to the bit, "
+                "capture before torch.compile, or without it"
+            )
     check_processors(pipe.transformer)
 
 

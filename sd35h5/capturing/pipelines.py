@@ -108,7 +108,7 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
     pipe.to(place)
     put_gates(pipe.transformer, choice)
     if model.offload:
-        offload(pipe, choice.gates, device)
+        offload(pipe, choice.gates, device, model.offload)
     if choice.record:
         sources["gates"] = choice.record | _told_of(facts.gates_file)
     return Loaded(pipe, choice.gates, sources)
@@ -127,10 +127,13 @@ def _one_source(held: GateSource | None, gates_file: Path | None) -> GateSource 
     return read_gates(gates_file)
 
 
-def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str) -> None:
-    """Let each model wait on the host and go to the device only while it computes; gates are small and stay
-    there."""
-    pipe.enable_model_cpu_offload(device=device)
+def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str, how: str = "model") -> None:
+    """Let each model, or each of its layers (`sequential`), wait on the host and go to the device only while it
+    computes; gates are small and stay there."""
+    if how == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.enable_model_cpu_offload(device=device)
     if gates is not None:
         gates.to(device, pipe.transformer.dtype)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -14,6 +14,9 @@ DTYPES = {
     "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16",
     "float32": "float32", "fp32": "float32", "float": "float32",
 }  # fmt: skip
+Offload = Annotated[
+    Literal["model", "sequential"] | None, arg(metavar="{model,sequential}", help_behavior_hint="")
+]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Model:
     own."""
     no_t5: Flag = False
     """Draw without T5, which leaves 77 empty positions in its place."""
-    offload: Flag = False
-    """Keep the models in the host's memory, and each on the CUDA device only while it computes: slower, for
-    GPUs that do not hold them all."""
+    offload: Offload = None
+    """Keep the weights in the host's memory, for GPUs that do not hold them all: `model`, each model is on the
+    CUDA device while it computes, or `sequential`, each layer, which takes least memory and most time."""
     gates: Text = ""
     """A gates.safetensors file to put on the transformer, in place of its own if it has one."""
     device: str = "auto"
