@@ -36,13 +36,14 @@ def _sd35(layers: int, positions: int, **more: object) -> dict[str, object]:
     return {
         "sample_size": 128, "num_layers": layers, "num_attention_heads": layers, "attention_head_dim": 64,
         "joint_attention_dim": 4096, "caption_projection_dim": 64 * layers, "pooled_projection_dim": 2048,
-        "pos_embed_max_size": positions, "qk_norm": "rms_norm", **more,
+        "pos_embed_max_size": positions, **{"qk_norm": "rms_norm", **more},
     }  # fmt: skip
 
 
 SHAPES = {
     "large": Shape(_sd35(38, 192), 1024, 1024),
     "medium": Shape(_sd35(24, 384, dual_attention_layers=tuple(range(13))), 1024, 1024),
+    "sd3-medium": Shape(_sd35(24, 192, qk_norm=None), 1024, 1024),
     "emoji": Shape(
         _sd35(8, 24)
         | {
@@ -58,6 +59,17 @@ SHAPES = {
         }, 64, 96, (32, 32, 32, 32), 40,
     ),
 }  # fmt: skip
+
+
+def small(shape: Shape) -> Shape:
+    """The same kind of transformer with three layers of two heads, for 64 × 96 pixels."""
+    config = shape.transformer | {
+        "sample_size": 8, "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 16,
+        "joint_attention_dim": 192, "caption_projection_dim": 32, "pooled_projection_dim": 160,
+    }  # fmt: skip
+    if "dual_attention_layers" in config:
+        config["dual_attention_layers"] = (0, 1)
+    return Shape(config, 64, 96, (32, 32, 32, 32), 40)
 
 
 def make_pipeline(shape: Shape, device: torch.device, dtype: torch.dtype) -> StableDiffusion3Pipeline:

@@ -1,0 +1,258 @@
+"""What a capture works with, at full size: sizes, dtypes, guidance, batches, gates, offloading and other shapes.
+
+    python benchmarks/coverage.py                              the full shapes on CUDA, 40 GB of its memory
+    python benchmarks/coverage.py --size tiny --device cpu     the same cases with three layers of two heads
+
+The weights are random. For each case the pipeline draws a few steps without a capture and then with one. The
+latents must be equal to the bit, rows of attention must sum to 1 and the masses of all patches to what the text
+leaves of it, the file must hold the samples and branches that were drawn, and be sound (`verify --deep`). A
+compiled transformer must be refused by a sentence. Prints a table and writes it to benchmarks/results/coverage.md
+and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from capture_cost import PACKAGES, gpu
+from coverage_cases import CASES, Case
+from diffusers import StableDiffusion3Pipeline
+from machine import RESULTS, machine
+from shapes import SHAPES, Shape, make_pipeline, small
+from torch import Tensor, nn
+
+import sd35h5
+from sd35h5.capturing.encoder_masks import masked_encoders
+from sd35h5.capturing.pipelines import offload
+from sd35h5.errors import CaptureError
+from sd35h5.gates.choice import choose_gates, put_gates
+from sd35h5.gates.options import GateOptions
+
+PROMPTS = ("a red apple left of a cat", "a drawing of an umbrella and a banana")
+TIERS = {
+    "maps": "words", "map_heads": "all", "map_layers": "0-1", "map_steps": "all", "top_steps": "all", "atlas": True,
+    "rows": ("centre", "token:0"), "text_queries": True, "raw": ("steps=0", "layers=1", "heads=0-1", "tokens=0-40"),
+}  # fmt: skip
+MARKS = {"attn2": "attn2/entropy_all", "gates": "gates/mean"}  # group -> what it holds whenever it is there
+REACH = {
+    "cuda": (1e-5, 1e-4),
+    "cpu": (1e-3, 1e-3),
+}  # row sums, and sums of masses that are rounded to 10 bits
+
+
+@contextmanager
+def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
+    """The pipeline with the case's gates, without T5 or compiled, as asked; as before afterwards."""
+    transformer, third = pipe.transformer, (pipe.text_encoder_3, pipe.tokenizer_3)
+    processors = dict(transformer.attn_processors)
+    try:
+        if case.gates:
+            put_random_gates(pipe, case.gates)
+        if case.no_t5:
+            pipe.text_encoder_3 = pipe.tokenizer_3 = None
+        if case.compiled:
+            pipe.transformer = torch.compile(transformer)
+        yield
+    finally:
+        pipe.text_encoder_3, pipe.tokenizer_3 = third
+        pipe.transformer = transformer
+        transformer.set_attn_processor(processors)
+
+
+def put_random_gates(pipe: StableDiffusion3Pipeline, gate_type: str) -> None:
+    """Gates on every attention that differ from token to token and head to head."""
+    choice = choose_gates(pipe.transformer, None, GateOptions(gate_type=gate_type, gate_init="neutral"))
+    for _, _, gate in choice.gates.all():
+        for parameter in gate.parameters():
+            nn.init.normal_(parameter, std=0.02)
+    choice.gates.to(pipe.transformer.device, pipe.transformer.dtype)
+    put_gates(pipe.transformer, choice)
+
+
+def draw(pipe: object, case: Case, call: dict[str, object], is_captured: bool) -> list[Tensor]:
+    """The last latents of each call."""
+    prompts = list(PROMPTS[: case.prompts]) if case.prompts > 1 else PROMPTS[0]
+    latents = []
+    for image in range(case.images):
+        seeds = [image + place for place in range(case.prompts)]
+        if is_captured:
+            given = {"seed": seeds if case.prompts > 1 else image}
+        else:
+            given = {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        latents.append(pipe(prompts, **given, **call).images)
+    return latents
+
+
+def measure(
+    pipe: StableDiffusion3Pipeline, shape: Shape, case: Case, steps: int, out: Path
+) -> dict[str, object]:
+    """Draw without and with a capture. Returns: what was compared and what the file holds, or why it was refused."""
+    height, width = (
+        round(pixels * part / 16) * 16
+        for pixels, part in zip((shape.height, shape.width), case.size, strict=True)
+    )
+    call = {
+        "height": height, "width": width, "num_inference_steps": steps, "guidance_scale": 4.5,
+        "max_sequence_length": case.tokens or shape.t5_tokens, "output_type": "latent", **case.more,
+    }  # fmt: skip
+    begin = time.perf_counter()
+    with changed(pipe, case):
+        if case.compiled:
+            return {"refused": refusal(pipe, out)}
+        with masked_encoders(pipe, case.masks):
+            plain = draw(pipe, case, call, False)
+        with sd35h5.capture(pipe, out, encoder_masks=case.masks, **TIERS) as generate:
+            captured = draw(generate, case, call, True)
+    same = all(torch.equal(one, other) for one, other in zip(plain, captured, strict=True))
+    finite = all(bool(each.isfinite().all()) for each in plain)
+    return {"latents": "equal" if same and finite else "not finite" if same else "differ"} | told_of(
+        out, call
+    ) | {"seconds": time.perf_counter() - begin}  # fmt: skip
+
+
+def told_of(out: Path, call: dict[str, object]) -> dict[str, object]:
+    """What the file holds and how it hangs together."""
+    sound = sd35h5.verify(out, deep=True)
+    with sd35h5.open_store(out) as store:
+        whole = store.read("sinks/mass_group", branch="cond", group="image")
+        patches = store.read("atlas/mass_patch", branch="cond").sum(("patch_y", "patch_x"), skipna=False)
+        return {
+            "patches": [call["height"] // 16, call["width"] // 16], "text_tokens": len(store.tokens(0)),
+            "branches": store.labels("branch"), "samples": len(store.samples),
+            "row_sum_error": float(store.samples["row_sum_error"].max()),
+            "image_error": float(abs(patches - whole.values).max()), "file_mb": out.stat().st_size / 1e6,
+            "sound": sound.ok, "problems": [str(problem) for problem in sound.problems],
+            "holds": [group for group, name in MARKS.items() if name in store],
+        }  # fmt: skip
+
+
+def refusal(pipe: StableDiffusion3Pipeline, out: Path) -> str:
+    """The sentence by which a capture is refused; empty if it is not."""
+    try:
+        with sd35h5.capture(pipe, out):
+            return ""
+    except CaptureError as error:
+        return str(error)
+
+
+def is_met(case: Case, told: dict[str, object], device: str) -> bool:
+    """Whether all is as it must be."""
+    if case.compiled or "error" in told:
+        return bool(told.get("refused"))
+    row_sum, image = REACH[device]
+    holds = {"attn2": case.shape == "medium", "gates": bool(case.gates)}
+    return (
+        told["latents"] == "equal" and told["sound"]
+        and told["row_sum_error"] <= row_sum and told["image_error"] <= image
+        and set(told["branches"]) == set(case.branches) and told["samples"] == case.prompts * case.images
+        and holds == {name: name in told["holds"] for name in MARKS}
+    )  # fmt: skip
+
+
+def line(case: Case, told: dict[str, object], device: str) -> str:
+    """One row of the table."""
+    told_well = "yes" if is_met(case, told, device) else "**no**"
+    if words := told.get("refused", told.get("error")):
+        return f"| {case.name} | {case.dtype} | | | | | | | {told_well}: {words} |"
+    rows, columns = told["patches"]
+    holds = "".join(f", {name}" for name in told["holds"])
+    return (
+        f"| {case.name} | {case.dtype} | {rows} × {columns} | {told['text_tokens']} | {', '.join(told['branches'])} "
+        f"| {told['samples']} | {told['latents']} | {told['row_sum_error']:.1e}, {told['image_error']:.1e} "
+        f"| {told_well}: {told['file_mb']:.1f} MB, {'sound' if told['sound'] else told['problems']}{holds} |"
+    )
+
+
+def table(results: dict[str, dict], facts: dict[str, object]) -> str:
+    """What is measured so far as Markdown."""
+    lines = [
+        f"# What a capture works with: {facts['size']} shapes on {facts['device']}", "",
+        "| case | dtype | patches | text tokens | branches | samples | latents with and without "
+        "| errors: row sums, image's mass | as it must be |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *[line(case, results[case.name], facts["device"]) for case in CASES if case.name in results],
+    ]  # fmt: skip
+    left_out = [case.name for case in CASES if case.offload and facts["device"] == "cpu"]
+    row_sum, image = REACH[facts["device"]]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return "\n".join([
+        *lines, "",
+        f"Reach: latents equal to the bit and finite, row sums within {row_sum:g} of 1, the masses of all patches "
+        f"within {image:g} of what the text leaves, the file sound.",
+        *[f"Left out, as they need CUDA: {', '.join(left_out)}."] * bool(left_out),
+        f"Random weights, {facts['steps']} steps; tiers: {', '.join(TIERS)}.",
+        f"{facts['gpu'] or 'no GPU'}; {facts['cpu']}, {facts['cores']} cores; "
+        f"{facts['system']}, {versions}. {facts['date']}.",
+        f"Made by `python benchmarks/coverage.py --size {facts['size']} --device {facts['device']}`.",
+    ]) + "\n"  # fmt: skip
+
+
+def main() -> int:
+    """Draw all cases, print and write each as it comes."""
+    asked = _arguments()
+    device = torch.device(asked.device)
+    facts = machine(PACKAGES, torch.get_num_threads()) | {
+        "size": asked.size, "device": asked.device, "steps": asked.steps, "gpu": gpu(device),
+    }  # fmt: skip
+    asked.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict] = {}
+    made, pipe = None, None
+    for case in CASES:
+        if (case.offload and device.type == "cpu") or (asked.cases and case.name not in asked.cases):
+            continue
+        shape = SHAPES[case.shape] if asked.size == "full" else small(SHAPES[case.shape])
+        try:
+            if made != (case.shape, case.dtype, case.offload):
+                pipe, made = None, (case.shape, case.dtype, case.offload)
+                gc.collect()
+                pipe = make_pipeline(shape, device, getattr(torch, case.dtype))
+                if case.offload:
+                    pipe.to("cpu")
+                    offload(pipe, None, asked.device, case.offload)
+            with tempfile.TemporaryDirectory() as folder:
+                results[case.name] = measure(pipe, shape, case, asked.steps, Path(folder) / "run.h5")
+        except Exception as error:  # the other cases are worth knowing
+            results[case.name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        print(line(case, results[case.name], asked.device), flush=True)
+        text = json.dumps({**facts, "results": results}, indent=1) + "\n"
+        (asked.out / "coverage.json").write_text(text, encoding="utf-8")
+        (asked.out / "coverage.md").write_text(table(results, facts), encoding="utf-8")
+    return (
+        0
+        if all(is_met(case, results[case.name], asked.device) for case in CASES if case.name in results)
+        else 1
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=["full", "tiny"], default="full", help="of the transformers")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to draw")
+    parser.add_argument("--steps", type=int, default=3, help="denoising steps")
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="only these")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the table and its JSON")
+    asked = parser.parse_args()
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here: give --device cpu --size tiny")
+    return asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

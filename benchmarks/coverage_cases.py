@@ -1,0 +1,65 @@
+"""Ways to draw that `coverage.py` tries: what they change of a plain picture of SD3.5-Large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SKIP = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to draw.
+
+    Args:
+        size: height and width over those of the shape.
+        tokens: max_sequence_length; None for the shape's.
+        more: other arguments of the pipeline.
+        prompts: how many in one call. images: how many calls, each with the next seed.
+    """
+
+    name: str
+    shape: str = "large"
+    dtype: str = "bfloat16"
+    size: tuple[float, float] = (1, 1)
+    tokens: int | None = None
+    more: dict[str, object] = field(default_factory=dict)
+    prompts: int = 1
+    images: int = 1
+    gates: str = ""
+    masks: tuple[str, ...] = ()
+    no_t5: bool = False
+    offload: str = ""
+    compiled: bool = False
+    branches: tuple[str, ...] = ("cond", "uncond")
+
+
+CASES = (
+    Case("SD3.5-Large, 1024²"),
+    Case("768 × 1344", size=(0.75, 1.3125)),
+    Case("512²", size=(0.5, 0.5)),
+    Case("1536²", size=(1.5, 1.5)),
+    Case("77 T5 tokens", tokens=77),
+    Case("512 T5 tokens", tokens=512),
+    Case("guidance off", more={"guidance_scale": 1.0}, branches=("cond",)),
+    Case("skip-layer guidance", more=SKIP, branches=("cond", "uncond", "skip")),
+    Case("2 images of a prompt", images=2),
+    Case("2 prompts in a batch", prompts=2),
+    Case("2 prompts in a batch, skip-layer", prompts=2, more=SKIP, branches=("cond", "uncond", "skip")),
+    Case("without T5", no_t5=True),
+    Case("encoder masks", masks=("clip", "t5")),
+    Case("gates a head", gates="headwise"),
+    Case("gates a channel", gates="elementwise"),
+    Case("gates a channel, batch of 2", gates="elementwise", prompts=2),
+    Case("compiled", compiled=True),
+    Case("offload by model", offload="model"),
+    Case("offload by layer", offload="sequential"),
+    Case("float16", dtype="float16"),
+    Case("float32", dtype="float32"),
+    Case("SD3.5-Medium, attn2", shape="medium"),
+    Case("SD3.5-Medium, 768 × 1344", shape="medium", size=(0.75, 1.3125)),
+    Case("SD3.5-Medium, batch of 2", shape="medium", prompts=2),
+    Case("SD3.5-Medium, gates a head", shape="medium", gates="headwise"),
+    Case("SD3-Medium", shape="sd3-medium"),
+    Case("SD3-Medium, float16", shape="sd3-medium", dtype="float16"),
+)
