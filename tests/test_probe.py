@@ -168,10 +168,11 @@ def test_what_the_probe_measures_is_the_models_attention(transformer, fallback, 
 
 def test_maps_per_head_average_to_the_head_mean(transformer):
     _, mean = _run(transformer, _plan(tiers=TierPlan(MapPlan(MAPPED, pool=2))), _inputs())
-    plan = _plan(tiers=TierPlan(MapPlan(MAPPED, per_head=True, pool=2)))
+    kept = {}
+    plan = _plan(tiers=TierPlan(MapPlan(MAPPED, pool=2, keep_heads=kept.__setitem__)))
     _, each = _run(transformer, plan, _inputs())
-    assert each.head_maps.shape == (3, LAYERS, HEADS, 2, 3) and mean.head_maps is None
-    torch.testing.assert_close(each.head_maps.mean(2), mean.maps)
+    assert list(kept) == list(range(LAYERS)) and kept[0].shape == (3, HEADS, 2, 3)
+    torch.testing.assert_close(torch.stack(list(kept.values()), 1).mean(2), mean.maps)
     torch.testing.assert_close(each.maps, mean.maps)
 
 

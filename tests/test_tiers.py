@@ -69,6 +69,22 @@ def test_what_is_sent_in_pieces_is_what_is_sent_whole(tiny_pipeline, call, tmp_p
     assert hashes[0] == hashes[1]
 
 
+def test_maps_of_every_head_are_whole_where_chunks_of_layers_are_cut(call, tmp_path):
+    """Six layers are a chunk of four and one of two, each sent when the last of its wanted layers is there."""
+    tiers = {"maps": "words", "map_heads": "all", "map_steps": "all", "precision": "exact"}
+    for chosen in ("all", "1,2", "0,5"):
+        with sd35h5.capture(make_pipeline(num_layers=6), tmp_path / "a.h5", overwrite=True,
+                            map_layers=chosen, **tiers) as generate:  # fmt: skip
+            generate(PROMPTS[1], seed=5, **call)
+        with open_store(tmp_path / "a.h5") as store:
+            each = store.read("maps/image_to_text_per_head", sample=0, branch="cond")
+            mean = store.read("maps/image_to_text", sample=0, branch="cond")
+        np.testing.assert_allclose(each.mean("head"), mean, rtol=1e-5)
+        held = each.notnull().any([dim for dim in each.dims if dim != "layer"]).values.nonzero()[0].tolist()
+        assert held == {"all": list(range(6)), "1,2": [1, 2], "0,5": [0, 5]}[chosen]
+        assert verify(tmp_path / "a.h5", deep=True).problems == ()
+
+
 def test_raw_probabilities_are_the_unpooled_maps(captured):
     with open_store(captured[0]) as store:
         raw = store.read("raw/probability", sample=1, branch="cond")

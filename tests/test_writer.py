@@ -20,7 +20,7 @@ from stores import make_store
 
 from sd35h5 import open_store, verify
 from sd35h5.errors import StoreError
-from sd35h5.store.blocks import batches, round_mantissa
+from sd35h5.store.blocks import batches, round_mantissa, runs
 from sd35h5.store.runs import lock
 from sd35h5.store.schema import REQUIRED, SCALES, VARIABLES, variable
 from sd35h5.store.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
@@ -420,3 +420,16 @@ def test_threads_take_small_blocks_together_and_large_ones_alone():
     blocks = [((place,), np.zeros(size, np.uint8)) for place, size in enumerate(sizes)]
     taken = [[origin[0] for origin, _ in batch] for batch in batches(blocks)]
     assert taken == [[0, 1], [2, 3], [4, 5]] and list(batches([])) == []
+
+
+@given(st.lists(st.integers(0, 30), max_size=12))
+def test_runs_hold_every_position_once_in_its_place(positions):
+    found = [
+        (place, position)
+        for places, taken in runs(positions)
+        for place, position in zip(
+            range(places.start, places.stop), range(taken.start, taken.stop), strict=True
+        )
+    ]
+    assert found == list(enumerate(positions))
+    assert len(list(runs(range(3, 9)))) == 1

@@ -65,7 +65,6 @@ class PassResult:
     # stream, index, mass, value_norm, of gated models also contribution: (query stream, layer, head, rank)
     top: dict[str, Tensor] | None
     maps: Tensor | None  # (map, layer, y, x), mean over heads
-    head_maps: Tensor | None  # (map, layer, head, y, x)
     rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
     atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
     row_sum_error: float = float("nan")
@@ -159,7 +158,6 @@ class Probe:
             second=self._stack_second_keys(second_seen, plan),
             top=self._stack_top(seen, plan) if plan.top else None,
             maps=self._stack(seen, "maps", dim=1) if maps is not None else None,
-            head_maps=self._stack(seen, "head_maps", dim=1) if maps and maps.per_head else None,
             rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
             atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sd35h5.capturing import reductions
-from sd35h5.capturing.reductions import GATE_STATISTICS, pooled_centres
+from sd35h5.capturing.reductions import GATE_STATISTICS
+from sd35h5.capturing.sample import Layout, SampleFacts
 from sd35h5.capturing.tokens import TokenTable
 from sd35h5.capturing.transfer import Transfer
 from sd35h5.store import schema
@@ -25,88 +26,8 @@ if TYPE_CHECKING:
 
 _IMAGE = schema.QUERIES.index("image")
 _PIECE_BYTES = 32 << 20  # small enough for a processor's cache, of which two processes copy it
-_LARGE = ("mass.", "maps", "head_maps", "rows.", "atlas.patch_mass", "second.patch_mass")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The axes that all samples of one file share.
-
-    Args:
-        patches: (y, x) of the image tokens.
-        pixels: (height, width) of the stored images, or None if none are stored.
-        ranks: number of heaviest keys, 0 for none. maps: number of places for maps, 0 for none.
-        rows: number of places for chosen queries, 0 for none.
-        map_layers: layers with maps.
-        raw: true indices of raw probabilities along raw_step, raw_layer, raw_head and raw_token, or None.
-    """
-
-    branches: tuple[str, ...]
-    timesteps: tuple[float, ...]
-    sigmas: tuple[float, ...]
-    layers: int
-    heads: int
-    token_encoders: tuple[int, ...]
-    patches: tuple[int, int]
-    pixels: tuple[int, int] | None
-    ranks: int
-    top_steps: tuple[int, ...]
-    maps: int
-    map_steps: tuple[int, ...]
-    pool: int
-    map_layers: tuple[int, ...]
-    rows: int
-    atlas: bool
-    raw: Mapping[str, tuple[int, ...]] | None
-
-    def scales(self) -> dict[str, np.ndarray]:
-        """Values of the file's scales; those of an absent tier are left out."""
-        count = {
-            "step": len(self.timesteps),
-            "layer": self.layers,
-            "head": self.heads,
-            "token": len(self.token_encoders),
-        }
-        scales = {name: np.arange(length) for name, length in count.items()}
-        scales["branch"] = np.array([schema.BRANCHES.index(branch) for branch in self.branches])
-        scales["timestep"], scales["sigma"] = np.array(self.timesteps), np.array(self.sigmas)
-        scales["token_encoder"] = np.array(self.token_encoders)
-        for name, length in (("rank", self.ranks), ("map_token", self.maps), ("row", self.rows)):
-            if length:
-                scales[name] = np.arange(length)
-        if self.ranks or self.atlas:
-            scales["top_step"] = np.array(self.top_steps)
-        if self.maps or self.rows:
-            scales["map_step"] = np.array(self.map_steps)
-            scales |= {
-                d: np.array(pooled_centres(n, self.pool)) for d, n in zip("yx", self.patches, strict=True)
-            }
-        if self.atlas or self.raw:
-            scales |= {f"patch_{d}": np.arange(n) for d, n in zip("yx", self.patches, strict=True)}
-        if self.raw:
-            scales |= {name: np.array(indices) for name, indices in self.raw.items()}
-        if self.pixels is not None:
-            scales["pixel_y"], scales["pixel_x"] = np.arange(self.pixels[0]), np.arange(self.pixels[1])
-        return scales
-
-    def differences(self, other: Layout) -> list[str]:
-        """Names of the axes in which another sample's layout differs."""
-        return [name for name, value in vars(self).items() if value != getattr(other, name)]
-
-
-@dataclass(frozen=True)
-class SampleFacts:
-    """What is written of a sample besides its measurements."""
-
-    index: int
-    sample_id: str
-    prompt_id: str
-    prompt: str
-    negative_prompt: str
-    prompt_index: int
-    image_index: int
-    seed: int
-    pairing_key: str
+_HEAD_MAPS = "maps/image_to_text_per_head"
+_LARGE = ("mass.", "maps", "rows.", "atlas.patch_mass", "second.patch_mass")
 
 
 class SampleRecorder:
@@ -153,6 +74,8 @@ class SampleRecorder:
         self._top: dict[str, list[np.ndarray]] = {}
         self._second_top: dict[str, list[np.ndarray]] = {}
         self._second_entropy = _nan(*steps)
+        self._band: dict[int, Tensor] = {}  # maps of every head of the layers of one chunk
+        self._is_gathered = False
         self._altered_mass = {name: _nan(*shape, *steps) for name in altered}
         self._row_sum_error = float("nan")
         try:
@@ -166,11 +89,7 @@ class SampleRecorder:
         if result.row_sum_error == result.row_sum_error:
             self._row_sum_error = result.row_sum_error
         tensors = self._outgoing(rows, result)
-        head_maps = tensors.pop("head_maps", None)
         self._transfer.send(tensors, lambda arrays: self._take(step, rows, arrays))
-        if head_maps is not None:
-            at = {"branch": self._cond, "map_step": self._layout.map_steps.index(step)}
-            self._send_large("maps/image_to_text_per_head", head_maps, "map_token", at)
 
     def add_altered(self, step: int, rows: Sequence[str], masses: Mapping[str, Tensor]) -> None:
         """Take the masses that were altered in one pass: variable -> (batch row, query stream, layer, head)."""
@@ -182,18 +101,31 @@ class SampleRecorder:
 
         self._transfer.send(masses, take)
 
+    def add_head_maps(self, step: int, layer: int, maps: Tensor) -> None:
+        """Take one layer's maps of every head, (map, head, y, x). The layers of a chunk are sent together, as soon
+        as they are there: the writer works during the pass, not after it."""
+        count = schema.variable(_HEAD_MAPS).chunk["layer"]
+        band = range(layer - layer % count, min(layer - layer % count + count, self._layout.layers))
+        self._band[layer] = maps
+        if layer != max(each for each in band if each in self._layout.map_layers):
+            return
+        gap = maps.new_full((), float("nan")).expand_as(maps)
+        each = torch.stack([self._band.pop(one, gap) for one in band], dim=1)
+        at = {"map_step": self._layout.map_steps.index(step), "layer": band}
+        self._send_large(_HEAD_MAPS, self._rounded(each), "map_token", at)
+
     def add_raw(self, step: int, layer: int, values: Tensor) -> None:
         """Take the raw probabilities of one layer, (raw_head, raw_token, patch_y, patch_x)."""
         raw = self._layout.raw
         at = {"raw_step": raw["raw_step"].index(step), "raw_layer": raw["raw_layer"].index(layer)}
-        self._send_large("raw/probability", self._rounded(values), "raw_head", at | {"branch": self._cond})
+        self._send_large("raw/probability", self._rounded(values), "raw_head", at)
 
-    def _send_large(self, name: str, values: Tensor, dim: str, at: Mapping[str, int]) -> None:
+    def _send_large(self, name: str, values: Tensor, dim: str, at: Mapping[str, int | Sequence[int]]) -> None:
         """Send what may be gigabytes in pieces along its first dimension: their copies overlap with deflating."""
         count = max(1, _PIECE_BYTES // values[0].nbytes)
         for first in range(0, len(values), count):
             piece = values[first : first + count]
-            there = {**at, dim: range(first, first + len(piece))}
+            there = {**at, "branch": self._cond, dim: range(first, first + len(piece))}
             self._transfer.send({name: piece}, partial(self._put_all, there))
 
     def _put_all(self, at: Mapping[str, int | Sequence[int]], arrays: Mapping[str, np.ndarray]) -> None:
@@ -242,6 +174,8 @@ class SampleRecorder:
             self._entropy_all[:, step] = atlas["entropy_all"]
             for query, mass in enumerate(atlas["patch_mass"]):
                 self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
+        if step == len(self._layout.timesteps) - 1 and "skip" not in self._layout.branches:
+            self._put_gathered()  # while the picture is decoded
 
     def _take_second(self, step: int, second: dict[str, np.ndarray]) -> None:
         """Take what the image's queries see in the second attentions, (layer, head, …)."""
@@ -256,12 +190,21 @@ class SampleRecorder:
     def seal(self, image: np.ndarray | None) -> Path:
         """Write what was gathered and make the file appear. Returns: the sealed file."""
         self._transfer.finish()
+        if not self._is_gathered:
+            self._put_gathered()
+        for name, values in self._altered_mass.items():
+            self._writer.put(name, values)
+        if image is not None and self._layout.pixels is not None:
+            self._writer.put("images/image", image)
+        return self._writer.seal()
+
+    def _put_gathered(self) -> None:
+        """Write the arrays whose chunks span all steps; after the last pass."""
+        self._is_gathered = True
         put = self._writer.put
         put("sinks/mass_group", self._group)
         put("sinks/entropy_text", self._entropy)
         put("samples/row_sum_error", self._row_sum_error)
-        for name, values in self._altered_mass.items():
-            put(name, values)
         if self._gates is not None:
             for name, values in zip(GATE_STATISTICS, self._gates, strict=True):
                 put(f"gates/{name}", values)
@@ -278,9 +221,6 @@ class SampleRecorder:
         for name, steps in self._top.items():
             variable = "gates/contribution" if name == "contribution" else f"topk/top_{name}"
             put(variable, np.stack(steps, axis=1), branch=self._cond)
-        if image is not None and self._layout.pixels is not None:
-            put("images/image", image)
-        return self._writer.seal()
 
     def abandon(self) -> None:
         """Leave nothing behind."""

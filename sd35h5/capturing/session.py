@@ -18,7 +18,7 @@ from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import Tiers
 from sd35h5.capturing.interventions import CausalOptions, control_seed, parse_interventions
 from sd35h5.capturing.processor import check_processors, regrouped_attentions
-from sd35h5.capturing.recorder import Layout
+from sd35h5.capturing.sample import Layout
 from sd35h5.capturing.tokens import TokenTable, truncation_note
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of

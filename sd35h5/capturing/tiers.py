@@ -21,14 +21,14 @@ class MapPlan:
     Args:
         tokens: int64, text positions.
         layers: those with maps; None for all.
-        per_head: keep maps of every head, beside their mean.
         pool: patches averaged each way.
+        keep_heads: takes a layer and its float32 (map, head, y, x); None to keep the mean over heads alone.
     """
 
     tokens: Tensor
     layers: frozenset[int] | None = None
-    per_head: bool = False
     pool: int = 1
+    keep_heads: Callable[[int, Tensor], None] | None = None
 
     def wants(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
@@ -80,9 +80,9 @@ def measure_maps(
     patches: tuple[int, int],
     reducer: Reducer,
 ) -> dict[str, Tensor]:
-    """Make the maps of batch row `row` in this layer, and hand the raw probabilities on.
+    """Make the maps of batch row `row` in this layer, and hand those of every head and raw probabilities on.
 
-    Returns: `maps` (map, y, x), mean over heads, with `per_head` also `head_maps` (map, head, y, x); or nothing.
+    Returns: `maps` (map, y, x), mean over heads; or nothing.
     """
     maps, raw = plan.of_layer(layer)
     image = joint.image_tokens
@@ -93,7 +93,9 @@ def measure_maps(
     if maps is None:
         return {}
     each = reducer.attention_maps(query, key[:, maps.tokens], lse, patches, maps.pool).transpose(0, 1)
-    return {"maps": each.mean(1)} | ({"head_maps": each} if maps.per_head else {})
+    if maps.keep_heads is not None:
+        maps.keep_heads(layer, each)
+    return {"maps": each.mean(1)}
 
 
 def measure_rows(

@@ -15,7 +15,8 @@ from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import MAX_MAPS, pairing_key, validate_tiers
 from sd35h5.capturing.interventions import ALTERED_MASS, altered_variables
 from sd35h5.capturing.probe import PassPlan, Probe
-from sd35h5.capturing.recorder import Layout, SampleFacts, SampleRecorder
+from sd35h5.capturing.recorder import SampleRecorder
+from sd35h5.capturing.sample import Layout, SampleFacts
 from sd35h5.capturing.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.tiers import MapPlan, RawPlan, RowPlan, TierPlan
@@ -130,8 +131,9 @@ class PassWatcher:
         """What this step measures of the cond row beside the sinks."""
         layout, step, maps, rows, raw = self._layout, self._step, None, None, None
         if self._map_tokens is not None and step in layout.map_steps:
-            per_head = self._session.tiers.map_heads == "all"
-            maps = MapPlan(self._map_tokens, frozenset(layout.map_layers), per_head, layout.pool)
+            every_head = self._session.tiers.map_heads == "all"
+            keep = partial(self._recorder.add_head_maps, step) if every_head else None
+            maps = MapPlan(self._map_tokens, frozenset(layout.map_layers), layout.pool, keep)
         if self._queries is not None and step in layout.map_steps:
             rows = RowPlan(self._queries, layout.pool)
         if layout.raw and step in layout.raw["raw_step"]:

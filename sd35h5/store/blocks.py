@@ -37,6 +37,15 @@ def extent(origin: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ..
     return tuple(min(c, s - o) for o, c, s in zip(origin, chunk, shape, strict=True))
 
 
+def runs(positions: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Neighbours in a list of positions that follow one another: (places in the list, positions) of each run."""
+    start = 0
+    for place in range(1, len(positions) + 1):
+        if place == len(positions) or positions[place] != positions[place - 1] + 1:
+            yield slice(start, place), slice(positions[start], positions[start] + place - start)
+            start = place
+
+
 def are_whole_blocks(where: tuple[slice, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether a selection cuts no block."""
     return all(

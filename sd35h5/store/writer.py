@@ -27,6 +27,7 @@ from sd35h5.store.blocks import (
     numpy_dtype,
     origins,
     round_mantissa,
+    runs,
     whole_blocks,
 )
 from sd35h5.store.chunks import encode_chunk
@@ -38,7 +39,7 @@ from sd35h5.store.schema import SCALES, Variable, variable
 
 __all__ = ["Header", "SampleWriter", "begin_run", "pack", "read_run", "sealed_indices"]
 
-_SYNC_EVERY = 32 << 20  # bytes
+_SYNC_EVERY = 8 << 20  # bytes
 _DEFAULT_SCALES = {
     "query": np.arange(len(schema.QUERIES)),
     "group": np.arange(len(schema.GROUPS)),
@@ -139,15 +140,16 @@ class SampleWriter:
         at = {dim: list(map(int, p)) if isinstance(p, Sequence) else int(p) for dim, p in at.items()}
         self._check_places(spec, at)
         array = self._checked(spec, values, at)
-        listed = {dim: list(enumerate(p)) for dim, p in at.items() if isinstance(p, list)}
+        listed = {dim: list(runs(p)) for dim, p in at.items() if isinstance(p, list)}
         for picks in product(*listed.values()):
             place = dict(zip(listed, picks, strict=True))
             where, here = [], []
             for dim in spec.dims:
-                number, position = place.get(dim, (0, at.get(dim)))
-                size = self.sizes[dim]
-                where.append(slice(0, size) if position is None else slice(position, position + 1))
-                here.append(slice(number, number + 1) if dim in place else slice(None))
+                taken, there = place.get(dim, (slice(None), None))
+                position = at.get(dim, slice(0, self.sizes[dim]))
+                alone = slice(position, position + 1) if isinstance(position, int) else position
+                where.append(there or alone)
+                here.append(taken)
             self._scatter(spec, array[tuple(here)], tuple(where))
 
     def seal(self) -> Path:
