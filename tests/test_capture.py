@@ -14,6 +14,7 @@ from conftest import HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_imag
 
 import sd35h5
 from sd35h5 import open_store
+from sd35h5.capturing.probe import attend_plainly
 from sd35h5.capturing.recorder import SampleRecorder
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import build_gates, install_gates
@@ -296,3 +297,18 @@ def test_a_sample_is_sealed_while_the_next_one_is_drawn(tiny_pipeline, call, tmp
         generate("a dog", seed=1, callback_on_step_end=begun, **call)
     with open_store(tmp_path / "a.h5") as store:
         assert list(store.samples["prompt"]) == ["a cat", "a dog"]
+
+
+def test_a_backend_whose_log_sum_exp_is_wrong_is_refused_and_leaves_nothing(tiny_pipeline, call, tmp_path):
+    def wrong(layer, joint):
+        joint, attended, lse = attend_plainly(layer, joint)
+        return joint, attended, lse + 0.01 * (layer == 1)
+
+    with (
+        pytest.raises(CaptureError, match=r"sum to 1 ± 0\.01 at the first step, expected within 0\.001"),
+        sd35h5.capture(tiny_pipeline, tmp_path / "a.h5") as generate,
+    ):
+        for processor in tiny_pipeline.transformer.attn_processors.values():
+            processor.attend = wrong
+        generate("a cat", seed=0, **call)
+    assert not list(tmp_path.rglob("*.h5"))

@@ -416,7 +416,7 @@ def test_h5dump_reads_every_value(tmp_path):
 
 
 def test_threads_take_small_blocks_together_and_large_ones_alone():
-    sizes = [300_000, 900_000, 40, 2_000_000, 5, 6]
+    sizes = [100_000, 200_000, 40, 2_000_000, 5, 6]
     blocks = [((place,), np.zeros(size, np.uint8)) for place, size in enumerate(sizes)]
     taken = [[origin[0] for origin, _ in batch] for batch in batches(blocks)]
     assert taken == [[0, 1], [2, 3], [4, 5]] and list(batches([])) == []

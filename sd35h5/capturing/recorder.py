@@ -16,6 +16,7 @@ from sd35h5.capturing.reductions import GATE_STATISTICS
 from sd35h5.capturing.sample import Layout, SampleFacts
 from sd35h5.capturing.tokens import TokenTable
 from sd35h5.capturing.transfer import Transfer
+from sd35h5.errors import CaptureError
 from sd35h5.store import schema
 from sd35h5.store.remote_writer import RemoteWriter
 from sd35h5.store.writer import Header, SampleWriter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sd35h5.capturing.probe import PassResult
     from sd35h5.gates.modules import Gates
 
+ROW_SUM_TOLERANCE = 1e-3
 _IMAGE = schema.QUERIES.index("image")
 _PIECE_BYTES = 32 << 20  # small enough for a processor's cache, of which two processes copy it
 _HEAD_MAPS = "maps/image_to_text_per_head"
@@ -85,9 +87,11 @@ class SampleRecorder:
             raise
 
     def add(self, step: int, rows: Sequence[str], result: PassResult) -> None:
-        """Take one pass of the transformer; `rows` names the branch of each batch row."""
-        if result.row_sum_error == result.row_sum_error:
-            self._row_sum_error = result.row_sum_error
+        """Take one pass of the transformer; `rows` names the branch of each batch row.
+
+        Raises:
+            CaptureError: rows of A did not sum to 1; said of an earlier pass where results come over later.
+        """
         tensors = self._outgoing(rows, result)
         self._transfer.send(tensors, lambda arrays: self._take(step, rows, arrays))
 
@@ -149,6 +153,8 @@ class SampleRecorder:
 
     def _take(self, step: int, rows: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
         """Write one pass of the transformer, or keep what is written at the end."""
+        if "row_sum_error" in arrays:
+            self._check_row_sums(float(arrays["row_sum_error"]))
         for row, branch in enumerate(rows):
             at = self._layout.branches.index(branch)
             self._group[at, :, :, step] = arrays["group"][row]
@@ -176,6 +182,14 @@ class SampleRecorder:
                 self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
         if step == len(self._layout.timesteps) - 1 and "skip" not in self._layout.branches:
             self._put_gathered()  # while the picture is decoded
+
+    def _check_row_sums(self, error: float) -> None:
+        self._row_sum_error = error
+        if not error <= ROW_SUM_TOLERANCE:
+            raise CaptureError(
+                f"rows of attention sum to 1 ± {error:.2g} at the first step, expected within "
+                f"{ROW_SUM_TOLERANCE:g}: this attention backend's log-sum-exp cannot be used"
+            )
 
     def _take_second(self, step: int, second: dict[str, np.ndarray]) -> None:
         """Take what the image's queries see in the second attentions, (layer, head, …)."""

@@ -32,6 +32,8 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[Place]]:
     for name, tensor in ordered:
         places.append(Place(name, tensor.dtype, tuple(tensor.shape), start, start + tensor.nbytes))
         start += tensor.nbytes
+    if len(places) == 1:  # nothing to join: it comes out as it lies
+        return ordered[0][1].contiguous().reshape(-1).view(torch.uint8), places
     packed = torch.empty(start, dtype=torch.uint8, device=ordered[0][1].device)
     for place in places:
         _at(packed, place).copy_(tensors[place.name])
@@ -62,7 +64,10 @@ class Transfer:
         self._courier: Drain | None = None
 
     def send(self, tensors: Mapping[str, Tensor], take: Callable[[dict[str, np.ndarray]], None]) -> None:
-        """Call `take` with the tensors as arrays; one that it keeps keeps the memory of all that were sent with it."""
+        """Call `take` with the tensors as arrays; one that it keeps keeps the memory of all that were sent with it.
+
+        The tensors are not to be changed afterwards: one alone is copied from where it lies.
+        """
         device = next(iter(tensors.values())).device
         if device.type != "cuda":
             take({name: tensor.cpu().numpy() for name, tensor in tensors.items()})

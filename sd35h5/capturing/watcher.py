@@ -226,7 +226,7 @@ class PassWatcher:
         config = pipe.transformer.config
         height, width = latents.shape[-2:]
         patches = (height // config.patch_size, width // config.patch_size)
-        timesteps = [float(t) for t in pipe.scheduler.timesteps]
+        timesteps = pipe.scheduler.timesteps.tolist()
         has_image = not tiers.no_images and self._call.get("output_type") != "latent"
         places = {"off": 0, "first": 1, "words": MAX_MAPS, "all": text_tokens}[tiers.maps]
         clip = pipe.tokenizer_max_length

@@ -12,7 +12,7 @@ from sd35h5.store.schema import MANTISSA_BITS, Variable
 
 BY_WRITER = ("samples/sealed", "samples/content_sha256")
 Block = tuple[tuple[int, ...], np.ndarray]  # origin, values
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 18
 
 
 def numpy_dtype(spec: Variable) -> np.dtype:
@@ -67,7 +67,7 @@ def whole_blocks(
 
 
 def batches(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Blocks in lists of about a megabyte: what a thread takes at a time."""
+    """Blocks in lists of a quarter of a megabyte or more: what a thread takes at a time."""
     batch: list[Block] = []
     size = 0
     for block in blocks:
