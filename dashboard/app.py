@@ -1,7 +1,9 @@
 """Navigation and the shared sidebar, nothing else: streamlit run dashboard/app.py [-- PATH …]."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import streamlit as st
 
@@ -9,9 +11,18 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # streamlit puts dashboard/ there, not the checkout
     sys.path.insert(0, str(ROOT))
 
-from dashboard import exports, finding, sidebar  # noqa: E402
+from dashboard import finding, process  # noqa: E402
 
+process.return_memory()
 st.set_page_config(page_title="sd35h5", page_icon=":material/visibility:", layout="wide")
+# the first visitor waits for the libraries and for the check of the files, which other processes do: for both at once
+libraries = Thread(target=import_module, args=("dashboard.exports",))
+libraries.start()
+found = finding.find(tuple(sys.argv[1:]), ROOT)
+libraries.join()
+
+from dashboard import exports, sidebar  # noqa: E402
+
 views = ROOT / "dashboard" / "views"
 page = st.navigation([
     st.Page(views / "overview.py", title="Overview", icon=":material/grid_view:", default=True),
@@ -23,8 +34,8 @@ page = st.navigation([
     st.Page(views / "evidence.py", title="Evidence", icon=":material/fact_check:"),
     st.Page(views / "files.py", title="Files", icon=":material/description:"),
 ])  # fmt: skip
-found = finding.find(tuple(sys.argv[1:]), ROOT)
 st.session_state["found"] = found
 st.session_state["view"] = sidebar.choose(found.runs)
 page.run()
 exports.offer(page.title)
+process.leave_libraries_alone()

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import streamlit as st
 
 MAX_ENTRIES = 512
-MAX_BYTES = 128 << 20
+MAX_BYTES = 96 << 20
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,35 +23,41 @@ R = TypeVar("R")
 class Kept:
     """Values by key, each as its pickle: its bytes are then known, and no page can change what another gets.
 
-    What is unpickled was pickled by this process; readers of files send none (sd35h5.store.readers).
+    Arrays come back read-only and are not copied. What is unpickled was pickled by this process; readers of
+    files send none (sd35h5.store.readers).
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self.nbytes = 0
-        self._values: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._values: OrderedDict[Hashable, tuple[bytes, ...]] = OrderedDict()  # a pickle, then its arrays
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def get(self, key: Hashable) -> Any:
-        """Return a copy of the value; KeyError where it is not kept (any more)."""
+        """Return the value anew; KeyError where it is not kept (any more)."""
         with self._lock:
             self._values.move_to_end(key)
-            value = self._values[key]
-        return pickle.loads(value)
+            data, *arrays = self._values[key]
+        return pickle.loads(data, buffers=arrays)
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keep a value, and forget the ones that were not asked for longest until all fit again."""
-        data = pickle.dumps(value, protocol=5)
-        if len(data) > self.max_bytes:
+        arrays: list[pickle.PickleBuffer] = []
+        data = (pickle.dumps(value, protocol=5, buffer_callback=arrays.append), *map(bytes, arrays))
+        if _size(data) > self.max_bytes:
             return
         with self._lock:
-            self.nbytes += len(data) - len(self._values.pop(key, b""))
+            self.nbytes += _size(data) - _size(self._values.pop(key, ()))
             self._values[key] = data
             while self.nbytes > self.max_bytes or len(self._values) > self.max_entries:
-                self.nbytes -= len(self._values.popitem(last=False)[1])
+                self.nbytes -= _size(self._values.popitem(last=False)[1])
+
+
+def _size(data: tuple[bytes, ...]) -> int:
+    return sum(map(len, data))
 
 
 @st.cache_resource(show_spinner=False)

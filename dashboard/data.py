@@ -33,8 +33,10 @@ from sd35h5.analysis import (
     rows,
     scatter,
     sinks,
+    targets,
     topkeys,
 )
+from sd35h5.analysis.pieces import in_pieces
 from sd35h5.errors import Sd35h5Error
 from sd35h5.store.reader import Store
 from sd35h5.store.remote import open_through
@@ -85,10 +87,17 @@ def samples(run: Run) -> pd.DataFrame:
     return store(run).samples
 
 
+@cached()
+def prompt_ids(run: Run, chosen: tuple[int, ...]) -> list[str]:
+    """Return the prompt of each chosen sample, by its id."""
+    return list(samples(run).set_index("sample").loc[list(chosen), "prompt_id"])
+
+
 @cached("Reading …")
 def metric(run: Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
-    """Return a metric of the chosen samples: (sample, step, layer, head), only the steps that it was captured at."""
-    return measures.computed(store(run), name, target, branch, list(chosen))
+    """Return a metric of the chosen samples: float32 (sample, step, layer, head), only the steps of its capture."""
+    opened = store(run)
+    return in_pieces(lambda some: measures.computed(opened, name, target, branch, some), chosen)
 
 
 def sample_values(
@@ -124,7 +133,15 @@ def _step_sums(
     """Return `scatter.step_sums`: a step's size is kept in place of all steps, for filters of layers and heads."""
     if shown:
         return scatter.step_sums(metric(run, name, target, branch, chosen), steps)
-    return scatter.step_sums(measures.computed(store(run), name, target, branch, chosen), steps)
+    opened = store(run)
+    found = in_pieces(lambda some: measures.computed(opened, name, target, branch, some), chosen)
+    return scatter.step_sums(found, steps)
+
+
+@cached("Computing …")
+def exceeded(run: Run, target: metrics.Target, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return how many thresholds of the sink rate's curve each mass of the target exceeds."""
+    return sinks.exceeded(metric(run, "first_token_mean", target, branch, chosen))
 
 
 @cached()
@@ -155,8 +172,8 @@ def uniform_value(
 
 @cached("Reading …")
 def heaviest_keys(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.Dataset:
-    """Return the heaviest key of every (sample, top_step, layer, head): which, of what kind, how heavy."""
-    return topkeys.top_keys(store(run), branch, "image", list(chosen), count=1)
+    """Return the heaviest key of every (sample, top_step, layer, head): which, and of what kind."""
+    return topkeys.top_keys(store(run), branch, "image", list(chosen), count=1, values=False)
 
 
 @dataclass(frozen=True)
@@ -187,14 +204,27 @@ def key_kinds(
     keys = keys.isel(layer=list(layers), head=list(heads), top_step=captured).assign_coords(
         layer=list(layers)
     )
-    varied = [dim for dim in ("top_step", "head", "sample") if keys.sizes[dim] > 1]
+    inside = {"layer": layers, "head": heads, "top_step": tuple(captured)}
+    same = {}
+    for dim in [dim for dim in ("top_step", "head", "sample") if keys.sizes[dim] > 1]:
+        stable = key_stability(run, branch, chosen, dim, inside.get(dim))
+        same[dim] = float(stable.isel({d: list(inside[d]) for d in inside if d in stable.dims}).mean())
     return HeaviestKeys(
         topkeys.kind_shares(keys),
         topkeys.kind_shares(keys, by="layer"),
         topkeys.kind_shares(keys, by="top_step"),
         topkeys.patch_shares(keys),
-        {dim: float(topkeys.stability(keys, dim).mean()) for dim in varied},
+        same,
     )
+
+
+@cached("Computing …")
+def key_stability(
+    run: Run, branch: str, chosen: tuple[int, ...], over: str, within: tuple[int, ...] | None
+) -> xr.DataArray:
+    """Return `topkeys.stability` over these positions of a dimension, of all along the others: for other filters."""
+    keys = heaviest_keys(run, branch, chosen)
+    return topkeys.stability(keys if within is None else keys.isel({over: list(within)}), over)
 
 
 @st.cache_data(max_entries=32, show_spinner="Computing …")
@@ -206,31 +236,34 @@ def surviving_cells(
 
 
 @cached("Reading …")
-def gate_statistic(run: Run, name: str, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
-    """Return a statistic of the gate: (sample, step, layer, head)."""
-    return gating.gate_statistic(store(run), name, branch, query, list(chosen))
+def mean_gate(run: Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return the mean gate: float32 (sample, step, layer, head)."""
+    opened = store(run)
+    return in_pieces(lambda some: gating.gate_statistic(opened, "mean", branch, query, some), chosen)
 
 
-@cached("Reading …")
 def gate_heads(
     run: Run, branch: str, query: str, chosen: tuple[int, ...], steps: tuple[int, ...]
 ) -> pd.DataFrame:
     """Return a row a (layer, head): the gate's statistics over the chosen steps, and whether it is dead or open."""
-    return gating.gate_heads(store(run), branch, query, list(chosen), steps)
+    return gating.heads_of_steps(_gate_steps(run, branch, query, chosen), steps)
 
 
 @cached("Reading …")
-def group_gates(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
-    """Return the mean gate of the queries at each group: (sample, group, step, layer, head)."""
-    return gating.group_gates(store(run), branch, list(chosen))
+def _gate_steps(run: Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr.Dataset:
+    return gating.gate_steps(store(run), branch, query, chosen)
 
 
 @cached("Reading …")
-def gated_keys(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.Dataset:
-    """Return the captured heaviest keys with what each adds after the gate, as `added`."""
-    keys = topkeys.top_keys(store(run), branch, "image", list(chosen))
-    added = store(run).read("gates/contribution", sample=list(chosen), branch=branch, query="image")
-    return keys.assign(added=(keys["mass"].dims, added.transpose(*keys["mass"].dims).values))
+def mean_group_gates(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.DataArray:
+    """Return the mean gate of the queries at each group, mean over prompts: (group, step, layer, head)."""
+    return gating.mean_group_gates(store(run), branch, chosen, prompt_ids(run, chosen))
+
+
+@cached("Reading …")
+def contribution_sums(run: Run, branch: str, chosen: tuple[int, ...]) -> xr.Dataset:
+    """Return what the kinds of heaviest keys hold and add after the gate, summed over the chosen samples."""
+    return gating.summed_contributions(store(run), branch, chosen)
 
 
 @cached("Reading …")
@@ -277,6 +310,12 @@ def _token_sums(run: Run, sample: int, branch: str, steps: tuple[int, ...]) -> t
 def tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
     """Return a sample's token table with the words' strings."""
     return metrics.with_words(store(run).tokens(sample, branch))
+
+
+@cached()
+def words(run: Run, chosen: tuple[int, ...], branch: str) -> list[str]:
+    """Return the words of these samples' texts, in order, each once."""
+    return list(filter(None, dict.fromkeys(targets.token_words(store(run), branch, chosen).ravel())))
 
 
 @cached()

@@ -9,6 +9,7 @@ from dashboard import data, panels, recipes
 from sd35h5.analysis import gate_figures, gating
 
 MOST = 4  # runs below each other
+MEANS = ["step", "timestep", "sigma", "mean"]  # of a curve without a band
 
 
 def partners(view, run: data.Run) -> tuple[int, ...]:

@@ -154,23 +154,21 @@ def gate_heads(view: View, run: data.Run, chosen: tuple[int, ...], query: str) -
 def gate_curves(view: View, run: data.Run, chosen: tuple[int, ...], series: list[str]) -> str:
     """Return what reads the mean gate of both streams over steps."""
     one = f"gating.gate_statistic(store, 'mean', {view.branch!r}, query, {list(chosen)!r}){within(view)}"
-    return _by_series(
-        run, chosen, "query", [name.removesuffix(" queries") for name in series], one, " + ' queries'"
+    return (
+        f"import pandas as pd\n{opened(run, 'gating', 'metrics')}{prompts(chosen)}table = pd.concat([\n"
+        f"    metrics.over_steps({one}, prompts).assign(series=query + ' queries')\n"
+        f"    for query in {[name.removesuffix(' queries') for name in series]!r}\n])"
     )
 
 
 def group_gates(view: View, run: data.Run, chosen: tuple[int, ...], series: list[str]) -> str:
     """Return what reads the gate at each group over steps."""
-    one = f"gating.group_gates(store, {view.branch!r}, {list(chosen)!r}){within(view)}.sel(group=name, drop=True)"
-    return _by_series(run, chosen, "name", series, one, "")
-
-
-def _by_series(
-    run: data.Run, chosen: tuple[int, ...], name: str, series: list[str], one: str, more: str
-) -> str:
+    gates = f"gating.mean_group_gates(store, {view.branch!r}, {list(chosen)!r}, prompts){within(view)}"
     return (
-        f"import pandas as pd\n{opened(run, 'gating', 'metrics')}{prompts(chosen)}table = pd.concat([\n"
-        f"    metrics.over_steps({one}, prompts).assign(series={name}{more})\n    for {name} in {series!r}\n])"
+        f"import pandas as pd\n{opened(run, 'gating', 'metrics')}{prompts(chosen)}"
+        f"gates = {gates}.expand_dims('sample')\ntable = pd.concat([\n"
+        "    metrics.over_steps(gates.sel(group=name, drop=True), ['all']).assign(series=name)\n"
+        f"    for name in {series!r}\n])[['step', 'timestep', 'sigma', 'mean', 'series']]"
     )
 
 

@@ -205,10 +205,9 @@ def target_options(
     options |= {
         f"group {name}": metrics.Target("group", name) for name in GROUPS if name in there or name == "image"
     }
-    words: dict[str, None] = {}
-    for place in chosen[:100]:
-        words |= dict.fromkeys(word for word in data.tokens(run, place, branch)["word_text"] if word)
-    options |= {f"word “{word}”": metrics.Target("word", word) for word in words}
+    options |= {
+        f"word “{word}”": metrics.Target("word", word) for word in data.words(run, chosen[:100], branch)
+    }
     if len(chosen) == 1:
         shown = table[~table["group"].isin(["clip_bos", *PADS])]
         for row in shown.to_dict("records"):

@@ -18,6 +18,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class NothingMeasuredError(StoreError):
+    """A number of which nothing was measured in the samples, branch and steps that were asked for."""
+
+
 class CaptureError(Sd35h5Error, RuntimeError):
     """A capture that cannot begin or go on."""
 

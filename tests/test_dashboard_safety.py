@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 from test_dashboard import app, folder, text_of  # noqa: F401
@@ -102,13 +103,20 @@ def test_what_is_kept_is_bounded_in_number_and_in_bytes():
         kept.get(3)
     kept.put("larger than all", np.zeros(10_000))
     assert kept.get("large").size == 1100
-    assert kept.nbytes == sum(len(data) for data in kept._values.values())
+    assert kept.nbytes == sum(len(data) for value in kept._values.values() for data in value)
 
 
 def test_no_page_can_change_what_another_gets():
     kept = caching.Kept()
-    kept.put("values", np.zeros(3))
-    kept.get("values")[:] = 7
+    own = np.zeros(3)
+    kept.put("values", own)
+    own[:] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        kept.get("values")[:] = 7
+    kept.put("table", pd.DataFrame({"mass": [1.0, 2.0]}))
+    kept.get("table")["mass"] = 7
+    kept.get("table")["more"] = 7
+    assert kept.get("table")["mass"].tolist() == [1.0, 2.0]
     assert not kept.get("values").any()
 
 

@@ -112,7 +112,7 @@ def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
     for name, (before, after) in pairs.items():
         sides = [(view.run.name, before), (name, after)]
         for run, values in sides if not rows else sides[1:]:
-            means = _cell(view, values).mean(["step", "layer", "head"], skipna=True).values
+            means = metrics.finite_mean(_cell(view, values), ["step", "layer", "head"]).values
             table = pairings[name].pairs
             rows += list(
                 zip([run] * len(table), table["reference_sample"], table["prompt"], means, strict=True)
@@ -186,27 +186,30 @@ def scatter(view, pairings: dict[str, compare.Pairing]) -> None:
     scatter_row.draw(view, partners)
 
 
-view = panels.current()
-st.subheader("Compare")
-if not view.others:
-    st.info("Choose at least one run under “Compare with” in the sidebar.", icon=":material/info:")
-    scatter(view, {})
-    st.stop()
-all_pairings = [pairing_of(view, other) for other in view.others]
-st.caption(panels.plain(panels.about(view)))
-pairings, pairs = {}, {}
-for other, pairing in zip(view.others, all_pairings, strict=True):
-    if pairing.pairs.empty:
-        st.warning(
-            f"No chosen sample of {panels.plain(other.name)} pairs with {panels.plain(view.run.name)}: "
-            "the list below says why."
-        )
-        continue
-    with data.sentence(view.run, other):
-        before, after = values_of(view, other, pairing)
-        pairings[other.name], pairs[other.name] = pairing, (before, after)
-        st.markdown(panels.plain(compare.sentence(before, after, pairing, panels.METRIC_TITLES[view.metric])))
-if pairs:
+def show(view) -> None:
+    """Lay out the page for the chosen runs; the numbers of the pairs live as long as this call."""
+    all_pairings = [pairing_of(view, other) for other in view.others]
+    st.caption(panels.plain(panels.about(view)))
+    pairings, pairs = {}, {}
+    for other, pairing in zip(view.others, all_pairings, strict=True):
+        if pairing.pairs.empty:
+            st.warning(
+                f"No chosen sample of {panels.plain(other.name)} pairs with {panels.plain(view.run.name)}: "
+                "the list below says why."
+            )
+            continue
+        with data.sentence(view.run, other):
+            before, after = values_of(view, other, pairing)
+            pairings[other.name], pairs[other.name] = pairing, (before, after)
+            title = panels.METRIC_TITLES[view.metric]
+            st.markdown(panels.plain(compare.sentence(before, after, pairing, title)))
+    if pairs:
+        side_by_side(view, pairs, pairings)
+    unpaired(view, all_pairings)
+
+
+def side_by_side(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
+    """Draw everything of the pairs that there are."""
     heatmaps(view, pairs, pairings)
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     left, right = st.columns(2)
@@ -221,4 +224,12 @@ if pairs:
     images(view, pairings)
     with data.sentence(view.run, *view.others):
         gates(view)
-unpaired(view, all_pairings)
+
+
+view = panels.current()
+st.subheader("Compare")
+if view.others:
+    show(view)
+else:
+    st.info("Choose at least one run under “Compare with” in the sidebar.", icon=":material/info:")
+    scatter(view, {})

@@ -12,7 +12,7 @@ def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -
     """Draw the mean gate of each stream over steps, of the clicked cell or all chosen heads."""
     frames = []
     for query in gating.gated_streams(data.store(run)):
-        values = view.at_cell(data.gate_statistic(run, "mean", view.branch, query, samples))
+        values = view.at_cell(data.mean_gate(run, view.branch, query, samples))
         if np.isfinite(values.values).any():
             frames.append(metrics.over_steps(values, prompts).assign(series=f"{query} queries"))
     if not frames:
@@ -24,12 +24,14 @@ def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -
     panels.curve(figure, "gate-curve", f"{run.name}: gate over the denoising steps", table, code, x)
 
 
-def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -> None:
+def at_groups(view, run: data.Run, samples: tuple[int, ...]) -> None:
     """Draw the mean gate of the queries at each token group over steps: the sink beside the rest."""
-    mass = view.at_cell(data.group_gates(run, view.branch, samples))
-    there = [name for name in mass["group"].values if np.isfinite(mass.sel(group=name).values).any()]
+    gates = view.at_cell(data.mean_group_gates(run, view.branch, samples)).expand_dims("sample")
+    there = [name for name in gates["group"].values if np.isfinite(gates.sel(group=name).values).any()]
     frames = [
-        metrics.over_steps(mass.sel(group=name, drop=True), prompts).assign(series=str(name))
+        metrics.over_steps(gates.sel(group=name, drop=True), ["all"])[gate_rows.MEANS].assign(
+            series=str(name)
+        )
         for name in there
     ]
     if not frames:
@@ -38,7 +40,7 @@ def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str])
     colors = [scales.GROUP_COLORS[name] for name in there]
     table = pd.concat(frames)
     figure = charts.step_curve(
-        table.assign(low=np.nan), "mean gate at the group", x=st.session_state["x"] or "step",
+        table.assign(low=np.nan, high=np.nan), "mean gate at the group", x=st.session_state["x"] or "step",
         height=370, colors=colors,
     )  # fmt: skip
     code = recipes.group_gates(view, run, samples, [str(name) for name in there])
@@ -47,11 +49,11 @@ def at_groups(view, run: data.Run, samples: tuple[int, ...], prompts: list[str])
 
 def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:
     """Draw what the kinds of heaviest keys hold of the mass, and of what is added after the gate."""
-    keys = data.gated_keys(run, view.branch, samples)
+    sums = data.contribution_sums(run, view.branch, samples)
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
-    steps = [place for place, step in enumerate(keys["top_step"].values) if step in view.steps]
-    keys = keys.isel(layer=list(layers), head=list(heads), top_step=steps)
-    found = gating.contribution_shares(keys, keys["added"]) if steps else pd.DataFrame()
+    steps = [place for place, step in enumerate(sums["top_step"].values) if step in view.steps]
+    part = sums.isel(layer=list(layers), head=list(heads), top_step=steps)
+    found = gating.shares_of_sums(part) if steps else pd.DataFrame()
     if found.empty:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
         return
@@ -75,7 +77,7 @@ def detail(view, gated: dict[data.Run, tuple[int, ...]]) -> None:
     ]  # fmt: skip
     address.write("of", run.name, next(iter(names)))
     samples = gated[run]
-    prompts = list(data.samples(run).set_index("sample").loc[list(samples), "prompt_id"])
+    prompts = data.prompt_ids(run, samples)
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     left, right = st.columns(2)
     with left, data.sentence(run):
@@ -85,7 +87,7 @@ def detail(view, gated: dict[data.Run, tuple[int, ...]]) -> None:
         return
     with right, data.sentence(run):
         st.markdown(f"**At each token group over the denoising steps**{where}")
-        at_groups(view, run, samples, prompts)
+        at_groups(view, run, samples)
     with st.columns(2)[0], data.sentence(run):
         st.markdown(f"**What passes the gate, by kind of key**{where}")
         passed(view, run, samples)

@@ -46,18 +46,16 @@ def heatmap(view, values) -> None:
 def curve(view, values) -> None:
     """Draw the metric over steps: all chosen layers and heads, and the clicked cell beside them."""
     x = panels.choose_x()
-    prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
+    prompts = data.prompt_ids(view.run, view.samples)
     everything = metrics.over_steps(view.within(values), prompts).assign(series="mean of layers and heads")
     frames = [everything]
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
     figure = charts.step_curve(
-        pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40, brush="brush"
-    )
-    uniform = uniform_value(view)
-    if uniform is not None:
-        figure += figures.uniform_line(uniform)
+        pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40, brush="brush",
+        uniform=uniform_value(view),
+    )  # fmt: skip
     table = frames[0].drop(columns="series")
     panels.curve(figure, "curve", "Over the denoising steps", table, recipes.curve(view), x)
     if len(set(prompts)) > 1:
@@ -74,7 +72,7 @@ def uniform_value(view) -> float | None:
 def profile(view, values) -> None:
     """Draw the mean of each layer, of the clicked head or all chosen ones."""
     one = view.within(values) if view.cell is None else view.within(values).sel(head=[view.cell[1]])
-    prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
+    prompts = data.prompt_ids(view.run, view.samples)
     table = metrics.over_layers(one, prompts)
     figure = figures.layer_profile(table, view.label, uniform=uniform_value(view), brush="brush", height=340)
     panels.brushed(figure, "profile", "Over the layers", table, recipes.profile(view), "layer")
@@ -125,12 +123,13 @@ def groups(view) -> None:
 
 def rates(view) -> None:
     """Draw the sink rate over ε: all chosen layers and heads, and the clicked cell beside them."""
-    mass = data.metric(view.run, "first_token_mean", view.target, view.branch, view.samples)
-    prompts = list(data.samples(view.run).set_index("sample").loc[list(view.samples), "prompt_id"])
+    counts = data.exceeded(view.run, view.target, view.branch, view.samples)
+    prompts = data.prompt_ids(view.run, view.samples)
     uniform = data.uniform_mass(view.run, view.target, view.branch, view.samples)
-    frames = [sinks.sink_curve(view.within(mass), prompts, uniform).assign(series="all layers and heads")]
+    every = sinks.curve_of_exceeded(view.within(counts), prompts, uniform)
+    frames = [every.assign(series="all layers and heads")]
     if view.cell is not None:
-        cell = sinks.sink_curve(view.at_cell(mass), prompts, uniform)
+        cell = sinks.curve_of_exceeded(view.at_cell(counts), prompts, uniform)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
     figure = figures.sink_curve(pd.concat(frames), epsilon=sinks.EPSILON, uniform=uniform, height=430)
     panels.chart(figure, "Sink rate over ε", frames[0].drop(columns="series"), recipes.rates(view))
@@ -189,16 +188,10 @@ def absent(view) -> None:
                 st.markdown(panels.plain(f"{titles[:1].upper()}{titles[1:]}: {remedy}."))
 
 
-view = panels.current()
-where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
-st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
-st.caption(panels.plain(panels.about(view)))
-values = None
-with data.sentence(view.run):
-    found = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
-    view.within(found)  # refused where no chosen step was captured
-    values = found
-if values is not None:
+def over_steps_and_layers(view, where: str) -> None:
+    """Draw the metric itself, four ways."""
+    values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    view.within(values)  # refused where no chosen step was captured
     left, right = st.columns(2)
     with left:
         heatmap(view, values)
@@ -212,22 +205,35 @@ if values is not None:
     with right:
         st.markdown("**How many heads have which mean**")
         histogram(view, values)
-left, right = st.columns(2)
-with left:
-    st.markdown(f"**Heaviest text tokens**{where} · “{panels.plain(panels.prompt(view.run, view.sample))}”")
+
+
+def show(view) -> None:
+    """Lay out the page."""
+    where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
+    st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
+    st.caption(panels.plain(panels.about(view)))
     with data.sentence(view.run):
-        tokens(view)
-with right:
-    st.markdown(f"**Where the mass goes**{'' if view.cell is None else f' · head {view.cell[1]}'}")
-    with data.sentence(view.run):
-        groups(view)
-left, right = st.columns(2)
-with left:
-    st.markdown(f"**Sink rate over ε**{where}")
-    with data.sentence(view.run):
-        rates(view)
-with right:
-    st.markdown(f"**Which key is the sink?**{where}")
-    with data.sentence(view.run):
-        which_key(view)
-absent(view)
+        over_steps_and_layers(view, where)
+    left, right = st.columns(2)
+    with left:
+        prompt = panels.plain(panels.prompt(view.run, view.sample))
+        st.markdown(f"**Heaviest text tokens**{where} · “{prompt}”")
+        with data.sentence(view.run):
+            tokens(view)
+    with right:
+        st.markdown(f"**Where the mass goes**{'' if view.cell is None else f' · head {view.cell[1]}'}")
+        with data.sentence(view.run):
+            groups(view)
+    left, right = st.columns(2)
+    with left:
+        st.markdown(f"**Sink rate over ε**{where}")
+        with data.sentence(view.run):
+            rates(view)
+    with right:
+        st.markdown(f"**Which key is the sink?**{where}")
+        with data.sentence(view.run):
+            which_key(view)
+    absent(view)
+
+
+show(panels.current())

@@ -82,12 +82,13 @@ def step_curve(
     colors: Sequence[str] = scales.RUN_COLORS,
     brush: str | None = None,
     at: int | None = None,
+    uniform: float | None = None,
 ) -> alt.LayerChart:
     """Draw a line a series over the denoising steps, with the band across prompts behind it.
 
     Args: frame: columns series, step, timestep, sigma, mean, low, high; x: "step", "timestep" or "sigma" (the
         last two run from high to low, so that time always goes to the right); brush: name of an interval selection
-        along x, none when None; at: a step to mark.
+        along x, none when None; at: a step to mark; uniform: what uniform attention would give, as a dashed line.
     """
     names = list(dict.fromkeys(frame["series"]))
     titles = {
@@ -115,7 +116,9 @@ def step_curve(
     if at is not None:
         rule = alt.Chart(frame[frame["step"] == at].head(1)).mark_rule(color=scales.MARK, strokeWidth=2)
         layers.append(rule.encode(x=axis, tooltip=scales.tips("step", "timestep", "sigma")))
-    return scales.sized(alt.layer(*layers), width, height, title)
+    if uniform is not None:
+        layers.append(scales.uniform_line(uniform))
+    return scales.layered(layers, width, height, title)
 
 
 def token_bars(
@@ -170,7 +173,7 @@ def token_bars(
                 x=alt.X("mass:Q"), tooltip=scales.tips("note", "mass")
             )
         )
-    return scales.sized(alt.layer(*layers), width, max(60, 17 * len(order)) + room, title)
+    return scales.layered(layers, width, max(60, 17 * len(order)) + room, title)
 
 
 def group_mass(
@@ -212,7 +215,7 @@ def group_mass(
             fillOpacity=0, stroke=scales.MARK, strokeWidth=2
         )
         layers.append(mark.encode(x=alt.X("layer:O"), y=alt.YDatum(1)))
-    return scales.sized(alt.layer(*layers), width, height, title)
+    return scales.layered(layers, width, height, title)
 
 
 def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: int = 260) -> alt.LayerChart:
@@ -235,7 +238,7 @@ def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: i
         ),
         tooltip=scales.tips("run", "sample", "prompt", "value"),
     )
-    return scales.sized(alt.layer(lines, points), None, height, title)
+    return scales.layered([lines, points], None, height, title)
 
 
 def for_print(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:

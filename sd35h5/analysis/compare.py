@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.analysis import metrics
+from sd35h5.analysis.means import finite_mean
 from sd35h5.analysis.measures import computed
 from sd35h5.errors import StoreError
 
@@ -129,7 +130,8 @@ def paired_values(
 
 def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     """Return second − first, pair by pair: float64 (sample, step, layer, head), in the metric's own unit."""
-    return xr.DataArray(second.values - first.values, dims=first.dims, coords=first.coords)
+    change = np.subtract(second.values, first.values, dtype=np.float64)
+    return xr.DataArray(change, dims=first.dims, coords=first.coords)
 
 
 def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.DataFrame:
@@ -150,7 +152,7 @@ def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.Da
 
 def sentence(first: xr.DataArray, second: xr.DataArray, pairing: Pairing, what: str) -> str:
     """Say the mean of both runs over their pairs, and the change, in one sentence made from the numbers."""
-    before, after = float(first.mean(skipna=True)), float(second.mean(skipna=True))
+    before, after = (float(finite_mean(values, values.dims)) for values in (first, second))
     change = f"{(after - before) / before:+.1%}" if before else "from zero"
     pairs = f"{len(pairing.pairs)} pair{'s' if len(pairing.pairs) != 1 else ''}"
     means = f"{before:.3g} in {pairing.reference}, {after:.3g} in {pairing.other}"

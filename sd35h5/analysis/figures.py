@@ -59,7 +59,7 @@ def sink_curve(
             layers.append(rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(x=alt.X("epsilon:Q")))
             text = rule.mark_text(color=scales.MARK, align="right", dx=-4, dy=8, baseline="top", fontSize=11)
             layers.append(text.encode(x=alt.X("epsilon:Q"), y=alt.YValue(0), text=alt.Text("note:N")))
-    return scales.sized(alt.layer(*layers), width, height, title)
+    return scales.layered(layers, width, height, title)
 
 
 def layer_profile(
@@ -88,15 +88,8 @@ def layer_profile(
         layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
     layers[0] = scales.brushed(layers[0], brush)
     if uniform is not None:
-        layers.append(uniform_line(uniform))
-    return scales.sized(alt.layer(*layers), width, height, "")
-
-
-def uniform_line(uniform: float) -> alt.Chart:
-    """Draw a dashed line across a chart at what uniform attention would give."""
-    frame = pd.DataFrame({"mean": [uniform], "note": ["uniform attention"]})
-    line = alt.Chart(frame).mark_rule(color=scales.MARK, strokeDash=[4, 3])
-    return line.encode(y=alt.Y("mean:Q"), tooltip=scales.tips("note", "mean"))
+        layers.append(scales.uniform_line(uniform))
+    return scales.layered(layers, width, height, "")
 
 
 def head_histogram(
@@ -131,7 +124,7 @@ def head_histogram(
     if uniform is not None:
         line = alt.Chart(pd.DataFrame({"low": [uniform]})).mark_rule(color=scales.MARK, strokeDash=[4, 3])
         layers.append(line.encode(x=alt.X("low:Q")))
-    return scales.sized(alt.layer(*layers), width, height, "")
+    return scales.layered(layers, width, height, "")
 
 
 def key_kinds(

@@ -70,4 +70,4 @@ def contribution_bars(frame: pd.DataFrame, *, height: int = 320, width: int | No
     rings = base.mark_point(size=90, color=scales.MARK, strokeWidth=2, filled=False).encode(
         x=alt.X("mass:Q", **x)
     )
-    return scales.sized(alt.layer(bars, rings), width, height, "")
+    return scales.layered([bars, rings], width, height, "")

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sd35h5.analysis.pieces import AT_ONCE
 from sd35h5.analysis.targets import chosen_samples, plain
-from sd35h5.analysis.topkeys import KINDS, UNKNOWN
+from sd35h5.analysis.topkeys import KINDS, UNKNOWN, top_keys
 from sd35h5.errors import StoreError
 
 if TYPE_CHECKING:
@@ -74,13 +75,45 @@ def gate_heads(
     Caveat: with a gate of 2σ, open means above 0.5 of a range of 2. NaN where the gate is not applied.
     Returns: layer, head, mean, std, min, max, below_0_1, below_0_5, state.
     """
-    reduced = {}
+    return heads_of_steps(gate_steps(store, branch, query, samples), steps)
+
+
+def gate_steps(
+    store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
+) -> xr.Dataset:
+    """Return the gate's statistics over samples at each step, from which `gate_heads` is made for any steps.
+
+    Returns: min, max, and of the others the sum over samples, and `measured`, how many there are: float64 (step,
+        layer, head).
+    """
+    chosen = chosen_samples(store, samples)
+    reduced: dict[str, xr.DataArray] = {}
     for name in STATISTICS:
-        values = gate_statistic(store, name, branch, query, samples)
-        values = values if steps is None else values.isel(step=list(steps))
-        reduce = {"min": values.min, "max": values.max}.get(name, values.mean)
-        reduced[name] = reduce(["sample", "step"], skipna=True).transpose("layer", "head").to_series()
-    table = pd.DataFrame(reduced).reset_index().astype({"layer": int, "head": int})
+        for first in range(0, len(chosen), AT_ONCE):
+            values = gate_statistic(store, name, branch, query, chosen[first : first + AT_ONCE])
+            join, reduce = {"min": (np.fmin, values.min), "max": (np.fmax, values.max)}.get(
+                name, (np.add, values.sum)
+            )
+            found = reduce("sample", skipna=True)
+            reduced[name] = join(reduced[name], found) if first else found
+            if name == "mean":
+                there = values.notnull().sum("sample")
+                reduced["measured"] = reduced["measured"] + there if first else there
+    return xr.Dataset(reduced)
+
+
+def heads_of_steps(found: xr.Dataset, steps: Sequence[int] | None = None) -> pd.DataFrame:
+    """Return the table of `gate_heads` from what `gate_steps` returns."""
+    part = found if steps is None else found.isel(step=list(steps))
+    measured = part["measured"].sum("step")
+    reduced = {
+        name: part[name].reduce({"min": np.fmin.reduce, "max": np.fmax.reduce}[name], "step")
+        if name in ("min", "max")
+        else (part[name].sum("step") / measured).where(measured > 0)
+        for name in STATISTICS
+    }
+    columns = {name: values.transpose("layer", "head").to_series() for name, values in reduced.items()}
+    table = pd.DataFrame(columns).reset_index().astype({"layer": int, "head": int})
     dead, opened = table["below_0_1"] >= DEAD, table["below_0_5"] <= OPEN
     table["state"] = np.select(
         [table["mean"].isna(), dead, opened], ["not applied", "dead", "open"], "varying"
@@ -106,6 +139,41 @@ def group_gates(store: Store, branch: str = "cond", samples: Sequence[int] | Non
     return found.astype(np.float64).transpose("sample", "group", "step", "layer", "head")
 
 
+def mean_group_gates(
+    store: Store, branch: str, samples: Sequence[int], prompts: Sequence[str]
+) -> xr.DataArray:
+    """Return `group_gates` as the mean over prompts, samples of a prompt averaged first; a few samples are read at a
+    time.
+
+    Args: prompts: the prompt_id of each sample.
+    Returns: float64 (group, step, layer, head); NaN where no sample has a value.
+    """
+    total, weight = np.zeros(()), np.zeros(())
+    each = pd.Series(prompts).groupby(prompts).transform("size").to_numpy()
+    for first in range(0, len(samples), AT_ONCE):
+        gates = group_gates(store, branch, samples[first : first + AT_ONCE])
+        part = 1.0 / each[first : first + AT_ONCE, None, None, None, None]
+        there = np.isfinite(gates.values)
+        total = total + np.where(there, gates.values * part, 0.0).sum(axis=0)
+        weight = weight + np.where(there, part, 0.0).sum(axis=0)
+    mean = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
+    return gates.isel(sample=0, drop=True).copy(data=mean)
+
+
+def summed_contributions(store: Store, branch: str, samples: Sequence[int]) -> xr.Dataset:
+    """Return `contribution_sums` of what these samples have captured; a few are read at a time."""
+    total = None
+    for first in range(0, len(samples), AT_ONCE):
+        some = list(samples[first : first + AT_ONCE])
+        keys = top_keys(store, branch, "image", some)
+        added = store.read("gates/contribution", sample=some, branch=branch, query="image")
+        sums = contribution_sums(keys, added)
+        total = sums if total is None else total + sums
+    if total is None:
+        raise StoreError("no sample was chosen: choose one at least")
+    return total
+
+
 def contribution_shares(keys: xr.Dataset, gated: xr.DataArray) -> pd.DataFrame:
     """Return, by kind of key, its part of the heaviest keys' mass and its part of what they add after the gate.
 
@@ -115,10 +183,30 @@ def contribution_shares(keys: xr.Dataset, gated: xr.DataArray) -> pd.DataFrame:
     Args: gated: gates/contribution of the same keys, (sample, top_step, layer, head, rank).
     Returns: kind, mass, added; only kinds that are there.
     """
-    kinds, mass = keys["kind"].values, np.nan_to_num(keys["mass"].values)
-    added = np.nan_to_num(gated.transpose(*keys["mass"].dims).values)
-    there = (kinds != UNKNOWN) & np.isfinite(gated.transpose(*keys["mass"].dims).values)
-    sums = [np.bincount(kinds[there], values[there], len(KINDS)) for values in (mass, added)]
+    return shares_of_sums(contribution_sums(keys, gated))
+
+
+def contribution_sums(keys: xr.Dataset, gated: xr.DataArray) -> xr.Dataset:
+    """Return the sums over samples and ranks of which `contribution_shares` are the shares.
+
+    Returns: mass and added, float64 (kind, top_step, layer, head).
+    """
+    dims = ("top_step", "layer", "head")
+    kinds = keys["kind"].transpose("sample", "rank", *dims).values
+    added = gated.transpose("sample", "rank", *dims).values
+    shape = kinds.shape[2:]
+    cell = kinds * np.int64(np.prod(shape)) + np.arange(np.prod(shape)).reshape(shape)
+    there = (kinds != UNKNOWN) & np.isfinite(added)
+    sums = {}
+    for name, values in (("mass", keys["mass"].transpose("sample", "rank", *dims).values), ("added", added)):
+        summed = np.bincount(cell[there], np.nan_to_num(values[there]), len(KINDS) * np.prod(shape))
+        sums[name] = (("kind", *dims), summed.reshape(len(KINDS), *shape))
+    return xr.Dataset(sums, coords={"top_step": keys["top_step"].values})
+
+
+def shares_of_sums(found: xr.Dataset) -> pd.DataFrame:
+    """Return the table of `contribution_shares` from `contribution_sums`, all or a part of their cells."""
+    sums = [found[name].sum(["top_step", "layer", "head"]).values for name in ("mass", "added")]
     shares = [values / values.sum() if values.sum() > 0 else values * np.nan for values in sums]
     table = pd.DataFrame({"kind": KINDS, "mass": shares[0], "added": shares[1]})
     return table[sums[0] > 0].reset_index(drop=True)

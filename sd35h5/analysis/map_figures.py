@@ -81,7 +81,7 @@ def map_heatmap(
         square = [("query", column - 0.5, row - 0.5, column + 0.5, row + 0.5, True)]
         names = ["name", "x0", "y0", "x1", "y1", "chosen"]
         layers += _outlines(pd.DataFrame(square, columns=names), x, y)
-    return scales.sized(alt.layer(*layers), width + LEFT, height + BELOW, title)
+    return scales.layered(layers, width + LEFT, height + BELOW, title)
 
 
 def _begin(axis: str, cell: int) -> str:

@@ -22,19 +22,32 @@ def within(
     Raises: StoreError where the metric was captured at some steps only and none of them is asked for.
     """
     chosen = {"layer": layers, "head": heads}
-    part = values.isel({dim: list(places) for dim, places in chosen.items() if places is not None})
+    part = values.isel({dim: _places(places) for dim, places in chosen.items() if places is not None})
     if steps is None:
         return part
     there = np.isin(part["step"].values, list(steps))
     if not there.any():
         known = ", ".join(str(step) for step in part["step"].values.tolist()[:12])
         raise StoreError(f"this metric was captured at the steps {known}: choose a range that holds one")
-    return part.isel(step=np.flatnonzero(there))
+    return part.isel(step=_places(np.flatnonzero(there).tolist()))
+
+
+def _places(places: Sequence[int]) -> slice | list[int]:
+    """Return neighbours as a slice, which copies nothing."""
+    if len(places) and list(places) == list(range(places[0], places[-1] + 1)):
+        return slice(places[0], places[-1] + 1)
+    return list(places)
+
+
+def finite_mean(values: xr.DataArray, dims: Sequence[str]) -> xr.DataArray:
+    """Return the float64 mean of what is no NaN; several times as fast where there is none, as the plain mean tells."""
+    plain = values.mean(dims, skipna=False, dtype=np.float64)
+    return values.mean(dims, skipna=True, dtype=np.float64) if np.isnan(plain.values).any() else plain
 
 
 def by_layer_head(values: xr.DataArray) -> pd.DataFrame:
     """Return layer, head, value: the mean over samples and steps (every sample and step weighs the same)."""
-    frame = values.mean([dim for dim in values.dims if dim not in ("layer", "head")], skipna=True)
+    frame = finite_mean(values, [dim for dim in values.dims if dim not in ("layer", "head")])
     table = frame.transpose("layer", "head").to_series().rename("value").reset_index()
     return table.astype({"layer": int, "head": int})
 
@@ -48,7 +61,7 @@ def over_steps(
     across prompts (NaN with a single prompt: there is no spread to show).
     Args: prompts: the prompt_id of each sample of `values`, in its order.
     """
-    per_sample = values.mean(["layer", "head"], skipna=True).transpose("sample", "step")
+    per_sample = finite_mean(values, ["layer", "head"]).transpose("sample", "step")
     table = prompt_means(per_sample.values, prompts)
     several = len(table) > 1
     steps = pd.DataFrame({"step": np.asarray(values["step"].values, int)})
@@ -65,7 +78,7 @@ def over_layers(
     values: xr.DataArray, prompts: Sequence[str], band: tuple[float, float] = (0.1, 0.9)
 ) -> pd.DataFrame:
     """Return layer, mean, low, high, prompts: as `over_steps`, a row a layer, mean over steps and heads."""
-    per_sample = values.mean(["step", "head"], skipna=True).transpose("sample", "layer")
+    per_sample = finite_mean(values, ["step", "head"]).transpose("sample", "layer")
     table = prompt_means(per_sample.values, prompts)
     several = len(table) > 1
     return pd.DataFrame(
@@ -96,7 +109,7 @@ def head_counts(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
 
 def groups_over_layers(values: xr.DataArray) -> pd.DataFrame:
     """Return group, layer, value from `mean_group_mass`: the mean over steps and heads too."""
-    mean = values.mean(["step", "head"], skipna=True).transpose("layer", "group")
+    mean = finite_mean(values, ["step", "head"]).transpose("layer", "group")
     table = mean.to_series().rename("value").reset_index()
     return table.astype({"layer": int})[["group", "layer", "value"]]
 

@@ -17,11 +17,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sd35h5.analysis.means import by_layer_head, groups_over_layers, head_counts, over_layers, over_steps
+from sd35h5.analysis.means import (
+    by_layer_head,
+    finite_mean,
+    groups_over_layers,
+    head_counts,
+    over_layers,
+    over_steps,
+)
+from sd35h5.analysis.pieces import AT_ONCE
 from sd35h5.analysis.targets import (
     FIRST_TOKEN,
     TEXT_GROUPS,
     Target,
+    all_positions,
     chosen_samples,
     clean,
     plain,
@@ -41,10 +50,10 @@ if TYPE_CHECKING:
 __all__ = [
     "FIRST_TOKEN", "LABELS", "METRICS", "TEXT_GROUPS", "Target", "branch_contrast", "by_layer_head", "clean",
     "encoder_mass", "entropy", "first_token_mean", "first_token_share", "group_mass", "groups_over_layers",
-    "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps", "shown_text", "target_positions", 
+    "finite_mean", "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps", "shown_text",
+    "target_positions",
     "target_sizes", "text_mass", "text_mass_fraction", "token_mass", "with_pads_averaged", "with_words",
 ]  # fmt: skip
-AT_ONCE = 8  # samples whose numbers are in memory together
 PER_TOKEN = "masses per token are of the cond branch only, unless captured with --branches cond uncond"
 #: metric name -> (what a chart's axis says, short name)
 LABELS = {
@@ -328,8 +337,7 @@ def _tokens(store: Store, target: Target, branch: str, samples: list[int]) -> xr
             f"token {target.value} is not in {store.name}: its text has the tokens 0..{tokens - 1}"
         )
     rows = []
-    for sample in samples:
-        positions = target_positions(store, target, branch, sample)
+    for sample, positions in zip(samples, all_positions(store, target, branch, samples), strict=True):
         first = int(positions[0]) if positions.size else 0
         span = slice(first, int(positions[-1]) + 1) if positions.size else slice(0, 1)
         mass = store.read("sinks/mass_image", sample=[sample], branch=branch, token=span).astype(np.float64)

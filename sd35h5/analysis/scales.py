@@ -168,6 +168,19 @@ def brushed(chart: alt.Chart, brush: str | None) -> alt.Chart:
     return chart if brush is None else chart.add_params(alt.selection_interval(name=brush, encodings=["x"]))
 
 
+def uniform_line(uniform: float) -> alt.Chart:
+    """Draw a dashed line across a chart at what uniform attention would give."""
+    frame = pd.DataFrame({"mean": [uniform], "note": ["uniform attention"]})
+    line = alt.Chart(frame).mark_rule(color=MARK, strokeDash=[4, 3])
+    return line.encode(y=alt.Y("mean:Q"), tooltip=tips("note", "mean"))
+
+
+def layered(layers: Sequence[alt.Chart], width: int | None, height: int, title: str = "") -> alt.LayerChart:
+    """Return the charts over each other, with size and title; each `properties` later on would copy all of them."""
+    given = {"width": width, "height": height, "title": title or None}
+    return alt.layer(*layers, **{name: value for name, value in given.items() if value is not None})
+
+
 def sized(chart, width: int | None, height: int, title: str):
     """Return the chart with its size and title."""
     chart = chart.properties(height=height)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from sd35h5.analysis.means import within
 from sd35h5.analysis.measures import MEASURES, computed
@@ -63,7 +62,7 @@ def step_sums(values: xr.DataArray, steps: Sequence[int] | None = None) -> tuple
     """
     part = within(values, steps=steps).transpose("sample", "layer", "head", "step").values
     there = np.isfinite(part)
-    return np.where(there, part, 0.0).sum(-1), there.sum(-1)
+    return np.sum(part, -1, where=there, dtype=np.float64), there.sum(-1)
 
 
 def mean_of(
@@ -97,6 +96,8 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     for run, part in table.groupby("run", sort=False):
         there = part.dropna(subset=["x", "y"])
         varies = len(there) >= MIN_SAMPLES and there["x"].nunique() > 1 and there["y"].nunique() > 1
+        from scipy import stats
+
         pearson = stats.pearsonr(there["x"], there["y"]).statistic if varies else np.nan
         spearman = stats.spearmanr(there["x"], there["y"]).statistic if varies else np.nan
         rows.append([run, len(there), there["prompt_id"].nunique(), float(pearson), float(spearman)])

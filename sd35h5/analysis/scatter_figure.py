@@ -67,4 +67,4 @@ def scatter(
             size=230, filled=False, strokeWidth=2.5, color=scales.MARK
         )
         layers.append(ring)
-    return scales.sized(alt.layer(*layers), width, height, title)
+    return scales.layered(layers, width, height, title)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 EPSILON = 0.3  # of work on causal language models
+EPSILONS = np.geomspace(1e-4, 1, 49)  # of the curve: evenly in the logarithm
 
 
 def uniform_mass(
@@ -98,17 +99,39 @@ def sink_curve(
     Formula: for each ε the share of (step, layer, head) with mass > ε; samples of a prompt averaged first.
     Units: 1 (0..1); times_uniform = ε ÷ uniform.  Source: the array of `first_token_mean` that is given.
     Caveat: ε runs on a logarithmic axis; the band says how prompts differ, not how sure the mean is.
-    Args: mass: (sample, step, layer, head); prompts: prompt_id of each sample; epsilons: 49 from 1e-4 to 1,
-        evenly in the logarithm, when None.
+    Args: mass: (sample, step, layer, head); prompts: prompt_id of each sample; epsilons: ascending, EPSILONS when
+        None.
     Returns: epsilon, times_uniform (NaN without uniform), mean, low, high (NaN with one prompt), prompts.
     """
-    at = np.geomspace(1e-4, 1, 49) if epsilons is None else np.asarray(epsilons, float)
-    values = mass.transpose("sample", ...).values.reshape(mass.sizes["sample"], -1)
-    ordered = np.sort(values, axis=1)  # NaN goes to the end
-    there = np.isfinite(ordered).sum(axis=1)
-    over = np.stack(
-        [count - np.searchsorted(row[:count], at, "right") for row, count in zip(ordered, there, strict=True)]
-    )
+    at = EPSILONS if epsilons is None else np.asarray(epsilons, float)
+    return curve_of_exceeded(exceeded(mass, at), prompts, uniform, at, band)
+
+
+def exceeded(mass: xr.DataArray, epsilons: np.ndarray = EPSILONS) -> xr.DataArray:
+    """Return how many of the ascending thresholds each mass exceeds: uint8 or larger, as `mass`; for NaN one more
+    than there are.
+
+    It is an eighth of the masses, and all that a curve over these thresholds needs, whatever is chosen of it.
+    """
+    values = np.empty(mass.shape, np.min_scalar_type(len(epsilons) + 1))
+    for row, counts in zip(mass.values, values, strict=True):  # a few at a time, as positions are int64
+        counts[...] = np.searchsorted(epsilons, row, "left")
+        counts[np.isnan(row)] = len(epsilons) + 1
+    return mass.copy(data=values)
+
+
+def curve_of_exceeded(
+    counts: xr.DataArray,
+    prompts: Sequence[str],
+    uniform: float | None = None,
+    epsilons: np.ndarray = EPSILONS,
+    band: tuple[float, float] = (0.1, 0.9),
+) -> pd.DataFrame:
+    """Return the table of `sink_curve` from what `exceeded` returns for the same thresholds, or a part of it."""
+    at, rows = np.asarray(epsilons, float), counts.transpose("sample", ...).values
+    found = np.stack([np.bincount(row.ravel(), minlength=len(at) + 2)[: len(at) + 1] for row in rows])
+    there = found.sum(axis=1)
+    over = there[:, None] - found.cumsum(axis=1)[:, :-1]
     rates = over / np.where(there > 0, there, np.nan)[:, None]
     means = prompt_means(rates, prompts)
     several = len(means) > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sd35h5.errors import StoreError
+from sd35h5.errors import NothingMeasuredError, StoreError
 from sd35h5.store.schema import GROUPS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TEXT_GROUPS = tuple(group for group in GROUPS if group != "image")
 AXES = ("sample", "step", "layer", "head")
+TABLES_AT_ONCE = 200  # samples
 PATCH = 16  # pixels along a patch: SD3's VAE halves three times, its transformer takes 2 x 2 latents
 
 
@@ -58,13 +59,18 @@ def parse_target(text: str) -> Target:
 
 def target_positions(store: Store, target: Target, branch: str, sample: int) -> np.ndarray:
     """Return the token positions of a target in one sample: int (n,), empty when the sample lacks it."""
+    return all_positions(store, target, branch, [sample])[0]
+
+
+def all_positions(store: Store, target: Target, branch: str, samples: Sequence[int]) -> list[np.ndarray]:
+    """Return `target_positions` of each sample."""
     if target.kind == "token":
-        return np.array([int(target.value)])
-    table = store.tokens(sample, branch)
-    column = "group" if target.kind == "group" else "word_text"
-    if target.kind == "word":
-        table = with_words(table)
-    return table.loc[table[column] == target.value, "token"].to_numpy()
+        return [np.array([int(target.value)])] * len(samples)
+    if target.kind == "group":
+        found = token_groups(store, branch, samples) == GROUPS.index(str(target.value))
+    else:
+        found = token_words(store, branch, samples) == target.value
+    return [np.flatnonzero(row) for row in found]
 
 
 def target_sizes(store: Store, target: Target, branch: str, samples: Sequence[int]) -> np.ndarray:
@@ -73,19 +79,41 @@ def target_sizes(store: Store, target: Target, branch: str, samples: Sequence[in
         return np.ones(len(samples), int)
     if target.kind == "group":
         return (token_groups(store, branch, samples) == GROUPS.index(str(target.value))).sum(axis=1)
-    return np.array([target_positions(store, target, branch, sample).size for sample in samples], int)
+    return np.array([positions.size for positions in all_positions(store, target, branch, samples)], int)
 
 
 def with_words(table: pd.DataFrame) -> pd.DataFrame:
     """Return the token table with `word_text`: the pieces of each word joined, lower case, "" outside
     words."""
-    table = table.copy()
-    table["word_text"] = ""
-    is_word = table["group"].isin(["clip_word", "t5_word"]) & (table["word"] >= 0)
-    for _, pieces in table[is_word].groupby(["encoder", "word"]):
-        text = "".join(clean(piece) for piece in pieces["text"])
-        table.loc[pieces.index, "word_text"] = text.lower()
-    return table
+    return table.assign(word_text=_word_texts(table["group"], table["word"], table["text"]))
+
+
+def token_words(store: Store, branch: str, samples: Sequence[int]) -> np.ndarray:
+    """Return the word that each token belongs to, lower case, "" outside words: str objects (sample, token)."""
+    found = np.full((len(samples), store.sizes["token"]), "", object)
+    for first in range(0, len(samples), TABLES_AT_ONCE):
+        some = list(samples)[first : first + TABLES_AT_ONCE]
+        columns = [
+            store.read(f"tokens/token_{name}", sample=some, branch=branch).values
+            for name in ("group", "word", "text")
+        ]
+        names = np.array([*GROUPS, *[""] * (256 - len(GROUPS))], object)
+        for place, (groups, words, texts) in enumerate(zip(*columns, strict=True), first):
+            found[place] = _word_texts(names[groups], words, texts)
+    return found
+
+
+def _word_texts(groups: Iterable[str], words: Iterable[int], texts: Iterable[str]) -> list[str]:
+    """Return the joined pieces of the word that each token is part of."""
+    keys = [
+        (group, word) if group in ("clip_word", "t5_word") and word >= 0 else None
+        for group, word in zip(groups, words, strict=True)
+    ]
+    joined: dict[tuple[str, int], str] = {}
+    for key, text in zip(keys, texts, strict=True):
+        if key:
+            joined[key] = joined.get(key, "") + clean(text).lower()
+    return [joined[key] if key else "" for key in keys]
 
 
 def clean(piece: str) -> str:
@@ -161,4 +189,4 @@ def plain(mass: xr.DataArray) -> xr.DataArray:
 
 def refuse_empty(values: xr.DataArray, what: str, remedy: str = "capture it again") -> None:
     if values.size == 0 or not np.isfinite(values.values).any():
-        raise StoreError(f"the store holds no {what}: {remedy}")
+        raise NothingMeasuredError(f"the store holds no {what}: {remedy}")

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.analysis.targets import TEXT_GROUPS, chosen_samples, patch_grid, token_groups
-from sd35h5.errors import StoreError
+from sd35h5.errors import NothingMeasuredError, StoreError
 from sd35h5.store.schema import GROUPS
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def top_keys(
     query: str = "image",
     samples: Sequence[int] | None = None,
     count: int | None = None,
+    values: bool = True,
 ) -> xr.Dataset:
     """Return the heaviest keys of every (layer, head), image patches included: which, of what kind, how heavy.
 
@@ -39,7 +40,8 @@ def top_keys(
     Source: topk/* (exact float32), and the token table for the kind.
     Caveat: a corner is one patch, a border the outermost ring without corners; on a 1 × n image all are corners
     or borders.
-    Args: count: only so many of the heaviest; all that were captured when None.
+    Args: count: only so many of the heaviest; all that were captured when None; values: mass and value_norm too,
+        without which half as much is read.
     Returns: stream (0 image, 1 text), index, mass, value_norm, kind (position in KINDS, 255 unmeasured), each
         (sample, top_step, layer, head, rank); kind_size, keys of each kind (sample, kind).
     """
@@ -50,14 +52,13 @@ def top_keys(
     # the first sample tells of a branch that was never captured, long before all are read
     first = store.read("topk/top_mass", **where | {"sample": chosen[:1]})
     if len(chosen) and not np.isfinite(first.values).any():
-        raise StoreError(
+        raise NothingMeasuredError(
             f"{store.name} holds no heaviest keys of branch {branch!r}: they are of the cond branch"
         )
-    read = {
-        name: store.read(f"topk/top_{name}", **where) for name in ("stream", "index", "mass", "value_norm")
-    }
+    names = ("stream", "index", "mass", "value_norm")[: 4 if values else 2]
+    read = {name: store.read(f"topk/top_{name}", **where) for name in names}
     keys = xr.Dataset({
-        name: (TOP, values.transpose(*TOP).values) for name, values in read.items()
+        name: (TOP, each.transpose(*TOP).values) for name, each in read.items()
     }, coords={"top_step": read["index"]["top_step"].values, "sample": chosen})  # fmt: skip
     groups = token_groups(store, branch, chosen)
     places = patch_places(*patch_grid(store))
@@ -88,16 +89,24 @@ def kind_shares(keys: xr.Dataset, count: int = 1, by: str | None = None) -> pd.D
     Returns: kind, [by,] share, chance; only kinds that have keys.
     """
     kinds = keys["kind"].transpose(*TOP).values[..., :count]
-    measured = kinds[..., 0] != UNKNOWN
-    outer = tuple(axis for axis, dim in enumerate(TOP[:-1]) if dim != by)
     places = keys[by].values if by in keys.coords else range(keys.sizes[by]) if by else [0]
-    chance, cells = _chance(keys["kind_size"].values, count), measured.sum(axis=outer)
-    rows = []
-    for number, name in enumerate(KINDS):
-        if keys["kind_size"].values[:, number].any():
-            found = (kinds == number).any(axis=-1) & measured
-            share = np.atleast_1d(found.sum(axis=outer) / np.where(cells > 0, cells, np.nan))
-            rows += [[name, at, value, chance[number]] for at, value in zip(places, share, strict=True)]
+    chance, found = _chance(keys["kind_size"].values, count), np.zeros((len(places), UNKNOWN + 1), np.int64)
+    shape = [-1 if dim == by else 1 for dim in TOP[:-1]] if by else [1] * (len(TOP) - 1)
+    row = np.arange(len(places), dtype=np.int32).reshape(shape) * (UNKNOWN + 1)
+    for rank in range(kinds.shape[-1]):
+        cell = row + kinds[..., rank]
+        if rank:  # a kind counts once a cell
+            cell = cell[(kinds[..., :rank] != kinds[..., rank : rank + 1]).all(axis=-1)]
+        found += np.bincount(cell.ravel(), minlength=found.size).reshape(found.shape)
+        if rank == 0:
+            cells = found[:, :UNKNOWN].sum(axis=1)
+    share = found / np.where(cells > 0, cells, np.nan)[:, None]
+    rows = [
+        [name, at, value, chance[number]]
+        for number, name in enumerate(KINDS)
+        if keys["kind_size"].values[:, number].any()
+        for at, value in zip(places, share[:, number], strict=True)
+    ]
     table = pd.DataFrame(rows, columns=["kind", by or "all", "share", "chance"])
     return table if by else table.drop(columns="all")
 
@@ -135,12 +144,14 @@ def stability(keys: xr.Dataset, over: str = "top_step", count: int = 1) -> xr.Da
     left = [dim for dim in TOP[:-1] if dim != over]
     values = names.transpose(*left, over, "rank").values
     shape, positions = values.shape[: len(left)], values.shape[-2]
-    flat = values.reshape(-1, positions * values.shape[-1]).astype(np.int64)
-    span = int(flat.max()) + 2
-    pairs, times = np.unique(np.arange(len(flat))[:, None] * span + flat + 1, return_counts=True)
-    times = np.where(pairs % span > 0, times, 0)
-    agreeing = np.bincount(pairs // span, times * (times - 1.0), minlength=len(flat))
+    flat = values.reshape(-1, positions * values.shape[-1])
     there = (flat.reshape(len(flat), positions, -1)[:, :, 0] >= 0).sum(axis=1)
+    ordered = np.sort(flat, axis=1)
+    begins = np.ones(ordered.shape, bool)  # of a run of equal keys
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    at = np.flatnonzero(begins)
+    times = np.diff(at, append=ordered.size) * (ordered.ravel()[at] >= 0)
+    agreeing = np.bincount(at // ordered.shape[1], times * (times - 1.0), minlength=len(flat))
     total = np.where(there > 1, count * there * (there - 1.0), np.nan)
     coords = {dim: keys[dim].values for dim in left if dim in keys.coords}
     return xr.DataArray((agreeing / total).reshape(shape), dims=left, coords=coords)
