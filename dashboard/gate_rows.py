@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, panels, recipes
+from dashboard import data, measured, panels, recipes
 from sd35h5.analysis import gate_figures, gating
 
 MOST = 4  # runs below each other
@@ -27,7 +27,7 @@ def largest(run: data.Run) -> float:
 
 def _heads(view, run: data.Run, samples: tuple[int, ...], query: str) -> pd.DataFrame:
     """Return the gate of each chosen head, over the chosen steps."""
-    found = data.gate_heads(run, view.branch, query, samples, view.steps)
+    found = measured.gate_heads(run, view.branch, query, samples, view.steps)
     return found[found["layer"].isin(view.layers) & found["head"].isin(view.heads)].reset_index(drop=True)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, data, panels, recipes, sidebar
+from dashboard import address, data, measured, panels, recipes, sidebar
 from sd35h5.analysis import scales, scatter
 from sd35h5.analysis.scatter_figure import scatter as figure_of
 
@@ -36,7 +36,9 @@ def draw(view, partners: dict[data.Run, pd.DataFrame]) -> None:
     for run, samples in list(partners.items())[:MOST]:
         with data.sentence(run):
             own = tuple(samples["sample"].tolist())
-            both = [data.sample_values(run, name, *asked(view), own, name == view.metric) for name in chosen]
+            both = [
+                measured.sample_values(run, name, *asked(view), own, name == view.metric) for name in chosen
+            ]
             table = scatter.points(data.samples(run), own, *both).assign(run=run.name)
             found.append(table.assign(shown=samples["shown"].to_numpy()))
             codes[run] = own

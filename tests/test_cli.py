@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -101,6 +102,29 @@ def test_an_unknown_flag_is_a_usage_error():
     with pytest.raises(SystemExit) as caught:
         capture_cli.main(["--columns", "centre"])
     assert caught.value.code == 2
+
+
+def test_a_plan_can_be_read_in_part(tiny_folder, tmp_path):
+    """As in `... --dry_run | head -1`: who reads goes, and nothing is said about it."""
+    command = [
+        sys.executable,
+        "capture_cli.py",
+        "--model_id",
+        tiny_folder,
+        "--prompt",
+        "a cat",
+        *SMALL,
+        "--dry_run",
+        "--out",
+        tmp_path / "run.h5",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tiny_folder, capsys, tmp_path, monkeypatch):

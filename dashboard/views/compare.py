@@ -4,7 +4,7 @@ be paired."""
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, gate_rows, panels, recipes, scatter_row
+from dashboard import data, gate_rows, measured, panels, recipes, scatter_row
 from sd35h5.analysis import charts, compare, effects, gating, metrics, scales
 
 SIGNIFICANT = 0.05
@@ -21,7 +21,7 @@ def values_of(view, other: data.Run, pairing: compare.Pairing):
     """Return both runs' metric for the pairs, in their order, within the chosen layers, heads and steps."""
     sides = []
     for run, column in ((view.run, "reference_sample"), (other, "other_sample")):
-        values = data.metric(run, view.metric, view.target, view.branch, tuple(pairing.pairs[column]))
+        values = measured.metric(run, view.metric, view.target, view.branch, tuple(pairing.pairs[column]))
         sides.append(view.within(values.assign_coords(sample=range(values.sizes["sample"]))))
     return sides
 
@@ -32,7 +32,7 @@ def marked(view, name: str, sides: tuple, pairing: compare.Pairing) -> tuple[pd.
     other = next(run for run in view.others if run.name == name)
     pairs = tuple(map(tuple, pairing.pairs[["reference_sample", "other_sample"]].to_numpy().tolist()))
     key = (view.run, other, pairs, view.metric, view.target, view.branch, view.layers, view.heads, view.steps)
-    found = data.surviving_cells(change, tuple(pairing.pairs["prompt_id"]), key)
+    found = measured.surviving_cells(change, tuple(pairing.pairs["prompt_id"]), key)
     frame = metrics.by_layer_head(change).merge(found[["layer", "head", "q"]], on=["layer", "head"])
     return frame.assign(marked=frame["q"] <= SIGNIFICANT), int(found["prompts"].iloc[0])
 

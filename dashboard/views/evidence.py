@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from dashboard import address, data, panels, recipes, sidebar
+from dashboard import address, data, measured, panels, recipes, sidebar
 from sd35h5.analysis import charts, chips, maps, metrics, pictures, token_figures
 from sd35h5.analysis.view_html import Shown, picture_bytes
 
@@ -64,7 +64,9 @@ def prompt_tokens(view, step: int) -> None:
     """Draw the prompt's tokens as this cell sees them at this step."""
     st.markdown(f"**3 · Its tokens at step {step}** · click one to follow it")
     at = replace(view, steps=(step,))
-    masses = data.token_mass(view.run, view.sample, view.branch, (step,), (view.cell[0],), (view.cell[1],))
+    masses = measured.token_mass(
+        view.run, view.sample, view.branch, (step,), (view.cell[0],), (view.cell[1],)
+    )
     chosen = sidebar.chosen_tokens(view)
     figure = token_figures.token_chips(chips.token_chips(masses), chosen=chosen, select="token", room=145)
     panels.tokens(view, figure, "evidence-chips", masses, recipes.tokens(at))
@@ -121,7 +123,7 @@ def picture_of(view, step: int) -> None:
 def show(view) -> None:
     """Lay out the page for the shown sample alone."""
     view = replace(view, samples=(view.sample,))
-    values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    values = measured.metric(view.run, view.metric, view.target, view.branch, view.samples)
     if view.cell is None:
         cell = heaviest(metrics.by_layer_head(view.within(values)))
         if cell is None:

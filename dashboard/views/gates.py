@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, data, gate_rows, panels, recipes
+from dashboard import address, data, gate_rows, measured, panels, recipes
 from sd35h5.analysis import charts, gate_figures, gating, metrics, scales
 
 
@@ -12,7 +12,7 @@ def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -
     """Draw the mean gate of each stream over steps, of the clicked cell or all chosen heads."""
     frames = []
     for query in gating.gated_streams(data.store(run)):
-        values = view.at_cell(data.mean_gate(run, view.branch, query, samples))
+        values = view.at_cell(measured.mean_gate(run, view.branch, query, samples))
         if np.isfinite(values.values).any():
             frames.append(metrics.over_steps(values, prompts).assign(series=f"{query} queries"))
     if not frames:
@@ -26,7 +26,7 @@ def streams(view, run: data.Run, samples: tuple[int, ...], prompts: list[str]) -
 
 def at_groups(view, run: data.Run, samples: tuple[int, ...]) -> None:
     """Draw the mean gate of the queries at each token group over steps: the sink beside the rest."""
-    gates = view.at_cell(data.mean_group_gates(run, view.branch, samples)).expand_dims("sample")
+    gates = view.at_cell(measured.mean_group_gates(run, view.branch, samples)).expand_dims("sample")
     there = [name for name in gates["group"].values if np.isfinite(gates.sel(group=name).values).any()]
     frames = [
         metrics.over_steps(gates.sel(group=name, drop=True), ["all"])[gate_rows.MEANS].assign(
@@ -49,7 +49,7 @@ def at_groups(view, run: data.Run, samples: tuple[int, ...]) -> None:
 
 def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:
     """Draw what the kinds of heaviest keys hold of the mass, and of what is added after the gate."""
-    sums = data.contribution_sums(run, view.branch, samples)
+    sums = measured.contribution_sums(run, view.branch, samples)
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
     steps = [place for place, step in enumerate(sums["top_step"].values) if step in view.steps]
     part = sums.isel(layer=list(layers), head=list(heads), top_step=steps)

@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, data, panels, recipes
+from dashboard import address, data, measured, panels, recipes
 from sd35h5.analysis import charts, figures, metrics, sinks
 from sd35h5.analysis.measures import MEASURES
 from sd35h5.analysis.view_html import Shown
@@ -66,7 +66,7 @@ def curve(view, values) -> None:
 
 def uniform_value(view) -> float | None:
     """Return what the metric would be if every query attended to all keys alike."""
-    return data.uniform_value(view.run, view.metric, view.target, view.branch, view.samples)
+    return measured.uniform_value(view.run, view.metric, view.target, view.branch, view.samples)
 
 
 def profile(view, values) -> None:
@@ -89,7 +89,7 @@ def histogram(view, values) -> None:
 def tokens(view) -> None:
     """Draw the heaviest tokens of the shown sample."""
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
-    masses = data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
+    masses = measured.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
     sizes = data.store(view.run).sizes
     first, second, third = st.columns([3, 2, 2])
     draw = partial(first.selectbox, "Tokens", list(KINDS), label_visibility="collapsed")
@@ -112,7 +112,7 @@ def tokens(view) -> None:
 
 def groups(view) -> None:
     """Draw where the mass goes over layers, for the clicked head or the mean of heads."""
-    mass = view.within(data.mean_group_mass(view.run, view.branch, "image", view.samples))
+    mass = view.within(measured.mean_group_mass(view.run, view.branch, "image", view.samples))
     layer = None
     if view.cell is not None:
         mass, layer = mass.sel(head=[view.cell[1]]), view.cell[0]
@@ -123,9 +123,9 @@ def groups(view) -> None:
 
 def rates(view) -> None:
     """Draw the sink rate over ε: all chosen layers and heads, and the clicked cell beside them."""
-    counts = data.exceeded(view.run, view.target, view.branch, view.samples)
+    counts = measured.exceeded(view.run, view.target, view.branch, view.samples)
     prompts = data.prompt_ids(view.run, view.samples)
-    uniform = data.uniform_mass(view.run, view.target, view.branch, view.samples)
+    uniform = measured.uniform_mass(view.run, view.target, view.branch, view.samples)
     every = sinks.curve_of_exceeded(view.within(counts), prompts, uniform)
     frames = [every.assign(series="all layers and heads")]
     if view.cell is not None:
@@ -142,7 +142,7 @@ def rates(view) -> None:
 def which_key(view) -> None:
     """Draw of what kind the heaviest key is, over layers or steps, and where on the image its patches lie."""
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
-    found = data.key_kinds(view.run, view.branch, view.samples, layers, heads, view.steps)
+    found = measured.key_kinds(view.run, view.branch, view.samples, layers, heads, view.steps)
     if found is None:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
         return
@@ -164,7 +164,7 @@ def which_key(view) -> None:
         panels.draw(figure, width="content")
 
 
-def told(found: data.HeaviestKeys) -> str:
+def told(found: measured.HeaviestKeys) -> str:
     """Say which kinds are the heaviest most often, beside chance, and how stable the heaviest key is."""
     most = " · ".join(
         f"{row.kind} {row.share:.0%} (by chance {row.chance:.1%})"
@@ -190,7 +190,7 @@ def absent(view) -> None:
 
 def over_steps_and_layers(view, where: str) -> None:
     """Draw the metric itself, four ways."""
-    values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    values = measured.metric(view.run, view.metric, view.target, view.branch, view.samples)
     view.within(values)  # refused where no chosen step was captured
     left, right = st.columns(2)
     with left:

@@ -5,7 +5,7 @@ from functools import partial
 
 import streamlit as st
 
-from dashboard import address, data, panels, recipes, sidebar
+from dashboard import address, data, measured, panels, recipes, sidebar
 from sd35h5.analysis import charts, chips, metrics, token_figures
 from sd35h5.analysis.measures import MEASURES
 
@@ -15,7 +15,7 @@ COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 def read_masses(view):
     """Return the shown sample's tokens with their mass, at the clicked cell or over all chosen layers and heads."""
     layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
-    return data.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
+    return measured.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
 
 
 def prompt(view, masses) -> None:
@@ -71,7 +71,7 @@ def across_prompts(view) -> None:
         view = replace(view, metric="first_token_mean")
     st.markdown(f"**{panels.plain(str(view.target).capitalize())} across prompts**")
     with data.sentence(view.run):
-        values = data.metric(view.run, view.metric, view.target, view.branch, view.samples)
+        values = measured.metric(view.run, view.metric, view.target, view.branch, view.samples)
         table = data.samples(view.run).set_index("sample", drop=False).loc[list(view.samples)]
         found = chips.sample_means(view.at_cell(values), table)
         figure = token_figures.sample_bars(found, view.label)
