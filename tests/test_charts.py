@@ -92,7 +92,10 @@ def test_the_figures_of_sinks_hold_their_frames(tmp_path):
     )
     assert [row["kind"] for row in rows_of(figures.key_kinds(kinds, "layer"))] == ["clip_bos", "inner patch"]
     patches = pd.DataFrame({"y": [0, 0, 1, 1], "x": [0, 1, 0, 1], "share": [0.1, 0, 0, 0.2]})
-    assert [row["share"] for row in rows_of(figures.patch_heatmap(patches))] == [0.1, 0, 0, 0.2]
+    figure = figures.patch_heatmap(patches)
+    assert [row["share"] for row in rows_of(figure)] == [0.1, 0.2]  # what is 0 is the ground
+    axes = figure.to_dict()["encoding"]
+    assert (axes["y"]["scale"]["domain"], axes["x"]["scale"]["domain"]) == ([0, 1], [0, 1])
     rates = pd.DataFrame({"series": "a", "epsilon": [0.01, 0.1], "times_uniform": np.nan, "mean": [1, 0.5],
                           "low": np.nan, "high": np.nan})  # fmt: skip
     notes = [

@@ -18,6 +18,7 @@ KIND_COLORS = {
     "border": "#41ab5d",
     "inner": "#c7e9c0",
 }
+VIRIDIS_ZERO = "#440154"  # where the scale begins
 KIND_NAMES = {"corner": "corner patch", "border": "border patch", "inner": "inner patch"}
 
 
@@ -188,15 +189,18 @@ def key_kinds(
 def patch_heatmap(
     frame: pd.DataFrame, *, title: str = "", width: int = 260, height: int | None = None
 ) -> alt.Chart:
-    """Draw where on the image the heaviest keys lie: y, x and share, a cell a patch, in the image's proportion."""
+    """Draw where on the image the heaviest keys lie: y, x and share, a cell a patch, in the image's proportion.
+
+    Patches that are nobody's key, most of 4,096, are the ground and no cells: a browser draws each cell by itself.
+    """
     rows, columns = int(frame["y"].max()) + 1, int(frame["x"].max()) + 1
     scale = alt.Scale(scheme="viridis", domain=list(scales.magnitude(frame["share"])))
     chart = (
-        alt.Chart(frame)
+        alt.Chart(frame[frame["share"] > 0], view=alt.ViewBackground(fill=VIRIDIS_ZERO))
         .mark_rect()
         .encode(
-            x=alt.X("x:O", title="patch x", axis=_patch_axis(columns), scale=alt.Scale(padding=0)),
-            y=alt.Y("y:O", title="patch y", axis=_patch_axis(rows), scale=alt.Scale(padding=0)),
+            x=alt.X("x:O", title="patch x", axis=_patch_axis(columns), scale=_every_patch(columns)),
+            y=alt.Y("y:O", title="patch y", axis=_patch_axis(rows), scale=_every_patch(rows)),
             color=alt.Color(
                 "share:Q",
                 scale=scale,
@@ -253,6 +257,10 @@ def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) 
         spacing=2,
         **({"title": title} if title else {}),
     )
+
+
+def _every_patch(count: int) -> alt.Scale:
+    return alt.Scale(padding=0, domain=list(range(count)))
 
 
 def _patch_axis(count: int) -> alt.Axis:
