@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_layout_of_every_component_passes(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "load_matrix.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

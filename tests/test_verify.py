@@ -267,6 +267,7 @@ def test_flipped_bits_never_reach_the_asking_process(good, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_many_flipped_bits_never_reach_the_asking_process(good, tmp_path):
     for seed in range(20):
         (tmp_path / str(seed)).mkdir()
