@@ -66,7 +66,7 @@ def rows(steps: int) -> list[Row]:
         Row("maps of 24 tokens, whole", maps, 1.04, True, steps),
         Row("raw, pool 2", {"maps": "all", "map_pool": 2, **every}, steps=min(steps, 2 * FEW), values=per_head),
         Row(
-            "raw, pool 1", {"maps": "off", "topk": 0, "raw": ("steps=all",)}, steps=min(steps, 2),
+            "raw, pool 1", {"maps": "off", "topk": 0, "raw": ("steps=all",)}, steps=min(steps, FEW),
             values="raw/probability",
         ),
         Row("eager softmax", None, steps=min(steps, FEW), within=eager),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from sd35h5.store.runs import part_name
 from sd35h5.store.schema import PARTS_SUFFIX, Variable, variable
 
 WARM_STEPS = 4  # before the steps that count; one of runs that are shorter
+_PROBES = 5  # of which the median counts: one takes a third of a second
 _PROBE_BYTES = 512 << 20  # of values or of a file: enough to tell a rate
 
 
@@ -195,10 +197,13 @@ def _deflate_rate(spec: Variable, blocks: list[np.ndarray], chunk: tuple[int, ..
     def encode(block: np.ndarray) -> int:
         return len(encode_chunk(block, chunk, np.nan)) + len(block_hash(spec, block))
 
+    seconds = []
     with ThreadPoolExecutor(half_of_the_cores()) as pool:
-        begin = time.perf_counter()
-        list(pool.map(encode, blocks))
-    return sum(block.nbytes for block in blocks) / (time.perf_counter() - begin) / 1e6
+        for _ in range(_PROBES):
+            begin = time.perf_counter()
+            list(pool.map(encode, blocks))
+            seconds.append(time.perf_counter() - begin)
+    return sum(block.nbytes for block in blocks) / statistics.median(seconds) / 1e6
 
 
 def _disk_rate(path: Path, data: bytes) -> float:

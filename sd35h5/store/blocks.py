@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 
+from sd35h5.errors import StoreError
 from sd35h5.store.schema import MANTISSA_BITS, Variable
 
 BY_WRITER = ("samples/sealed", "samples/content_sha256")
@@ -35,6 +36,26 @@ def origins(where: tuple[slice, ...], chunk: tuple[int, ...]) -> Iterator[tuple[
 def extent(origin: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the block at `origin`: a chunk, cut off at the end of the variable."""
     return tuple(min(c, s - o) for o, c, s in zip(origin, chunk, shape, strict=True))
+
+
+def cast(spec: Variable, array: np.ndarray, copies: bool) -> np.ndarray:
+    """Values in the type of their variable; `copies` them also where they have it.
+
+    Raises:
+        StoreError: a type or a value that the variable cannot hold.
+    """
+    if spec.is_text:
+        if wrong := [text for text in array.ravel() if not isinstance(text, str) or "\0" in text]:
+            raise StoreError(f"{spec.name} holds texts without NUL, not {wrong[0]!r}")
+        return array
+    dtype = numpy_dtype(spec)
+    if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):
+        raise StoreError(f"{spec.name} is {spec.dtype}, the values are {array.dtype}")
+    # copied where the caller may change its array while threads read this one
+    typed = array.astype(dtype, copy=copies)
+    if dtype.kind != "f" and not np.array_equal(typed, array):
+        raise StoreError(f"{spec.name} is {spec.dtype}, the values span {array.min()}..{array.max()}")
+    return typed
 
 
 def runs(positions: Sequence[int]) -> Iterator[tuple[slice, slice]]:

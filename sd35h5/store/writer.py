@@ -21,10 +21,10 @@ from sd35h5.store.blocks import (
     are_whole_blocks,
     batches,
     block_hash,
+    cast,
     content_hash,
     extent,
     fill_of,
-    numpy_dtype,
     origins,
     round_mantissa,
     runs,
@@ -112,6 +112,7 @@ class SampleWriter:
         self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
         self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
         self._drain = Drain()
+        self._syncing = Drain(1, 2 * _SYNC_EVERY)  # waits for the disk in place of those who deflate
         scales = {**_DEFAULT_SCALES, **header.scales, "sample": np.array([index])}
         self.sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
         try:
@@ -162,6 +163,7 @@ class SampleWriter:
         self._pending.clear()
         try:
             self._drain.finish()
+            self._syncing.finish()
             digest = content_hash(self._hashes)
             for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
                 create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
@@ -175,6 +177,7 @@ class SampleWriter:
     def abandon(self) -> None:
         """Close and remove the temporary file; after `seal()` there is none, and the sealed file stays."""
         self._drain.cancel()
+        self._syncing.cancel()
         with suppress(OSError, RuntimeError):  # a full disk fails again when HDF5 flushes
             self._file.close()
         if not self._lock.closed:
@@ -186,7 +189,7 @@ class SampleWriter:
         self._unsynced += written
         if self._unsynced > _SYNC_EVERY and hasattr(os, "fdatasync"):
             self._unsynced = 0
-            os.fdatasync(self._descriptor)
+            self._syncing.submit(partial(os.fdatasync, self._descriptor), _SYNC_EVERY)
 
     def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
         return StoreError(f"sample {self.path.stem} cannot be written to {self.path.parent}: {reason(error)}")
@@ -218,7 +221,7 @@ class SampleWriter:
             place = f" at {', '.join(f'{dim}={position}' for dim, position in at.items())}" if at else ""
             raise StoreError(f"{spec.name}{place} has shape {array.shape}, the file expects {expected}")
         shape = (1, *(lengths.get(dim, 1) for dim in spec.dims[1:]))
-        return _cast(spec, array, self._copies).reshape(shape)
+        return cast(spec, array, self._copies).reshape(shape)
 
     def _scatter(self, spec: Variable, values: np.ndarray, where: tuple[slice, ...]) -> None:
         if spec.name not in self._datasets:
@@ -283,18 +286,3 @@ class SampleWriter:
 def _put_before(spec: Variable, start: tuple[int, ...]) -> StoreError:
     place = ", ".join(f"{dim}={a}" for dim, a in zip(spec.dims[1:], start[1:], strict=True))
     return StoreError(f"{spec.name} was put before{f' at {place}' if place else ''}")
-
-
-def _cast(spec: Variable, array: np.ndarray, copies: bool) -> np.ndarray:
-    if spec.is_text:
-        if wrong := [text for text in array.ravel() if not isinstance(text, str) or "\0" in text]:
-            raise StoreError(f"{spec.name} holds texts without NUL, not {wrong[0]!r}")
-        return array
-    dtype = numpy_dtype(spec)
-    if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):
-        raise StoreError(f"{spec.name} is {spec.dtype}, the values are {array.dtype}")
-    # copied where the caller may change its array while threads read this one
-    cast = array.astype(dtype, copy=copies)
-    if dtype.kind != "f" and not np.array_equal(cast, array):
-        raise StoreError(f"{spec.name} is {spec.dtype}, the values span {array.min()}..{array.max()}")
-    return cast
