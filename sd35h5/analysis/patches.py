@@ -75,6 +75,7 @@ def patch_gini(
     Units: 1 (0: every patch alike .. 1 − 1/n: one patch has all).
     Source: atlas/mass_patch or attn2/mass_patch, rounded (relative error ≤ 0.05 %), cond at the top steps.
     Caveat: text keys are left out, so it does not say how much attention the image gets (image_self_mass does).
+    Rounding moves it by 0.001 at most, which is much of a coefficient near 0.
     Returns: float64 (sample, step, layer, head), captured steps only.
     """
 
