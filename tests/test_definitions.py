@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,13 @@ FUNCTIONS = [function for functions in definitions.SECTIONS.values() for functio
 def test_the_page_is_current():
     there = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert there == definitions.document(), "run: python -m sd35h5.analysis.definitions docs/metrics.md"
+
+
+def test_an_option_is_no_file_to_write(tmp_path):
+    command = [sys.executable, "-m", "sd35h5.analysis.definitions", "--help"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "docs/metrics.md" in done.stderr and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)

@@ -71,7 +71,8 @@ def described(function: Callable) -> dict[str, str]:
 
 
 def _entry(function: Callable) -> str:
-    module = function.__module__.removeprefix("sd35h5.analysis.")
+    public = getattr(metrics, function.__name__, None) is function  # the name that readers are told
+    module = "metrics" if public else function.__module__.removeprefix("sd35h5.analysis.")
     told = described(function)
     lines = [f"### {module}.{function.__name__}\n", f"{told.pop('')}\n"]
     lines += [f"- **{part}**: {told[part]}" for part in PARTS if part in told]
@@ -79,4 +80,6 @@ def _entry(function: Callable) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("say where the page goes: python -m sd35h5.analysis.definitions docs/metrics.md")
     Path(sys.argv[1]).write_text(document(), encoding="utf-8")
