@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import xarray as xr
 
-from sd35h5.analysis.targets import shown_text
+from sd35h5.analysis.targets import PADS, shown_text
 from sd35h5.store.schema import ENCODERS
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
-
-PADS = ("clip_pad", "t5_pad", "t5_absent")
 
 
 def token_chips(table: pd.DataFrame) -> pd.DataFrame:

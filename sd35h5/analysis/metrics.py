@@ -4,8 +4,8 @@ Words. A[q,k] = softmax(q·kᵀ/√d) over the whole joint key axis, image and t
 is the mean of A[q,k] over the queries of one stream (image queries unless said otherwise); the mass of
 several keys is the sum of theirs. A `Target` says which keys: one token position, a group of the token table,
 or a word by its string. Every function returns all layers, heads and steps: filters are `.isel` on the
-result, means are in means.py. Sinks are in sinks.py and topkeys.py, gates in gating.py; docs/metrics.md holds
-all definitions.
+result, means are in means.py. One sample's tokens are in token_masses.py, sinks in sinks.py and topkeys.py, gates in
+gating.py; docs/metrics.md holds all definitions.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
+from sd35h5.analysis import masses
 from sd35h5.analysis.means import (
     by_layer_head,
     finite_mean,
@@ -30,7 +30,6 @@ from sd35h5.analysis.targets import (
     FIRST_TOKEN,
     TEXT_GROUPS,
     Target,
-    all_positions,
     chosen_samples,
     clean,
     plain,
@@ -38,23 +37,21 @@ from sd35h5.analysis.targets import (
     shown_text,
     target_positions,
     target_sizes,
-    token_groups,
     with_words,
 )
+from sd35h5.analysis.token_masses import token_mass, token_means, token_sums, with_pads_averaged
 from sd35h5.errors import StoreError
-from sd35h5.store.schema import GROUPS
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 __all__ = [
     "FIRST_TOKEN", "LABELS", "METRICS", "TEXT_GROUPS", "Target", "branch_contrast", "by_layer_head", "clean",
-    "encoder_mass", "entropy", "first_token_mean", "first_token_share", "group_mass", "groups_over_layers",
-    "finite_mean", "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps", "shown_text",
-    "target_positions",
-    "target_sizes", "text_mass", "text_mass_fraction", "token_mass", "with_pads_averaged", "with_words",
+    "encoder_mass", "entropy", "finite_mean", "first_token_mean", "first_token_share", "group_mass",
+    "groups_over_layers", "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps",
+    "shown_text", "target_positions", "target_sizes", "text_mass", "text_mass_fraction", "token_mass", "token_means",
+    "token_sums", "with_pads_averaged", "with_words",
 ]  # fmt: skip
-PER_TOKEN = "masses per token are of the cond branch only, unless captured with --branches cond uncond"
 #: metric name -> (what a chart's axis says, short name)
 LABELS = {
     "first_token_mean": "mass: share of an image query's attention (0..1)",
@@ -80,10 +77,10 @@ def first_token_mean(
     Returns: float64 (sample, step, layer, head); NaN where the target is absent or nothing was captured.
     """
     chosen = chosen_samples(store, samples)
-    group = _whole_group(store, target, branch, chosen)
+    group = masses.whole_group(store, target, branch, chosen)
     if group is not None:
-        return _group(store, group, branch, chosen)
-    return _tokens(store, target, branch, chosen)
+        return masses.of_group(store, group, branch, chosen)
+    return masses.of_tokens(store, target, branch, chosen)
 
 
 def first_token_share(
@@ -140,7 +137,7 @@ def text_mass(store: Store, branch: str = "cond", samples: Sequence[int] | None 
     Caveat: under uniform attention it is text tokens ÷ keys.
     Returns: float64 (sample, step, layer, head).
     """
-    return _groups(store, ("clip_", "t5_"), branch, chosen_samples(store, samples))
+    return masses.of_groups(store, ("clip_", "t5_"), branch, chosen_samples(store, samples))
 
 
 def image_self_mass(store: Store, branch: str = "cond", samples: Sequence[int] | None = None) -> xr.DataArray:
@@ -151,7 +148,7 @@ def image_self_mass(store: Store, branch: str = "cond", samples: Sequence[int] |
     Caveat: under uniform attention it is patches ÷ keys (0.92 at 1024 × 1024 pixels), not one half.
     Returns: float64 (sample, step, layer, head).
     """
-    return _group(store, "image", branch, chosen_samples(store, samples))
+    return masses.of_group(store, "image", branch, chosen_samples(store, samples))
 
 
 def encoder_mass(
@@ -167,7 +164,7 @@ def encoder_mass(
     """
     if encoder not in ("clip", "t5"):
         raise StoreError(f"there is no text encoder {encoder!r} on the token axis: choose clip or t5")
-    return _groups(store, encoder + "_", branch, chosen_samples(store, samples))
+    return masses.of_groups(store, encoder + "_", branch, chosen_samples(store, samples))
 
 
 def entropy(
@@ -247,116 +244,6 @@ def mean_group_mass(
         count = count + np.isfinite(mass.values).sum(axis=0)
     mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return mass.isel(sample=0, drop=True).copy(data=mean)
-
-
-def token_mass(
-    store: Store,
-    sample: int,
-    branch: str = "cond",
-    steps: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-) -> pd.DataFrame:
-    """Return one sample's text tokens with their mass, mean over the chosen steps, layers and heads.
-
-    Formula: mean over the chosen steps, layers and heads of mean_{q ∈ image} A[q,k].
-    Units: 1 (share of an image query's attention).  Source: sinks/mass_image (rounded, ≤ 0.05 %).
-    Caveat: of the cond branch only, unless captured with --branches cond uncond.
-    Returns: the token table (token, encoder, text, group, word …) plus a float64 column `mass`.
-    """
-    chosen = range(store.sizes["step"]) if steps is None else steps
-    return token_means(store, sample, branch, *token_sums(store, sample, branch, chosen, layers, heads))
-
-
-def token_sums(
-    store: Store,
-    sample: int,
-    branch: str,
-    steps: Sequence[int],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sum over steps of the mass of every text token, and how many of them were measured.
-
-    Returns: float64 and int64 (layer, head, token).
-    """
-    where = {"sample": sample, "branch": branch, "layer": layers, "head": heads}
-    where = {name: place for name, place in where.items() if place is not None}
-    total, count = 0.0, 0
-    for step in steps:  # memory does not grow with the steps
-        mass = store.read("sinks/mass_image", step=step, **where).transpose("layer", "head", "token").values
-        there = np.isfinite(mass)
-        total, count = total + np.where(there, mass.astype(np.float64), 0), count + there.astype(np.int64)
-    return np.asarray(total), np.asarray(count)
-
-
-def token_means(store: Store, sample: int, branch: str, total: np.ndarray, count: np.ndarray) -> pd.DataFrame:
-    """Return the table of `token_mass` from the `token_sums` of its steps, layers and heads."""
-    if not count.any():
-        refuse_empty(xr.DataArray([]), f"masses per token of branch {branch!r}", PER_TOKEN)
-    measured = count.sum((0, 1))
-    masses = total.sum((0, 1)) / np.where(measured > 0, measured, np.nan)
-    return store.tokens(sample, branch).assign(mass=masses)
-
-
-def with_pads_averaged(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `token_mass` with one row for all padding tokens of an encoder: the mean of their
-    masses.
-
-    The row's `token` is the first padding position, its `text` says how many tokens it stands for.
-    """
-    is_pad = table["group"].isin(["clip_pad", "t5_pad", "t5_absent"])
-    rows = []
-    for _, pads in table[is_pad].groupby("group", sort=False):
-        text = f"<mean of {len(pads)} pads>"
-        rows.append(pads.iloc[0].to_dict() | {"text": text, "mass": pads["mass"].mean()})
-    return pd.concat([table[~is_pad], pd.DataFrame(rows)], ignore_index=True) if rows else table
-
-
-# ---- reading -----------------------------------------------------------------------------------------------
-
-
-def _group(store: Store, group: str, branch: str, samples: list[int]) -> xr.DataArray:
-    mass = store.read("sinks/mass_group", sample=samples, branch=branch, query="image", group=group)
-    refuse_empty(mass, f"group masses of branch {branch!r}")
-    return plain(mass)
-
-
-def _groups(store: Store, prefix: str | tuple[str, ...], branch: str, samples: list[int]) -> xr.DataArray:
-    """Return the summed mass of the groups whose names begin so."""
-    there = [name for name in store.labels("group") if name.startswith(prefix)]
-    return sum(
-        (_group(store, name, branch, samples) for name in there[1:]), _group(store, there[0], branch, samples)
-    )
-
-
-def _tokens(store: Store, target: Target, branch: str, samples: list[int]) -> xr.DataArray:
-    tokens = store.sizes["token"]
-    if target.kind == "token" and not 0 <= int(target.value) < tokens:
-        raise StoreError(
-            f"token {target.value} is not in {store.name}: its text has the tokens 0..{tokens - 1}"
-        )
-    rows = []
-    for sample, positions in zip(samples, all_positions(store, target, branch, samples), strict=True):
-        first = int(positions[0]) if positions.size else 0
-        span = slice(first, int(positions[-1]) + 1) if positions.size else slice(0, 1)
-        mass = store.read("sinks/mass_image", sample=[sample], branch=branch, token=span).astype(np.float64)
-        picked = mass.isel(token=positions - first).sum("token", skipna=False)
-        rows.append(picked if positions.size else picked * np.nan)
-    found = xr.concat(rows, "sample")
-    refuse_empty(found, f"masses of {target} for branch {branch!r}", PER_TOKEN)
-    return plain(found)
-
-
-def _whole_group(store: Store, target: Target, branch: str, samples: list[int]) -> str | None:
-    """Return the group whose mass is the target's own, if any: the group asked for, or the start token's."""
-    if target.kind == "group":
-        return str(target.value)
-    if target.kind == "word" or not 0 <= int(target.value) < store.sizes["token"]:
-        return None
-    groups = token_groups(store, branch, samples)
-    is_start = groups == GROUPS.index("clip_bos")
-    return "clip_bos" if is_start[:, int(target.value)].all() and (is_start.sum(axis=1) == 1).all() else None
 
 
 def _refuse_image(target: Target, metric: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 TEXT_GROUPS = tuple(group for group in GROUPS if group != "image")
+PADS = ("clip_pad", "t5_pad", "t5_absent")  # groups of positions without text
 AXES = ("sample", "step", "layer", "head")
 TABLES_AT_ONCE = 200  # samples
 PATCH = 16  # pixels along a patch: SD3's VAE halves three times, its transformer takes 2 x 2 latents
