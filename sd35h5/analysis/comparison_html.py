@@ -106,7 +106,7 @@ def _change(found: Comparison, name: str) -> str:
 
 def _heads(found: Comparison, name: str) -> str:
     cells = found.cells[found.cells["run"] == name]
-    sure = cells[cells["q"] <= 0.05]
+    sure = cells[cells["q"] <= effects.SIGNIFICANT]
     down, up = int((sure["mean_difference"] < 0).sum()), int((sure["mean_difference"] > 0).sum())
     ranked = cells.dropna(subset=["mean_difference"])
     largest = ranked.loc[ranked["mean_difference"].abs().idxmax()]

@@ -15,6 +15,7 @@ import xarray as xr
 from sd35h5.analysis.means import finite_mean, prompt_means
 
 RESAMPLES = 9999
+LEVEL, SIGNIFICANT = 0.95, 0.05  # of intervals; of q, up to which a cell counts as changed
 #: with fewer prompts no sign flip reaches p < 0.05, and no resample covers 95 %: 2 · 2⁻⁵ = 0.0625
 MIN_PROMPTS = 6
 EXACT_UP_TO = 13  # prompts: 8,192 sign patterns
@@ -25,7 +26,7 @@ def paired_effects(
     difference: xr.DataArray,
     prompts: Sequence[str],
     resamples: int = RESAMPLES,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return what changed in every (layer, head), with its uncertainty over prompts.
@@ -61,7 +62,7 @@ def overall_effect(
     difference: xr.DataArray,
     prompts: Sequence[str],
     resamples: int = RESAMPLES,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> pd.Series:
     """Return the same for the mean over all steps, layers and heads: one number a prompt.
@@ -77,7 +78,7 @@ def overall_effect(
 
 
 def effects(
-    units: np.ndarray, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+    units: np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> pd.DataFrame:
     """Return a row a cell: prompts, mean_difference, effect, low, high, p, q. Args: units (prompt, cell)."""
     whole = np.isfinite(units).all(axis=0)
@@ -97,7 +98,7 @@ def effects(
 
 
 def bootstrap_interval(
-    units: np.ndarray, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+    units: np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the interval of each cell's mean over prompts: percentile bootstrap, expanded for few prompts.
 
