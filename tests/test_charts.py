@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sd35h5.analysis import charts, figures, pictures, scales
+from sd35h5.analysis import charts, figures, pictures, printing, scales
 from sd35h5.store.schema import GROUPS
 
 
@@ -158,7 +158,7 @@ def test_group_mass_stacks_what_is_there():
 
 @pytest.mark.parametrize("shape", [(8, 5), (38, 38), (1, 1)])
 def test_charts_render_to_png(shape):
-    picture = Image.open(io.BytesIO(charts.png(charts.layer_head_heatmap(cells(*shape), "mass"), scale=1)))
+    picture = Image.open(io.BytesIO(printing.png(charts.layer_head_heatmap(cells(*shape), "mass"), scale=1)))
     assert picture.format == "PNG"
     assert picture.width > 400
 

@@ -1,8 +1,7 @@
-"""DataFrame → Altair chart: the dashboard and the report draw with the same functions; no Streamlit, no
-torch.
+"""DataFrame → Altair chart: the dashboard and the report draw with the same functions; no Streamlit, no torch.
 
 Colour: magnitudes in viridis (perceptually uniform, colour-blind-safe), differences in purple–orange centred
-at 0, runs and groups in Okabe–Ito tones. Pictures (overlays, sheets) are in pictures.py.
+at 0, runs and groups in Okabe–Ito tones. Pictures (overlays, sheets) are in pictures.py, PNG and SVG in printing.py.
 """
 
 from __future__ import annotations
@@ -239,27 +238,6 @@ def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: i
         tooltip=scales.tips("run", "sample", "prompt", "value"),
     )
     return scales.layered([lines, points], None, height, title)
-
-
-def for_print(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
-    """Return the chart with a white ground and larger type, for a PNG that stands alone."""
-    return (
-        chart.properties(background="white", padding=16)
-        .configure_axis(
-            labelFontSize=12, titleFontSize=13, titleFontWeight="normal", grid=True, gridOpacity=0.4
-        )
-        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titleLimit=340)
-        .configure_title(fontSize=15, anchor="start", subtitleFontSize=12, subtitleColor="#555555", offset=12)
-        .configure_view(stroke=None)
-    )
-
-
-def png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
-    """Return the chart as PNG on white, rendered by vl-convert: no browser needed."""
-    import vl_convert
-
-    with alt.data_transformers.enable("default", max_rows=None):
-        return vl_convert.vegalite_to_png(for_print(chart).to_json(), scale=scale)
 
 
 def _cells(

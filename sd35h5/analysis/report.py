@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sd35h5.analysis import charts, maps, metrics, pictures, scales
+from sd35h5.analysis import charts, maps, metrics, pictures, printing, scales
 from sd35h5.errors import StoreError
 from sd35h5.store.reader import open_store
 
@@ -150,7 +150,7 @@ def _title(text: str, *subtitle: str) -> alt.TitleParams:
 
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> Path:
     """Write the chart as PNG."""
-    path.write_bytes(charts.png(chart))
+    path.write_bytes(printing.png(chart))
     return path
 
 

@@ -11,7 +11,7 @@ import altair as alt
 import pandas as pd
 
 from sd35h5 import __version__
-from sd35h5.analysis import charts, pictures
+from sd35h5.analysis import pictures, printing
 from sd35h5.analysis.html_page import document
 
 WIDTH, HEIGHT = 620, 340  # pixels of a chart that the page stretches
@@ -32,16 +32,13 @@ class Shown:
 
 
 def svg(shown: Shown) -> str:
-    """Return the chart as SVG on white, rendered by vl-convert."""
-    import vl_convert
-
-    with alt.data_transformers.enable("default", max_rows=None):
-        return vl_convert.vegalite_to_svg(charts.for_print(sized(shown.figure)).to_json())
+    """Return the chart as SVG on white."""
+    return printing.svg(sized(shown.figure))
 
 
 def png(shown: Shown) -> bytes:
     """Return the figure as PNG: a picture as it is, a chart on white at twice its size."""
-    return shown.figure if isinstance(shown.figure, bytes) else charts.png(sized(shown.figure))
+    return shown.figure if isinstance(shown.figure, bytes) else printing.png(sized(shown.figure))
 
 
 def sized(figure: alt.TopLevelMixin) -> alt.TopLevelMixin:
