@@ -3,74 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 
 from dashboard import data
+from dashboard.recipe_parts import (
+    at_layer,
+    map_table,
+    opened,
+    opened_for,
+    pairing,
+    prompts,
+    samples,
+    steps,
+    target,
+    values,
+    within,
+)
 from dashboard.sidebar import View
-from sd35h5.analysis import metrics
-
-IMPORTS = "import sd35h5\nfrom sd35h5.analysis import {}\n\nstore = sd35h5.open_store({!r})\n"
-
-
-def opened(run: data.Run, *modules: str) -> str:
-    """Return the imports and the opening of the run, called by its file's name."""
-    return IMPORTS.format(", ".join(modules or ("metrics",)), Path(run.path).name)
-
-
-def opened_for(view: View, *modules: str) -> str:
-    """Return the same with what `values` needs to read the chosen metric."""
-    needed = {"metrics", *modules} | ({"measures"} if view.metric not in metrics.METRICS else set())
-    return opened(view.run, *sorted(needed))
-
-
-def within(view: View, at_cell: bool = True, dims: tuple[str, ...] = ("step", "layer", "head")) -> str:
-    """Return `.isel(…)` of the chosen ranges and the clicked cell, "" where everything is chosen."""
-    sizes = data.store(view.run).sizes
-    places = {"step": view.steps, "layer": view.layers, "head": view.heads}
-    if at_cell and view.cell is not None:
-        places |= {"layer": (view.cell[0],), "head": (view.cell[1],)}
-    parts = [
-        f"{dim}={span(places[dim])}"
-        for dim in ("step", "layer", "head")
-        if dim in dims and len(places[dim]) < sizes[dim]
-    ]
-    return f".isel({', '.join(parts)})" if parts else ""
-
-
-def span(places: tuple[int, ...]) -> str:
-    """Return consecutive positions as a slice."""
-    return f"slice({places[0]}, {places[-1] + 1})"
-
-
-def samples(view: View, chosen: tuple[int, ...] | None = None) -> str:
-    """Return the chosen samples as an argument, None for all."""
-    chosen = view.samples if chosen is None else chosen
-    return repr(list(chosen)) if len(chosen) < data.store(view.run).sizes["sample"] else "None"
-
-
-def prompts(chosen: tuple[int, ...]) -> str:
-    """Return the line that gives the prompt of each sample."""
-    return f"prompts = list(store.samples.loc[{list(chosen)!r}, 'prompt_id'])\n"
-
-
-def target(view: View) -> str:
-    """Return the token as Python."""
-    return f"metrics.Target({view.target.kind!r}, {view.target.value!r})"
-
-
-def values(view: View, at_cell: bool = True, name: str | None = None) -> str:
-    """Return the lines that read the metric within the choice."""
-    name, asked = name or view.metric, f"{target(view)}, {view.branch!r}, {samples(view)}"
-    call = f"metrics.{name}(store, {asked})"
-    if name not in metrics.METRICS:
-        call = f"measures.computed(store, {name!r}, {asked})"
-    return f"values = {call}{within(view, at_cell, ('layer', 'head'))}{steps(view)}\n"
-
-
-def steps(view: View) -> str:
-    """Return `.sel(step=…)` of the chosen steps by their index: some metrics were captured at a part of them."""
-    if len(view.steps) == data.store(view.run).sizes["step"]:
-        return ""
-    return f".sel(step=slice({view.steps[0]}, {view.steps[-1]}))"
 
 
 def heatmap(view: View) -> str:
@@ -187,14 +136,9 @@ def contributions(view: View, run: data.Run, chosen: tuple[int, ...]) -> str:
 
 def compared(view: View, other: data.Run) -> tuple[str, str, str]:
     """Return what reads the reference's heatmap, the other's, and their difference, paired samples only."""
-    asked = f"{view.metric!r}, {target(view)}, {view.branch!r}"
     lines = (
-        "from dataclasses import replace\n\n"
-        + opened(view.run, "compare", "metrics")
-        + f"other = sd35h5.open_store({Path(other.path).name!r})\npairing = compare.pair(store, other)\n"
-        + f"chosen = pairing.pairs[pairing.pairs['reference_sample'].isin({list(view.samples)!r})]\n"
-        + "pairing = replace(pairing, pairs=chosen.reset_index(drop=True))\n"
-        + f"before, after = compare.paired_values(store, other, pairing, {asked})\n"
+        f"from dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}"
+        f"other = sd35h5.open_store({Path(other.path).name!r})\n{pairing(view)}"
     )
     at = within(view, False, ("layer", "head")) + steps(view)
     before, after = f"before{at}", f"after{at}"
@@ -206,22 +150,14 @@ def token_map(
     view: View, run: data.Run, sample: int, map_tokens: tuple[int, ...], step: int, layer: int | None
 ) -> str:
     """Return what reads a token's map at a step: y, x, value."""
-    mean = ".mean('layer')" if layer is None else f".sel(layer={layer}, drop=True)"
-    return (
-        f"{opened(run, 'maps')}values = maps.token_maps(store, {sample}, {list(map_tokens)!r}, {view.branch!r})\n"
-        f"values = values{mean}.sel(map_step={step}, drop=True)\n"
-        "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
-    )
+    where = f"store, {sample}, {list(map_tokens)!r}, {view.branch!r}"
+    return f"{opened(run, 'maps')}values = maps.token_maps({where})\n{map_table(step, at_layer(layer))}"
 
 
 def row_map(view: View, row: int, step: int, layer: int | None) -> str:
     """Return what reads where a chosen query looks on the image: y, x, value."""
-    mean = ".mean('layer')" if layer is None else f".sel(layer={layer}, drop=True)"
-    return (
-        f"{opened(view.run, 'rows')}values = rows.row_maps(store, {view.sample}, {row}, {view.branch!r})\n"
-        f"values = values{mean}.sel(map_step={step}, drop=True)\n"
-        "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
-    )
+    where = f"store, {view.sample}, {row}, {view.branch!r}"
+    return f"{opened(view.run, 'rows')}values = rows.row_maps({where})\n{map_table(step, at_layer(layer))}"
 
 
 def row_tokens(view: View, row: int, step: int, layer: int | None) -> str:
@@ -244,11 +180,8 @@ def cell_map(view: View, map_tokens: tuple[int, ...], step: int) -> str:
     """Return what reads the clicked cell's map of a token in the shown sample: y, x, value."""
     layer, head = view.cell or (0, 0)
     where = f"store, {view.sample}, {list(map_tokens)!r}, {layer}, {head}, {view.branch!r}"
-    return (
-        f"{opened(view.run, 'maps')}values, of_the_head = maps.cell_maps({where})\n"
-        f"values = values.sel(map_step={step}, drop=True)\n"
-        "table = values.rename('value').to_dataframe()['value'].reset_index()[['y', 'x', 'value']]"
-    )
+    lines = f"{opened(view.run, 'maps')}values, of_the_head = maps.cell_maps({where})\n"
+    return lines + map_table(step)
 
 
 def compared_curves(view: View, others: list[data.Run]) -> str:
@@ -277,15 +210,12 @@ def compared_slopes(view: View, others: list[data.Run]) -> str:
 def _each_pairing(view: View, others: list[data.Run], first: str) -> str:
     """Return the lines that read `before` and `after` of each of these runs, paired with the reference."""
     at = within(view, True, ("layer", "head")) + steps(view)
-    asked = f"{view.metric!r}, {target(view)}, {view.branch!r}"
-    narrowed = f"    before, after = before{at}, after{at}\n" if at else ""
+    lines = f"other = sd35h5.open_store(file)\n{pairing(view)}"
+    lines += f"before, after = before{at}, after{at}\n" if at else ""
     return (
         f"import pandas as pd\nfrom dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}{first}\n"
         f"for name, file in {[(run.name, Path(run.path).name) for run in others]!r}:\n"
-        "    other = sd35h5.open_store(file)\n    pairing = compare.pair(store, other)\n"
-        f"    chosen = pairing.pairs[pairing.pairs['reference_sample'].isin({list(view.samples)!r})]\n"
-        "    pairing = replace(pairing, pairs=chosen.reset_index(drop=True))\n"
-        f"    before, after = compare.paired_values(store, other, pairing, {asked})\n{narrowed}"
+        f"{indent(lines, '    ')}"
     )
 
 
