@@ -11,7 +11,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, data, sidebar
+from dashboard import address, clicks, data, sidebar
 from dashboard.data import plain
 from sd35h5.analysis import metrics
 from sd35h5.analysis.measures import MEASURES
@@ -76,9 +76,9 @@ def chart(
 def clickable(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str = "") -> None:
     """Draw a layer × head chart whose clicked cell, or brushed layers and heads, filter the charts of all pages."""
     keep(Shown(name, figure, table, code))
-    key = sidebar.chart_key(key)
+    key = clicks.chart_key(key)
     draw(
-        figure, width="stretch", key=key, on_select=partial(sidebar.remember_cell, key),
+        figure, width="stretch", key=key, on_select=partial(clicks.remember_cell, key),
         selection_mode=["cell", "brush"],
     )  # fmt: skip
 
@@ -89,10 +89,10 @@ def curve(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, c
     Args: table: with the columns step and `x`.
     """
     keep(Shown(name, figure, table, code))
-    key = sidebar.chart_key(f"{key}-{x}")
+    key = clicks.chart_key(f"{key}-{x}")
     places = dict(zip(table["step"].tolist(), table[x].tolist(), strict=True))
     draw(
-        figure, width="stretch", key=key, on_select=partial(sidebar.remember_steps, key, x, places),
+        figure, width="stretch", key=key, on_select=partial(clicks.remember_steps, key, x, places),
         selection_mode="brush",
     )  # fmt: skip
 
@@ -105,9 +105,9 @@ def brushed(
     Args: along: the column on the x axis, layer or top_step.
     """
     keep(Shown(name, figure, table, code))
-    key = sidebar.chart_key(f"{key}-{along}")
+    key = clicks.chart_key(f"{key}-{along}")
     draw(
-        figure, width="stretch", key=key, on_select=partial(sidebar.remember_range, key, along),
+        figure, width="stretch", key=key, on_select=partial(clicks.remember_range, key, along),
         selection_mode="brush",
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.D
     keep(Shown("Tokens of the prompt", figure, table, code))
     key = f"{name}-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
     draw(
-        figure, width="content", key=key, on_select=partial(sidebar.remember_token, view, key),
+        figure, width="content", key=key, on_select=partial(clicks.remember_token, view, key),
         selection_mode="token",
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def points(
     keep(Shown(name, figure, table, code))
     key = f"{key}-{view.run.name}-{view.sample}"
     draw(
-        figure, width="stretch", key=key, on_select=partial(sidebar.remember_sample, view.run, key),
+        figure, width="stretch", key=key, on_select=partial(clicks.remember_sample, view.run, key),
         selection_mode="sample",
     )  # fmt: skip
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import streamlit as st
 import xarray as xr
 
-from dashboard import address, data
+from dashboard import address, clicks, data
 from sd35h5.analysis import means, metrics
 from sd35h5.analysis.measures import MEASURES
+from sd35h5.analysis.targets import PADS
 from sd35h5.store.schema import GROUPS
 
 METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
@@ -19,7 +19,6 @@ METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
     "text_mass_fraction": "fraction of text mass (0..1)",
 }
 AGAINST_TEXT = ("first_token_share", "text_mass_fraction")  # of which the image is no part
-PADS = ("clip_pad", "t5_pad", "t5_absent")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,10 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
     ranges = [_choose_range(name, sizes[name]) for name in ("layer", "head", "step")]
     if any(len(places) < sizes[name] for name, places in zip(("layer", "head", "step"), ranges, strict=True)):
         st.button(
-            "All layers, heads, steps", icon=":material/close:", on_click=choose_everything, width="stretch"
+            "All layers, heads, steps",
+            icon=":material/close:",
+            on_click=clicks.choose_everything,
+            width="stretch",
         )
     address.begin("cell", "cell", None, address.cell_within(sizes["layer"], sizes["head"]))
     cell = st.session_state["cell"]
@@ -119,7 +121,7 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
         st.button(
             f"layer {cell[0]}, head {cell[1]}",
             icon=":material/close:",
-            on_click=forget_cell,
+            on_click=clicks.forget_cell,
             width="stretch",
             help="the clicked cell filters the charts: press to see all layers and heads again",
         )
@@ -218,38 +220,11 @@ def target_options(
     return options
 
 
-def target_of(token: dict, samples: int) -> metrics.Target:
-    """Return what a clicked token of `data.tokens` means: itself in one sample, across several its word or group."""
-    if token["group"] == "clip_bos":
-        return metrics.FIRST_TOKEN
-    if token["group"] in PADS or (samples > 1 and not token["word_text"]):
-        return metrics.Target("group", token["group"])
-    if samples > 1:
-        return metrics.Target("word", token["word_text"])
-    return metrics.Target("token", int(token["token"]))
-
-
 def chosen_tokens(view: View) -> frozenset[int]:
     """Return the shown sample's tokens that are the token of all pages."""
     table = data.tokens(view.run, view.sample, view.branch)
     column = {"token": "token", "group": "group", "word": "word_text"}[view.target.kind]
     return frozenset(table.loc[table[column] == view.target.value, "token"].tolist())
-
-
-def remember_token(view: View, key: str) -> None:
-    """Make the clicked token the token of all pages."""
-    clicked = st.session_state[key]["selection"].get("token") or []
-    table = data.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
-    if clicked and int(clicked[0]["token"]) in table.index:
-        token = table.loc[int(clicked[0]["token"])].to_dict()
-        st.session_state["target"] = target_of(token, len(st.session_state["view"].samples))
-
-
-def remember_sample(run: data.Run, key: str) -> None:
-    """Make the clicked sample of a run the shown sample of all pages."""
-    clicked = st.session_state[key]["selection"].get("sample") or []
-    if clicked and int(clicked[0]["sample"]) in st.session_state["view"].samples:
-        st.session_state[f"sample-{run.name}"] = int(clicked[0]["sample"])
 
 
 def _choose_range(name: str, size: int) -> tuple[int, ...]:
@@ -276,74 +251,3 @@ def _write_address(view: View, first: str) -> None:
     for name, places in (("layer", view.layers), ("head", view.heads), ("step", view.steps)):
         address.write(f"{name}s", address.span_text(places) if len(places) < sizes[name] else "")
     address.write("cell", "" if view.cell is None else f"{view.cell[0]}.{view.cell[1]}")
-
-
-def forget_cell() -> None:
-    """Forget the clicked cell, and start the charts anew so that they forget it too."""
-    st.session_state["cell"] = None
-    _begin_charts_anew()
-
-
-def choose_everything() -> None:
-    """Choose all layers, heads and steps again."""
-    for key in [key for key in st.session_state if _is_range(str(key))]:
-        del st.session_state[key]
-    _begin_charts_anew()
-
-
-def _is_range(key: str) -> bool:
-    name, _, size = key.partition("-")
-    return name in ("layers", "heads", "steps") and size.isdigit()
-
-
-def _begin_charts_anew() -> None:
-    st.session_state["cell_charts"] = st.session_state.get("cell_charts", 0) + 1
-
-
-def chart_key(name: str) -> str:
-    """Return the key of a chart whose cells can be clicked."""
-    return f"{name}-{st.session_state.get('cell_charts', 0)}"
-
-
-def remember_cell(key: str) -> None:
-    """Keep what was clicked or brushed in the chart with that key, for all pages: a cell, which a double click
-    forgets, or a range of layers and heads."""
-    selection = st.session_state[key]["selection"]
-    brushed = selection.get("brush") or {}
-    if brushed.get("layer") and brushed.get("head"):
-        for name in ("layer", "head"):
-            _choose_between(f"{name}s", [int(place) for place in brushed[name]])
-        _begin_charts_anew()
-        return
-    cells = selection.get("cell") or []
-    st.session_state["cell"] = (int(cells[0]["layer"]), int(cells[0]["head"])) if cells else None
-
-
-def remember_steps(key: str, x: str, places: dict[int, float]) -> None:
-    """Keep the steps that were brushed in a curve over x: `places` tells where each step lies on it."""
-    brushed = (st.session_state[key]["selection"].get("brush") or {}).get(x)
-    if not brushed:
-        return
-    steps = [step for step, place in places.items() if min(brushed) <= place <= max(brushed)]
-    if steps:
-        _choose_between("steps", steps)
-        _begin_charts_anew()
-
-
-def remember_range(key: str, along: str) -> None:
-    """Keep the layers, or the captured steps, that were brushed in a chart over them."""
-    brushed = (st.session_state[key]["selection"].get("brush") or {}).get(along)
-    if not brushed:
-        return
-    first, last = math.ceil(min(brushed)), math.floor(max(brushed))
-    if first <= last:
-        _choose_between({"layer": "layers", "top_step": "steps"}[along], [first, last])
-        _begin_charts_anew()
-
-
-def _choose_between(name: str, places: list[int]) -> None:
-    """Set the sidebar's range of that name, whatever its size, to hold these positions."""
-    view = st.session_state["view"]
-    size = data.store(view.run).sizes[name.removesuffix("s")]
-    if size > 1:
-        st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))

@@ -10,7 +10,7 @@ import pytest
 from pages import frame_with, open_page, text_of
 from stores import make_store
 
-from dashboard import sidebar
+from dashboard import clicks
 from sd35h5 import open_store
 from sd35h5.analysis import chips, metrics, token_figures
 
@@ -122,11 +122,11 @@ def test_a_clicked_token_means_itself_in_one_sample_and_its_word_or_group_in_sev
         table = metrics.with_words(opened.tokens(0)).set_index("token", drop=False)
     rows = {name: table.loc[place].to_dict() for name, place in (("start", 0), ("apple", 3), ("pad", 40))}
     end = table[table["group"] == "clip_eos"].iloc[0].to_dict()
-    assert sidebar.target_of(rows["start"], 1) == metrics.FIRST_TOKEN == sidebar.target_of(rows["start"], 2)
-    assert sidebar.target_of(rows["apple"], 1) == metrics.Target("token", 3)
-    assert sidebar.target_of(rows["apple"], 2) == metrics.Target("word", "apple")
-    assert sidebar.target_of(rows["pad"], 1) == metrics.Target("group", "clip_pad")
-    assert sidebar.target_of(end, 2) == metrics.Target("group", "clip_eos")
+    assert clicks.target_of(rows["start"], 1) == metrics.FIRST_TOKEN == clicks.target_of(rows["start"], 2)
+    assert clicks.target_of(rows["apple"], 1) == metrics.Target("token", 3)
+    assert clicks.target_of(rows["apple"], 2) == metrics.Target("word", "apple")
+    assert clicks.target_of(rows["pad"], 1) == metrics.Target("group", "clip_pad")
+    assert clicks.target_of(end, 2) == metrics.Target("group", "clip_eos")
 
 
 def test_a_word_is_compared_across_prompts_where_it_stands(app, store):

@@ -1,0 +1,113 @@
+"""What clicks and brushes in charts choose for all pages: a cell, a token, a sample, a range; and forgetting it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from dashboard import data
+from sd35h5.analysis import metrics
+from sd35h5.analysis.targets import PADS
+
+if TYPE_CHECKING:
+    from dashboard.sidebar import View
+
+
+def chart_key(name: str) -> str:
+    """Return the key of a chart whose cells can be clicked."""
+    return f"{name}-{st.session_state.get('cell_charts', 0)}"
+
+
+def remember_cell(key: str) -> None:
+    """Keep what was clicked or brushed in the chart with that key, for all pages: a cell, which a double click
+    forgets, or a range of layers and heads."""
+    selection = st.session_state[key]["selection"]
+    brushed = selection.get("brush") or {}
+    if brushed.get("layer") and brushed.get("head"):
+        for name in ("layer", "head"):
+            _choose_between(f"{name}s", [int(place) for place in brushed[name]])
+        _begin_charts_anew()
+        return
+    cells = selection.get("cell") or []
+    st.session_state["cell"] = (int(cells[0]["layer"]), int(cells[0]["head"])) if cells else None
+
+
+def remember_steps(key: str, x: str, places: dict[int, float]) -> None:
+    """Keep the steps that were brushed in a curve over x: `places` tells where each step lies on it."""
+    brushed = (st.session_state[key]["selection"].get("brush") or {}).get(x)
+    if not brushed:
+        return
+    steps = [step for step, place in places.items() if min(brushed) <= place <= max(brushed)]
+    if steps:
+        _choose_between("steps", steps)
+        _begin_charts_anew()
+
+
+def remember_range(key: str, along: str) -> None:
+    """Keep the layers, or the captured steps, that were brushed in a chart over them."""
+    brushed = (st.session_state[key]["selection"].get("brush") or {}).get(along)
+    if not brushed:
+        return
+    first, last = math.ceil(min(brushed)), math.floor(max(brushed))
+    if first <= last:
+        _choose_between({"layer": "layers", "top_step": "steps"}[along], [first, last])
+        _begin_charts_anew()
+
+
+def remember_token(view: View, key: str) -> None:
+    """Make the clicked token the token of all pages."""
+    clicked = st.session_state[key]["selection"].get("token") or []
+    table = data.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
+    if clicked and int(clicked[0]["token"]) in table.index:
+        token = table.loc[int(clicked[0]["token"])].to_dict()
+        st.session_state["target"] = target_of(token, len(st.session_state["view"].samples))
+
+
+def target_of(token: dict, samples: int) -> metrics.Target:
+    """Return what a clicked token of `data.tokens` means: itself in one sample, across several its word or group."""
+    if token["group"] == "clip_bos":
+        return metrics.FIRST_TOKEN
+    if token["group"] in PADS or (samples > 1 and not token["word_text"]):
+        return metrics.Target("group", token["group"])
+    if samples > 1:
+        return metrics.Target("word", token["word_text"])
+    return metrics.Target("token", int(token["token"]))
+
+
+def remember_sample(run: data.Run, key: str) -> None:
+    """Make the clicked sample of a run the shown sample of all pages."""
+    clicked = st.session_state[key]["selection"].get("sample") or []
+    if clicked and int(clicked[0]["sample"]) in st.session_state["view"].samples:
+        st.session_state[f"sample-{run.name}"] = int(clicked[0]["sample"])
+
+
+def forget_cell() -> None:
+    """Forget the clicked cell, and start the charts anew so that they forget it too."""
+    st.session_state["cell"] = None
+    _begin_charts_anew()
+
+
+def choose_everything() -> None:
+    """Choose all layers, heads and steps again."""
+    for key in [key for key in st.session_state if _is_range(str(key))]:
+        del st.session_state[key]
+    _begin_charts_anew()
+
+
+def _is_range(key: str) -> bool:
+    name, _, size = key.partition("-")
+    return name in ("layers", "heads", "steps") and size.isdigit()
+
+
+def _begin_charts_anew() -> None:
+    st.session_state["cell_charts"] = st.session_state.get("cell_charts", 0) + 1
+
+
+def _choose_between(name: str, places: list[int]) -> None:
+    """Set the sidebar's range of that name, whatever its size, to hold these positions."""
+    view = st.session_state["view"]
+    size = data.store(view.run).sizes[name.removesuffix("s")]
+    if size > 1:
+        st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))
