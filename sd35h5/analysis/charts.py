@@ -196,13 +196,7 @@ def group_mass(
         .mark_bar(stroke="#7f7f7f", strokeWidth=0.3)
         .encode(
             x=scales.layer_axis(frame),
-            y=alt.Y(
-                "value:Q",
-                stack="zero",
-                title=scales.wrapped("share of an image query's attention (sums to 1)"),
-                scale=alt.Scale(domain=[0, 1], clamp=True),
-                axis=alt.Axis(format=".1f", values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
-            ),
+            y=scales.stacked_shares("value", "share of an image query's attention (sums to 1)"),
             color=scales.group_color(seen),
             order=alt.Order("order:Q"),
             tooltip=scales.tips("layer", "group", "value"),

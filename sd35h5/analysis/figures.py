@@ -147,7 +147,7 @@ def key_kinds(
     data["order"] = data["kind"].map(KINDS.index)
     seen = [kind for kind in KINDS if kind in set(data["kind"])]
     data["kind"] = data["kind"].map(lambda kind: KIND_NAMES.get(kind, kind))
-    shown = [KIND_NAMES.get(kind, kind) for kind in seen]
+    colors = {KIND_NAMES.get(kind, kind): KIND_COLORS[kind] for kind in seen}
     values = scales.axis_ticks(data[by]) if by == "layer" else alt.Undefined
     chart = (
         alt.Chart(data)
@@ -159,26 +159,8 @@ def key_kinds(
                 sort=list(dict.fromkeys(frame[by])),
                 axis=alt.Axis(labelAngle=0, values=values, labelLimit=150),
             ),
-            y=alt.Y(
-                "share:Q",
-                stack="zero",
-                title=scales.wrapped("share of heads whose heaviest key is …"),
-                scale=alt.Scale(domain=[0, 1], clamp=True),
-                axis=alt.Axis(format=".1f", values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
-            ),
-            color=alt.Color(
-                "kind:N",
-                title=None,
-                sort=shown,
-                scale=alt.Scale(domain=shown, range=[KIND_COLORS[kind] for kind in seen]),
-                legend=alt.Legend(
-                    orient="top",
-                    columns=scales.legend_columns(shown, width),
-                    symbolStrokeColor="#7f7f7f",
-                    symbolStrokeWidth=0.5,
-                    symbolType="square",
-                ),
-            ),
+            y=scales.stacked_shares("share", "share of heads whose heaviest key is …"),
+            color=scales.named_color("kind", colors, scales.legend_columns(list(colors), width)),
             order=alt.Order("order:Q"),
             tooltip=[alt.Tooltip("kind:N"), alt.Tooltip(f"{by}:O"), *_tips("share", "chance")],
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import numpy as np
@@ -102,12 +102,17 @@ def token_name(row: dict[str, object]) -> str:
 
 def group_color(seen: Sequence[str], columns: int = 3) -> alt.Color:
     """Return the colour of groups: always the same, the legend showing only those that are there."""
-    names = list(seen)
+    return named_color("group", {name: GROUP_COLORS[name] for name in seen}, columns)
+
+
+def named_color(field: str, colors: Mapping[str, str], columns: int) -> alt.Color:
+    """Return the colour of a field's names, in their order, with a legend on top."""
+    names = list(colors)
     return alt.Color(
-        "group:N",
+        f"{field}:N",
         title=None,
         sort=names,
-        scale=alt.Scale(domain=names, range=[GROUP_COLORS[name] for name in names]),
+        scale=alt.Scale(domain=names, range=list(colors.values())),
         legend=alt.Legend(
             orient="top",
             columns=columns,
@@ -115,6 +120,17 @@ def group_color(seen: Sequence[str], columns: int = 3) -> alt.Color:
             symbolStrokeWidth=0.5,
             symbolType="square",
         ),
+    )
+
+
+def stacked_shares(field: str, label: str) -> alt.Y:
+    """Return the y axis of bars whose parts sum to 1."""
+    return alt.Y(
+        f"{field}:Q",
+        stack="zero",
+        title=wrapped(label),
+        scale=alt.Scale(domain=[0, 1], clamp=True),
+        axis=alt.Axis(format=".1f", values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
     )
 
 
