@@ -114,8 +114,9 @@ def test_no_page_can_change_what_another_gets():
     with pytest.raises(ValueError, match="read-only"):
         kept.get("values")[:] = 7
     kept.put("table", pd.DataFrame({"mass": [1.0, 2.0]}))
-    kept.get("table")["mass"] = 7
-    kept.get("table")["more"] = 7
+    table = kept.get("table")
+    table["mass"] = 7
+    table["more"] = 7
     assert kept.get("table")["mass"].tolist() == [1.0, 2.0]
     assert not kept.get("values").any()
 

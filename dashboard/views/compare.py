@@ -7,8 +7,6 @@ import streamlit as st
 from dashboard import data, gate_rows, measured, panels, recipes, scatter_row
 from sd35h5.analysis import charts, compare, effects, gating, metrics, scales
 
-SIGNIFICANT = 0.05
-
 
 def pairing_of(view, other: data.Run) -> compare.Pairing:
     """Return the pairing, restricted to the samples that the sidebar chose."""
@@ -34,7 +32,7 @@ def marked(view, name: str, sides: tuple, pairing: compare.Pairing) -> tuple[pd.
     key = (view.run, other, pairs, view.metric, view.target, view.branch, view.layers, view.heads, view.steps)
     found = measured.surviving_cells(change, tuple(pairing.pairs["prompt_id"]), key)
     frame = metrics.by_layer_head(change).merge(found[["layer", "head", "q"]], on=["layer", "head"])
-    return frame.assign(marked=frame["q"] <= SIGNIFICANT), int(found["prompts"].iloc[0])
+    return frame.assign(marked=frame["q"] <= effects.SIGNIFICANT), int(found["prompts"].iloc[0])
 
 
 def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
@@ -88,7 +86,7 @@ def marks_mean(cells: int, prompts: int) -> str:
         )
     return (
         f"A dot marks a difference that survives correction for all {cells} cells: sign flips over {prompts} prompts, "
-        f"Benjamini–Hochberg, q ≤ {SIGNIFICANT}."
+        f"Benjamini–Hochberg, q ≤ {effects.SIGNIFICANT}."
     )
 
 
