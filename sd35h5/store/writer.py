@@ -112,7 +112,6 @@ class SampleWriter:
         self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
         self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
         self._drain = Drain()
-        self._syncing = Drain(1, 2 * _SYNC_EVERY)  # waits for the disk in place of those who deflate
         scales = {**_DEFAULT_SCALES, **header.scales, "sample": np.array([index])}
         self.sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
         try:
@@ -163,7 +162,6 @@ class SampleWriter:
         self._pending.clear()
         try:
             self._drain.finish()
-            self._syncing.finish()
             digest = content_hash(self._hashes)
             for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
                 create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
@@ -177,7 +175,6 @@ class SampleWriter:
     def abandon(self) -> None:
         """Close and remove the temporary file; after `seal()` there is none, and the sealed file stays."""
         self._drain.cancel()
-        self._syncing.cancel()
         with suppress(OSError, RuntimeError):  # a full disk fails again when HDF5 flushes
             self._file.close()
         if not self._lock.closed:
@@ -189,7 +186,7 @@ class SampleWriter:
         self._unsynced += written
         if self._unsynced > _SYNC_EVERY and hasattr(os, "fdatasync"):
             self._unsynced = 0
-            self._syncing.submit(partial(os.fdatasync, self._descriptor), _SYNC_EVERY)
+            os.fdatasync(self._descriptor)
 
     def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
         return StoreError(f"sample {self.path.stem} cannot be written to {self.path.parent}: {reason(error)}")
