@@ -28,7 +28,7 @@ GROUPS = (
     capture_cli.Action,
 )
 NOT_OURS = {"--no-deps", "--extra-index-url"}  # pip's
-BENCHMARK = {"--random", "--shape"}
+BENCHMARK = {"--random", "--shape", "--size"}
 
 
 def _blocks(language: str) -> list[str]:

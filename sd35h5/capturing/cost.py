@@ -26,7 +26,7 @@ class Measured:
 
 
 # benchmarks/results/capture_cost_large.json: SD3.5-Large's shape, 1024², bfloat16, an H100 and 8 of 16 cores
-LARGE_ON_H100 = Measured(sinks=0.020, top=0.073, atlas=0.076, head_maps=0.003, rate=592)
+LARGE_ON_H100 = Measured(sinks=0.020, top=0.068, atlas=0.081, head_maps=0.002, rate=1483)
 DEMO_ON_CPU = 0.5  # benchmarks/results/demo_cost.json: the bundled models on two cores
 
 
