@@ -162,7 +162,9 @@ def answers(address: str, rounds: int) -> Iterator[tuple[str, float]]:
     """Change one filter after the other without a browser. Yields: its name, milliseconds of the server."""
     last = {"Steps": SIZES["step"] - 1, "Layers": SIZES["layer"] - 1, "Heads": SIZES["head"] - 1}
     with Session(address, "sinks") as session:
-        session.rerun()
+        for _ in range(3):  # until the browser that was there before has ended
+            session.rerun()
+            time.sleep(1)
         for turn in range(rounds):
             for name, high in last.items():
                 yield f"{name} narrower", session.slide(name, turn + 1, high) * 1e3

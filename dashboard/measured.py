@@ -208,7 +208,8 @@ def token_mass(
     if len(steps) == 1:
         return metrics.token_mass(data.store(run), sample, branch, steps, layers, heads)
     total, count = (sums[np.ix_(layers, heads)] for sums in _token_sums(run, sample, branch, steps))
-    return metrics.token_means(data.store(run), sample, branch, total, count)
+    table = data.tokens(run, sample, branch).drop(columns="word_text")
+    return metrics.token_means(table, branch, total, count)
 
 
 def _token_sums(

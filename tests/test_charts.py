@@ -95,7 +95,7 @@ def test_the_figures_of_sinks_hold_their_frames(tmp_path):
     figure = figures.patch_heatmap(patches)
     assert [row["share"] for row in rows_of(figure)] == [0.1, 0.2]  # what is 0 is the ground
     axes = figure.to_dict()["encoding"]
-    assert (axes["y"]["scale"]["domain"], axes["x"]["scale"]["domain"]) == ([0, 1], [0, 1])
+    assert [axes[name]["scale"]["domain"] for name in "yx"] == [{"expr": "sequence(2)"}] * 2
     rates = pd.DataFrame({"series": "a", "epsilon": [0.01, 0.1], "times_uniform": np.nan, "mean": [1, 0.5],
                           "low": np.nan, "high": np.nan})  # fmt: skip
     notes = [

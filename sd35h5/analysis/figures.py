@@ -242,7 +242,7 @@ def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) 
 
 
 def _every_patch(count: int) -> alt.Scale:
-    return alt.Scale(padding=0, domain=list(range(count)))
+    return alt.Scale(padding=0, domain=alt.ExprRef(f"sequence({count})"))  # a list is checked value by value
 
 
 def _patch_axis(count: int) -> alt.Axis:

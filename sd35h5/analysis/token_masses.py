@@ -32,7 +32,8 @@ def token_mass(
     Returns: the token table (token, encoder, text, group, word …) plus a float64 column `mass`.
     """
     chosen = range(store.sizes["step"]) if steps is None else steps
-    return token_means(store, sample, branch, *token_sums(store, sample, branch, chosen, layers, heads))
+    table = store.tokens(sample, branch)
+    return token_means(table, branch, *token_sums(store, sample, branch, chosen, layers, heads))
 
 
 def token_sums(
@@ -57,13 +58,16 @@ def token_sums(
     return np.asarray(total), np.asarray(count)
 
 
-def token_means(store: Store, sample: int, branch: str, total: np.ndarray, count: np.ndarray) -> pd.DataFrame:
-    """Return the table of `token_mass` from the `token_sums` of its steps, layers and heads."""
+def token_means(table: pd.DataFrame, branch: str, total: np.ndarray, count: np.ndarray) -> pd.DataFrame:
+    """Return the table of `token_mass` from the `token_sums` of its steps, layers and heads.
+
+    Args: table: the sample's tokens.
+    """
     if not count.any():
         refuse_empty(xr.DataArray([]), f"masses per token of branch {branch!r}", PER_TOKEN)
     measured = count.sum((0, 1))
     masses = total.sum((0, 1)) / np.where(measured > 0, measured, np.nan)
-    return store.tokens(sample, branch).assign(mass=masses)
+    return table.assign(mass=masses)
 
 
 def with_pads_averaged(table: pd.DataFrame) -> pd.DataFrame:

@@ -186,8 +186,9 @@ def _place_sizes(places: np.ndarray) -> list[int]:
 
 def _chance(sizes: np.ndarray, count: int) -> np.ndarray:
     """Return the probability that `count` different random keys hold one of each kind, mean over samples."""
-    none = np.zeros(sizes.shape)
-    for place, own in np.ndenumerate(sizes):
-        keys = int(sizes[place[0]].sum())
+    rows, times = np.unique(sizes, axis=0, return_counts=True)  # samples of equal texts have equal chances
+    none = np.zeros(rows.shape)
+    for place, own in np.ndenumerate(rows):
+        keys = int(rows[place[0]].sum())
         none[place] = math.comb(keys - int(own), count) / math.comb(keys, count)
-    return 1 - none.mean(axis=0)
+    return 1 - np.average(none, axis=0, weights=times)
