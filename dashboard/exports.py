@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import panels
+from dashboard import panels, sidebar
 from sd35h5.analysis import view_html
 from sd35h5.analysis.report import safe_name
 
+OPEN = "exports"  # key of whether they are asked for
+
 
 def offer(title: str) -> None:
-    """Draw the view's exports below it; files are made when their button is pressed."""
+    """Draw the view's exports below it, once they are asked for; files are made when their button is pressed.
+
+    Streamlit's highlighter of Python takes a browser half a second to load, which a first chart would wait for.
+    """
     shown: list[view_html.Shown] = st.session_state.get("shown", [])
     view = st.session_state["view"]
     if not shown or view is None:
         return
-    with st.expander("Take it along: CSV, PNG, SVG, Python, HTML", icon=":material/download:"):
-        place = st.selectbox(
-            "Figure",
-            range(len(shown)),
-            format_func=lambda at: shown[at].name,
-            key=f"export-{title}-{len(shown)}",
-        )
-        one, name = shown[place], f"{safe_name(title)}-{safe_name(shown[place].name)}"
-        columns = st.columns(4)
-        _button(columns[0], "CSV", f"{name}.csv", lambda: one.table.to_csv(index=False), "text/csv")
-        if one.figure is not None:
-            _button(columns[1], "PNG", f"{name}.png", lambda: view_html.png(one), "image/png")
-        if one.figure is not None and not isinstance(one.figure, bytes):
-            _button(columns[2], "SVG", f"{name}.svg", lambda: view_html.svg(one), "image/svg+xml")
-        about = f"{view.run.name} · {panels.about(view)}"
-        whole = f"{safe_name(view.run.name)}-{safe_name(title)}.html"
-        _button(
-            columns[3], "Whole view as HTML", whole, lambda: view_html.page(title, about, shown), "text/html"
-        )
-        if one.code:
-            st.code(one.code, language="python")
+    box = st.expander(
+        "Take it along: CSV, PNG, SVG, Python, HTML", icon=":material/download:", key=OPEN, on_change="rerun"
+    )
+    if box.open:
+        with box:
+            _draw(title, view, shown)
+
+
+def _draw(title: str, view: sidebar.View, shown: list[view_html.Shown]) -> None:
+    """Draw the choice of a figure, its buttons and its Python."""
+    place = st.selectbox(
+        "Figure",
+        range(len(shown)),
+        format_func=lambda at: shown[at].name,
+        key=f"export-{title}-{len(shown)}",
+    )
+    one, name = shown[place], f"{safe_name(title)}-{safe_name(shown[place].name)}"
+    columns = st.columns(4)
+    _button(columns[0], "CSV", f"{name}.csv", lambda: one.table.to_csv(index=False), "text/csv")
+    if one.figure is not None:
+        _button(columns[1], "PNG", f"{name}.png", lambda: view_html.png(one), "image/png")
+    if one.figure is not None and not isinstance(one.figure, bytes):
+        _button(columns[2], "SVG", f"{name}.svg", lambda: view_html.svg(one), "image/svg+xml")
+    about = f"{view.run.name} · {panels.about(view)}"
+    whole = f"{safe_name(view.run.name)}-{safe_name(title)}.html"
+    _button(columns[3], "Whole view as HTML", whole, lambda: view_html.page(title, about, shown), "text/html")
+    if one.code:
+        st.code(one.code, language="python")
 
 
 def _button(column, label: str, name: str, make, kind: str) -> None:

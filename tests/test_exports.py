@@ -87,9 +87,10 @@ def test_figures_are_png_and_svg(app, folder):
                 assert view_html.svg(one).startswith("<svg")
 
 
-def test_every_view_offers_its_exports(app, folder):
+def test_every_view_offers_its_exports_once_they_are_asked_for(app, folder):
     for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"):
-        test = app(folder, page=page)
+        assert not app(folder, page=page).get("download_button")
+        test = app(folder, page=page, exports=True)
         labels = [button.proto.label for button in test.get("download_button")]
         assert "CSV" in labels and "Whole view as HTML" in labels, page
         assert "table = " in test.get("code")[0].value
