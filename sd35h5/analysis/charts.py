@@ -157,7 +157,10 @@ def token_bars(
             scale=alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True),
         ),
         y=alt.Y(
-            "name:N", sort=order, title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False, grid=log)
+            "name:N",
+            sort=order,
+            title=None,
+            axis=alt.Axis(labelLimit=170, labelOverlap=False, labelFlush=False, grid=log),
         ),
         stroke=alt.StrokeValue("#7f7f7f"),
         strokeWidth=alt.StrokeWidthValue(0.5),

@@ -52,7 +52,7 @@ def contribution_bars(frame: pd.DataFrame, *, height: int = 320, width: int | No
     data = frame.sort_values("mass", ascending=False).copy()
     data["name"] = data["kind"].map(lambda kind: KIND_NAMES.get(kind, kind))
     base = alt.Chart(data).encode(
-        y=alt.Y("name:N", sort=list(data["name"]), title=None, axis=alt.Axis(labelOverlap=False)),
+        y=alt.Y("name:N", sort=list(data["name"]), title=None, axis=alt.Axis(labelOverlap=False, labelFlush=False)),
         tooltip=[
             alt.Tooltip("name:N", title="kind"), alt.Tooltip("mass:Q", title="part of the mass", format=".3~g"),
             alt.Tooltip("added:Q", title="part of what is added", format=".3~g"),

@@ -163,7 +163,7 @@ def sample_bars(frame: pd.DataFrame, label: str, *, top: int = 40, width: int | 
                 "name:N",
                 sort=list(data["name"]),
                 title=None,
-                axis=alt.Axis(labelLimit=210, labelOverlap=False),
+                axis=alt.Axis(labelLimit=210, labelOverlap=False, labelFlush=False),
             ),
             tooltip=[*scales.tips("sample", "prompt"), alt.Tooltip("value:Q", format=".4~g")],
         )
