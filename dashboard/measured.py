@@ -16,6 +16,7 @@ import xarray as xr
 from dashboard import data
 from dashboard.caching import cached, kept
 from sd35h5.analysis import effects, gating, measures, metrics, scatter, sinks, topkeys
+from sd35h5.analysis.means import places
 from sd35h5.analysis.pieces import in_pieces
 from sd35h5.errors import Sd35h5Error
 
@@ -124,14 +125,14 @@ def key_kinds(
     captured = [place for place, step in enumerate(keys["top_step"].values) if step in steps]
     if not captured:
         return None
-    keys = keys.isel(layer=list(layers), head=list(heads), top_step=captured).assign_coords(
+    inside = {"layer": layers, "head": heads, "top_step": tuple(captured)}
+    keys = keys.isel({dim: places(chosen) for dim, chosen in inside.items()}).assign_coords(
         layer=list(layers)
     )
-    inside = {"layer": layers, "head": heads, "top_step": tuple(captured)}
     same = {}
     for dim in [dim for dim in ("top_step", "head", "sample") if keys.sizes[dim] > 1]:
         stable = key_stability(run, branch, chosen, dim, inside.get(dim))
-        same[dim] = float(stable.isel({d: list(inside[d]) for d in inside if d in stable.dims}).mean())
+        same[dim] = float(stable.isel({d: places(inside[d]) for d in inside if d in stable.dims}).mean())
     return HeaviestKeys(
         topkeys.kind_shares(keys),
         topkeys.kind_shares(keys, by="layer"),
@@ -147,7 +148,7 @@ def key_stability(
 ) -> xr.DataArray:
     """Return `topkeys.stability` over these positions of a dimension, of all along the others: for other filters."""
     keys = heaviest_keys(run, branch, chosen)
-    return topkeys.stability(keys if within is None else keys.isel({over: list(within)}), over)
+    return topkeys.stability(keys if within is None else keys.isel({over: places(within)}), over)
 
 
 @st.cache_data(max_entries=32, show_spinner="Computing …")

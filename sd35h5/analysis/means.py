@@ -22,21 +22,21 @@ def within(
     Raises: StoreError where the metric was captured at some steps only and none of them is asked for.
     """
     chosen = {"layer": layers, "head": heads}
-    part = values.isel({dim: _places(places) for dim, places in chosen.items() if places is not None})
+    part = values.isel({dim: places(each) for dim, each in chosen.items() if each is not None})
     if steps is None:
         return part
     there = np.isin(part["step"].values, list(steps))
     if not there.any():
         known = ", ".join(str(step) for step in part["step"].values.tolist()[:12])
         raise StoreError(f"this metric was captured at the steps {known}: choose a range that holds one")
-    return part.isel(step=_places(np.flatnonzero(there).tolist()))
+    return part.isel(step=places(np.flatnonzero(there).tolist()))
 
 
-def _places(places: Sequence[int]) -> slice | list[int]:
-    """Return neighbours as a slice, which copies nothing."""
-    if len(places) and list(places) == list(range(places[0], places[-1] + 1)):
-        return slice(places[0], places[-1] + 1)
-    return list(places)
+def places(chosen: Sequence[int]) -> slice | list[int]:
+    """Return positions for `isel`: neighbours as a slice, which copies nothing."""
+    if len(chosen) and list(chosen) == list(range(chosen[0], chosen[-1] + 1)):
+        return slice(chosen[0], chosen[-1] + 1)
+    return list(chosen)
 
 
 def finite_mean(values: xr.DataArray, dims: Sequence[str]) -> xr.DataArray:
