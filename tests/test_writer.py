@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ from stores import make_store
 
 from sd35h5 import open_store, verify
 from sd35h5.errors import StoreError
+from sd35h5.store import schema
 from sd35h5.store.blocks import batches, round_mantissa, runs
 from sd35h5.store.runs import lock
 from sd35h5.store.schema import REQUIRED, SCALES, VARIABLES, variable
@@ -227,6 +229,30 @@ def test_packing_keeps_every_value_and_hash_and_compressed_chunk(tmp_path):
         assert a.read_direct_chunk((2, 0, 3, 0, 0, 32)) == b.read_direct_chunk((0, 0, 3, 0, 0, 32))
     assert verify(packed, deep=True) == verify(parts, deep=True)
     assert verify(packed, deep=True).ok
+
+
+@pytest.mark.parametrize("older_first", [True, False])
+def test_samples_of_a_version_with_other_chunks_are_packed_and_stay_sound(tmp_path, monkeypatch, older_first):
+    """Hashes are over blocks, which are the file's chunks: who cuts a sample anew seals it anew."""
+    spec = variable("sinks/mass_image")
+    older = {**VARIABLES, spec.name: replace(spec, chunk={**spec.chunk, "token": 8})}
+    values = np.random.default_rng(0).random((2, 2, 3, 4, 2, 70), np.float32)
+    for index, known in enumerate((older, VARIABLES) if older_first else (VARIABLES, older)):
+        monkeypatch.setattr(schema, "VARIABLES", known)
+        writer = SampleWriter(tmp_path / "run.h5.parts", index, header("exact"))
+        writer.put(spec.name, values[index])
+        put_required(writer)
+        writer.seal()
+    monkeypatch.setattr(schema, "VARIABLES", VARIABLES)
+    packed = pack(tmp_path / "run.h5.parts", tmp_path / "run.h5")
+    with h5py.File(packed, "r+") as file:
+        assert file[spec.name].chunks[-1] == (8 if older_first else 32)
+        np.testing.assert_array_equal(file[spec.name], values)
+    assert verify(packed, deep=True).ok and verify(tmp_path / "run.h5.parts", deep=True).ok
+    with h5py.File(tmp_path / "run.h5.parts" / "000001.h5", "r+") as file:
+        file[spec.name][0, 0, 0, 0, 0, 0] = 7  # no longer what was sealed: not sealed anew either
+    again = pack(tmp_path / "run.h5.parts", tmp_path / "again.h5")
+    assert "sample 1 are not those that were sealed" in verify(again, deep=True).problems[0]
 
 
 def test_packing_fills_what_one_sample_lacks(tmp_path):

@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 
 from sd35h5.store import schema
-from sd35h5.store.blocks import block_hash, content_hash, extent, origins
+from sd35h5.store.blocks import content_hash
 from sd35h5.store.check_objects import Problem, as_text, check_object, shown, told_as, walk
+from sd35h5.store.content import block_hashes, sizes_in
 from sd35h5.store.packing import variables_in
-from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.schema import SCALES, variable
 
 OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
@@ -146,31 +147,17 @@ def _check_table(file: h5py.File) -> None:
 
 def _check_content(file: h5py.File) -> None:
     """Read every value and compare each sample with the hash that sealed it."""
-    sizes = {name: len(file[name]) for name, scale in SCALES.items() if scale.is_dimension and name in file}
+    sizes = sizes_in(file)
     names = [name for name in variables_in(file) if not name.startswith("scores/")]
     for sample in range(sizes["sample"]):
         hashes: dict[str, dict[tuple[int, ...], str]] = {}
         for name in names:
             with told_as(f"{name} of sample {sample} fails its checksum or cannot be read: it is damaged"):
-                hashes[name] = _hashes(file[name], variable(name), sizes, sample)
+                hashes[name] = block_hashes(file[name], variable(name), sizes, sample)
         if content_hash(hashes) != as_text(file["samples/content_sha256"][sample]):
             raise Problem(
                 f"the values of sample {sample} are not those that were sealed: its content hash differs"
             )
-
-
-def _hashes(
-    dataset: h5py.Dataset, spec: Variable, sizes: dict[str, int], sample: int
-) -> dict[tuple[int, ...], str]:
-    shape = spec.shape({**sizes, "sample": 1})
-    # the file's own chunks are the blocks that were hashed: a later version may cut a variable otherwise
-    chunk = (1, *dataset.chunks[1:]) if dataset.chunks else spec.chunks({**sizes, "sample": 1})
-    source = dataset.asstr() if spec.is_text else dataset
-    found = {}
-    for origin in origins(tuple(slice(0, n) for n in shape), chunk):
-        spans = [slice(o, o + n) for o, n in zip(origin, extent(origin, chunk, shape), strict=True)]
-        found[origin] = block_hash(spec, np.asarray(source[(slice(sample, sample + 1), *spans[1:])]))
-    return found
 
 
 def _limit(seconds: int, memory: int) -> None:

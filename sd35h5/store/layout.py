@@ -50,15 +50,23 @@ def write_head(
 
 
 def create_variable(
-    file: h5py.File, spec: Variable, sizes: Mapping[str, int], precision: str
+    file: h5py.File,
+    spec: Variable,
+    sizes: Mapping[str, int],
+    precision: str,
+    chunks: tuple[int, ...] | None = None,
 ) -> h5py.Dataset:
-    """Create an empty variable with its scales: chunks shuffled, deflated, check-summed; texts plain."""
+    """Create an empty variable with its scales: chunks shuffled, deflated, check-summed; texts plain.
+
+    Args:
+        chunks: shape of a chunk in place of this version's.
+    """
     shape = spec.shape(sizes)
     if spec.is_text:
         dataset = file.create_dataset(spec.name, shape, TEXT)
     else:
         dataset = file.create_dataset(
-            spec.name, shape, numpy_dtype(spec), chunks=spec.chunks(sizes), fillvalue=fill_of(spec),
+            spec.name, shape, numpy_dtype(spec), chunks=chunks or spec.chunks(sizes), fillvalue=fill_of(spec),
             shuffle=True, compression="gzip", compression_opts=schema.GZIP_LEVEL, fletcher32=True,
         )  # fmt: skip
     _describe(dataset, spec.long_name, spec.units, spec.labels, numpy_dtype(spec))

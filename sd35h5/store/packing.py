@@ -12,6 +12,7 @@ import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
+from sd35h5.store.content import sample_hash
 from sd35h5.store.layout import create_variable, publish, write_head
 from sd35h5.store.runs import lock, packed_indices, part_files, reason
 from sd35h5.store.schema import SCALES, Variable, variable
@@ -72,20 +73,54 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
     write_head(target, scales, attributes, _provenance(paths), kind="run")
     sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
     tables: dict[str, np.ndarray] = {}
+    recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
     for path in paths:
         with h5py.File(path, "r") as part:
             _check_alike(part, scales, attributes, path)
-            for name in variables_in(part):
-                if name not in target:
-                    dataset = create_variable(target, variable(name), sizes, _precision(part[name]))
-                    if _by_value(variable(name)):
-                        tables[name] = _empty(dataset)
-                if name in tables:
-                    tables[name][list(rows[path].values())] = _values(part[name])[list(rows[path])]
-                else:
-                    _copy_chunks(part[name], target[name], rows[path])
+            if not _copy_part(part, target, sizes, tables, rows[path]):
+                recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]
     for name, values in tables.items():
         target[name][...] = values
+    for row in recut:
+        target["samples/content_sha256"][row] = sample_hash(target, _hashed_in(target), row)
+
+
+def _copy_part(
+    part: h5py.File,
+    target: h5py.File,
+    sizes: Mapping[str, int],
+    tables: dict[str, np.ndarray],
+    rows: Mapping[int, int],
+) -> bool:
+    """Copy one file's variables, small ones into `tables`. Returns: whether all its chunks are the target's."""
+    is_alike = True
+    for name in variables_in(part):
+        if name not in target:
+            spec = variable(name)
+            chunks = None if _by_value(spec) else _chunks(part[name])
+            dataset = create_variable(target, spec, sizes, _precision(part[name]), chunks)
+            if _by_value(spec):
+                tables[name] = _empty(dataset)
+        if name in tables:
+            tables[name][list(rows.values())] = _values(part[name])[list(rows)]
+        else:
+            is_alike &= _copy_chunks(part[name], target[name], rows)
+    return is_alike
+
+
+def _chunks(dataset: h5py.Dataset) -> tuple[int, ...] | None:
+    """The chunks to copy as they are: those of one sample each; None for this version's."""
+    return dataset.chunks if dataset.chunks and dataset.chunks[0] == 1 else None
+
+
+def _hashed_in(file: h5py.File) -> list[str]:
+    return [name for name in variables_in(file) if not name.startswith("scores/")]
+
+
+def _is_sealed_as(part: h5py.File, position: int) -> bool:
+    """Whether a sample's values are those that were sealed."""
+    sealed = part["samples/content_sha256"].asstr()[position]
+    return sample_hash(part, _hashed_in(part), position) == sealed
 
 
 def variables_in(file: h5py.File) -> list[str]:
@@ -113,16 +148,18 @@ def _precision(dataset: h5py.Dataset) -> str:
     return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
 
 
-def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, rows: Mapping[int, int]) -> None:
+def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, rows: Mapping[int, int]) -> bool:
+    """Copy samples. Returns: whether they are cut as in the target."""
     if source.chunks != target.chunks or _filters(source) != _filters(target):
         for position, row in rows.items():  # written by another tool: through the filters
             target[row] = source[position]
-        return
+        return source.chunks == target.chunks
     for i in range(source.id.get_num_chunks()):
         offset = source.id.get_chunk_info(i).chunk_offset
         if offset[0] in rows:
             mask, data = source.id.read_direct_chunk(offset)
             target.id.write_direct_chunk((rows[offset[0]], *offset[1:]), data, mask)
+    return True
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
