@@ -15,7 +15,8 @@ from sd35h5.analysis.images import image_differences
 from sd35h5.capturing.altering import Interventions, equal_mass_keys
 from sd35h5.capturing.attend import blocked_lse
 from sd35h5.capturing.interventions import CausalOptions, named_keys, parse_interventions
-from sd35h5.capturing.probe import PassPlan, Probe
+from sd35h5.capturing.passes import PassPlan
+from sd35h5.capturing.probe import Probe
 from sd35h5.capturing.tiers import MapPlan, RowPlan, TierPlan
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.gates.attention import JointQKV

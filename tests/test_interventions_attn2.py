@@ -17,8 +17,9 @@ from sd35h5.capturing import capture as capturing
 from sd35h5.capturing.altering import Interventions
 from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts, Sampling
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
+from sd35h5.capturing.passes import PassPlan
 from sd35h5.capturing.plan import describe_plan, make_plan
-from sd35h5.capturing.probe import PassPlan, Probe
+from sd35h5.capturing.probe import Probe
 from sd35h5.capturing.processor import installed
 from sd35h5.capturing.tiers import TierPlan
 from sd35h5.errors import CaptureError, ConfigError, StoreError

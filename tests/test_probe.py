@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sd35h5.capturing.attend import attend, blocked_lse
-from sd35h5.capturing.probe import PassPlan, Probe
+from sd35h5.capturing.passes import PassPlan
+from sd35h5.capturing.probe import Probe
 from sd35h5.capturing.processor import installed, regrouped_attentions
 from sd35h5.capturing.tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.errors import CaptureError

@@ -18,8 +18,9 @@ from sd35h5.capturing.encoder_masks import masked_encoders
 from sd35h5.capturing.pipelines import without_truncation_noise
 from sd35h5.capturing.probe import Probe
 from sd35h5.capturing.processor import installed, regrouped_attentions
+from sd35h5.capturing.sealing import seal_all
 from sd35h5.capturing.session import Identity, Session
-from sd35h5.capturing.watcher import PassWatcher, seal_all
+from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError
 
 log = logging.getLogger("sd35h5")

@@ -22,7 +22,7 @@ from sd35h5.store.remote_writer import RemoteWriter
 from sd35h5.store.writer import Header, SampleWriter
 
 if TYPE_CHECKING:
-    from sd35h5.capturing.probe import PassResult
+    from sd35h5.capturing.passes import PassResult
     from sd35h5.gates.modules import Gates
 
 ROW_SUM_TOLERANCE = 1e-3

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -14,9 +13,11 @@ from sd35h5.capturing.altering import Interventions
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.config import MAX_MAPS, pairing_key, validate_tiers
 from sd35h5.capturing.interventions import ALTERED_MASS, altered_variables
-from sd35h5.capturing.probe import PassPlan, Probe
+from sd35h5.capturing.passes import PassPlan
+from sd35h5.capturing.probe import Probe
 from sd35h5.capturing.recorder import SampleRecorder
 from sd35h5.capturing.sample import Layout, SampleFacts
+from sd35h5.capturing.sealing import Sealing
 from sd35h5.capturing.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.tiers import MapPlan, RawPlan, RowPlan, TierPlan
@@ -283,22 +284,3 @@ class PassWatcher:
             "attn2_layout": self._session.attn2_layout,
             "other": call.other(),
         }
-
-
-@dataclass(frozen=True)
-class Sealing:
-    """A sample that is drawn and whose file is still open."""
-
-    recorder: SampleRecorder
-    image: np.ndarray | None
-
-
-def seal_all(samples: Sequence[Sealing]) -> None:
-    """Seal one after the other; after an error nothing is left behind of that one and of those behind it."""
-    for place, each in enumerate(samples):
-        try:
-            each.recorder.seal(each.image)
-        except BaseException:
-            for left in samples[place:]:
-                left.recorder.abandon()
-            raise
