@@ -179,7 +179,7 @@ def patch_heatmap(
     scale = alt.Scale(scheme="viridis", domain=list(scales.magnitude(frame["share"])))
     chart = (
         alt.Chart(frame[frame["share"] > 0], view=alt.ViewBackground(fill=VIRIDIS_ZERO))
-        .mark_rect()
+        .mark_rect(aria=False)
         .encode(
             x=alt.X("x:O", title="patch x", axis=_patch_axis(columns), scale=_every_patch(columns)),
             y=alt.Y("y:O", title="patch y", axis=_patch_axis(rows), scale=_every_patch(rows)),
