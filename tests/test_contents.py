@@ -51,7 +51,8 @@ def test_the_command_asks_for_the_same_capture_with_the_missing_tiers_and_nothin
         line = tiers.capture_command(store, absent, "more.h5")
         asked, config = parsed(line), store.config
     added = {"map_heads": "all", "rows": ["centre"], "text_queries": True, "atlas": True,
-             "raw": ["steps=0", "layers=0"]}  # fmt: skip
+             "raw": ["steps=0", "layers=0"], "offload": None}  # fmt: skip
+    assert config["offload"] is False  # none was asked for
     shared = set(config) & set(asked)
     assert {name: asked[name] for name in shared} == {name: config[name] for name in shared} | added
     assert {"model_id", "gates", "steps", "maps", "gate_type"} <= shared
@@ -79,6 +80,11 @@ def test_a_configuration_cannot_smuggle_options_into_the_command(tmp_path):
     store = with_config(tmp_path, {"model_id": "--overwrite", "prompts": ["a cat"]})
     with pytest.raises(StoreError, match="model_id that cannot stand"):
         tiers.capture_command(store, [], "more.h5")
+
+
+def test_a_file_of_the_time_when_offload_had_one_form_gives_a_command_that_runs(tmp_path):
+    store = with_config(tmp_path, {"model_id": "m", "prompts": ["a cat"], "offload": True})
+    assert parsed(tiers.capture_command(store, [], "more.h5"))["offload"] == "model"
 
 
 def test_a_capture_from_python_is_told_to_be_one(tmp_path):

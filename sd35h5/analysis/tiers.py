@@ -69,6 +69,8 @@ def capture_command(store: Store, names: Iterable[str], out: str) -> str:
     Raises: StoreError where the configuration was not made by the command line.
     """
     config = dict(store.config)
+    if config.get("offload") is True:  # it had one form once
+        config["offload"] = "model"
     for tier in TIERS:
         if tier.name in names:
             config |= tier.options

@@ -134,6 +134,7 @@ def settings_of(config: CaptureConfig, facts: ModelFacts, prompts: list[Prompt])
         **dict(zip(("height", "width"), check_size(config, facts), strict=True)),
         "scheduler": facts.scheduler,
         "t5": facts.has_t5,
+        "offload": config.model.offload or False,  # as captures say that were begun when it had one form
         "gates": str(facts.gates_file or ""),
         "prompts": _told_in_short([prompt.text for prompt in prompts]),
         "prompt_ids": _told_in_short([prompt.id for prompt in prompts]),
