@@ -20,6 +20,7 @@ from sd35h5.capturing.call import Drawing
 from sd35h5.capturing.config import CaptureConfig, Prompt, Tiers, sample_seed, validate
 from sd35h5.capturing.encoder_masks import check_masks
 from sd35h5.capturing.generate import Generate, generating
+from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.interventions import CausalOptions, parse_interventions
 from sd35h5.capturing.pipelines import load, resolve_device, resolve_dtype
 from sd35h5.capturing.plan import check_size, in_bytes, make_plan
@@ -222,7 +223,12 @@ def _draw_all(config: CaptureConfig, prompts: list[Prompt], todo: list[range], s
         "negative_prompt": config.prompts.negative_prompt,
     }
     try:
-        with generating(session) as generate:
+        with heeded_interrupts() as heed, generating(session) as generate:
+
+            def step() -> None:
+                heed()
+                progress.step()
+
             signature = inspect.signature(session.pipe.__call__)
             for batch in todo:
                 places = [divmod(index, images) for index in batch]
@@ -234,6 +240,6 @@ def _draw_all(config: CaptureConfig, prompts: list[Prompt], todo: list[range], s
                     for index, (prompt, image) in zip(batch, places, strict=True)
                 ]
                 progress.begin(len(batch))
-                generate.draw(drawing, identities, progress.step)
+                generate.draw(drawing, identities, step)
     finally:
         progress.close()
