@@ -26,6 +26,12 @@ def metric(
     run: data.Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]
 ) -> xr.DataArray:
     """Return a metric of the chosen samples: float32 (sample, step, layer, head), only the steps of its capture."""
+    return _read(run, name, target, branch, chosen)
+
+
+def _read(
+    run: data.Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]
+) -> xr.DataArray:
     opened = data.store(run)
     return in_pieces(lambda some: measures.computed(opened, name, target, branch, some), chosen)
 
@@ -61,11 +67,8 @@ def _step_sums(
     shown: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `scatter.step_sums`: a step's size is kept in place of all steps, for filters of layers and heads."""
-    if shown:
-        return scatter.step_sums(metric(run, name, target, branch, chosen), steps)
-    opened = data.store(run)
-    found = in_pieces(lambda some: measures.computed(opened, name, target, branch, some), chosen)
-    return scatter.step_sums(found, steps)
+    read = metric if shown else _read
+    return scatter.step_sums(read(run, name, target, branch, chosen), steps)
 
 
 @cached("Computing …")
@@ -126,9 +129,7 @@ def key_kinds(
     if not captured:
         return None
     inside = {"layer": layers, "head": heads, "top_step": tuple(captured)}
-    keys = keys.isel({dim: places(chosen) for dim, chosen in inside.items()}).assign_coords(
-        layer=list(layers)
-    )
+    keys = keys.isel({dim: places(those) for dim, those in inside.items()}).assign_coords(layer=list(layers))
     same = {}
     for dim in [dim for dim in ("top_step", "head", "sample") if keys.sizes[dim] > 1]:
         stable = key_stability(run, branch, chosen, dim, inside.get(dim))

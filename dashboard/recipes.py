@@ -47,7 +47,7 @@ def histogram(view: View) -> str:
 
 def tokens(view: View) -> str:
     """Return what reads the shown sample's tokens with their mass."""
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     chosen = f"steps={list(view.steps)}, layers={list(layers)}, heads={list(heads)}"
     return opened(view.run) + f"table = metrics.token_mass(store, {view.sample}, {view.branch!r}, {chosen})"
 
@@ -221,7 +221,7 @@ def _each_pairing(view: View, others: list[data.Run], first: str) -> str:
 
 def scattered(view: View, chosen: dict[data.Run, tuple[int, ...]], x: str, y: str) -> str:
     """Return what reads two numbers of each sample of several runs."""
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     where = (
         f"{target(view)}, {view.branch!r}, chosen, {list(layers)!r}, {list(heads)!r}, {list(view.steps)!r}"
     )

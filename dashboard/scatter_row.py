@@ -60,5 +60,5 @@ def draw(view, partners: dict[data.Run, pd.DataFrame]) -> None:
 
 def asked(view: sidebar.View) -> tuple:
     """Return target, branch, layers, heads and steps of the numbers: the clicked cell's, if there is one."""
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     return view.target, view.branch, layers, heads, view.steps

@@ -43,15 +43,18 @@ class View:
         """What the metric is, with its unit."""
         return metrics.LABELS.get(self.metric, MEASURES[self.metric].label)
 
+    @property
+    def looked_at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layers and heads of the numbers: the clicked cell's, or all chosen ones when none is."""
+        return (self.layers, self.heads) if self.cell is None else ((self.cell[0],), (self.cell[1],))
+
     def within(self, values: xr.DataArray) -> xr.DataArray:
         """Return the values of the chosen layers, heads and steps."""
         return means.within(values, self.layers, self.heads, self.steps)
 
     def at_cell(self, values: xr.DataArray) -> xr.DataArray:
         """Return the values of the clicked cell, or of all chosen layers and heads when none is."""
-        if self.cell is None:
-            return self.within(values)
-        return means.within(values, (self.cell[0],), (self.cell[1],), self.steps)
+        return means.within(values, *self.looked_at, self.steps)
 
 
 def choose(runs: tuple[data.Run, ...]) -> View | None:

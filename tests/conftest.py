@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: busy cores else cost a factor of twenty
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,3 +168,23 @@ def call() -> dict[str, object]:
         "height": HEIGHT, "width": WIDTH, "num_inference_steps": 5, "guidance_scale": 4.5,
         "max_sequence_length": T5_TOKENS,
     }  # fmt: skip
+
+
+@pytest.fixture
+def app(monkeypatch):
+    """Start the dashboard with paths on one of its pages, see pages.open_page."""
+    from pages import open_page
+
+    return partial(open_page, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a baseline, a gated run that pairs with it, and one that does not."""
+    from stores import make_store
+
+    folder = tmp_path_factory.mktemp("runs")
+    make_store(folder / "demo-baseline.h5", layers=3, heads=2, steps=4, sink=4.0)
+    make_store(folder / "demo-headwise.h5", layers=3, heads=2, steps=4, sink=2.0, gates=True)
+    make_store(folder / "other.h5", layers=3, heads=2, steps=6)
+    return folder

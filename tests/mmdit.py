@@ -115,7 +115,10 @@ class PlainMMDiT:
 
     def block(self, layer: int, x: Tensor, text: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         name, last = f"joint_blocks.{layer}", layer == self.layers - 1
-        norm = lambda states: F.layer_norm(states, states.shape[-1:], eps=1e-6)  # noqa: E731
+
+        def norm(states: Tensor) -> Tensor:
+            return F.layer_norm(states, states.shape[-1:], eps=1e-6)
+
         shift, scale, gate_msa, shift_mlp, scale_mlp, gate_mlp, *second = self.modulation(
             c, f"{name}.x_block"
         )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
-from pages import open_page, text_of
+from pages import text_of
 from stores import make_store
 
 from dashboard import address
@@ -20,11 +18,6 @@ def folder(tmp_path_factory):
     for name in ("demo-baseline", "demo-headwise", "third, with a comma"):
         make_store(folder / f"{name}.h5", layers=LAYERS, heads=HEADS, steps=STEPS, samples=3)
     return folder
-
-
-@pytest.fixture
-def app(monkeypatch):
-    return partial(open_page, monkeypatch)
 
 
 def query_of(test) -> dict[str, list[str]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import h5py
 import pytest
 import tyro
+from pages import text_of
 from stores import make_store
-from test_dashboard import app, folder, text_of  # noqa: F401
 
 import capture_cli
 from sd35h5 import open_store
@@ -116,7 +116,7 @@ def test_facts_are_flat_text_of_bounded_length():
     assert len(found["long"]) == contents.LONGEST + 1
 
 
-def test_the_page_shows_sizes_schema_tiers_and_provenance(app):  # noqa: F811
+def test_the_page_shows_sizes_schema_tiers_and_provenance(app):
     test = app(EXAMPLE, page="files")
     assert len(test.get("vega_lite_chart")) == 1
     assert "Verified" in test.success[0].value
@@ -133,7 +133,7 @@ def test_the_page_shows_sizes_schema_tiers_and_provenance(app):  # noqa: F811
     assert {"steps", "transformer.source", "torch", "gate_weights"} <= fields
 
 
-def test_every_value_is_checked_on_request(app, tmp_path):  # noqa: F811
+def test_every_value_is_checked_on_request(app, tmp_path):
     path = make_store(tmp_path / "run.h5")
     test = app(path, page="files")
     test.button(key="deep-run").click().run()

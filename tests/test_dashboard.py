@@ -7,13 +7,12 @@ import json
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from pages import frames_of, open_page, text_of
+from pages import frames_of, text_of
 from stores import make_store
 from streamlit.testing.v1 import AppTest
 
@@ -23,22 +22,6 @@ from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEADS, STEPS = 3, 2, 4
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder with a baseline, a gated run that pairs with it, and one that does not."""
-    folder = tmp_path_factory.mktemp("runs")
-    make_store(folder / "demo-baseline.h5", layers=LAYERS, heads=HEADS, steps=STEPS, sink=4.0)
-    make_store(folder / "demo-headwise.h5", layers=LAYERS, heads=HEADS, steps=STEPS, sink=2.0, gates=True)
-    make_store(folder / "other.h5", layers=LAYERS, heads=HEADS, steps=6)
-    return folder
-
-
-@pytest.fixture
-def app(monkeypatch):
-    """Start the dashboard with these paths on one of its pages."""
-    return partial(open_page, monkeypatch)
 
 
 def heatmap_of(test: AppTest) -> pd.DataFrame:

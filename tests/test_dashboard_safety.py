@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import text_of
 from streamlit.testing.v1 import AppTest
-from test_dashboard import app, folder, text_of  # noqa: F401
 from test_readers import killed_again_and_again
 
 from dashboard import caching, data, finding
@@ -41,7 +41,7 @@ def forget_values() -> None:
         del kept._values[key]
 
 
-def test_a_file_that_kills_its_readers_leaves_the_page_standing(app, folder, fresh):  # noqa: F811
+def test_a_file_that_kills_its_readers_leaves_the_page_standing(app, folder, fresh):
     path = folder / "other.h5"
     test = app(path, page="sinks")
     forget_values()
@@ -58,7 +58,7 @@ def test_a_file_that_kills_its_readers_leaves_the_page_standing(app, folder, fre
     assert len(test.get("vega_lite_chart")) >= 5
 
 
-def test_a_file_that_hangs_its_readers_ends_with_a_sentence_within_the_limit(app, folder, fresh):  # noqa: F811
+def test_a_file_that_hangs_its_readers_ends_with_a_sentence_within_the_limit(app, folder, fresh):
     test = app(folder / "other.h5", page="sinks")
     forget_values()
     for reader in fresh._readers:
@@ -71,7 +71,7 @@ def test_a_file_that_hangs_its_readers_ends_with_a_sentence_within_the_limit(app
     assert "reading it did not end" in text_of(test)
 
 
-def test_the_server_opens_no_hdf5_file_itself(folder):  # noqa: F811
+def test_the_server_opens_no_hdf5_file_itself(folder):
     code = f"""
 import sys; sys.argv = ["app.py", {str(folder)!r}]
 import h5py

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-from pages import open_page
 from stores import make_store
 
 from sd35h5.analysis import view_html
@@ -25,11 +23,6 @@ def folder(tmp_path_factory):
     make_store(folder / "demo-baseline.h5", sink=1.0, rows=((0, 9), (1, 78)), **shape)
     make_store(folder / "demo-headwise.h5", sink=2.0, gates=True, **shape)
     return folder
-
-
-@pytest.fixture
-def app(monkeypatch):
-    return partial(open_page, monkeypatch)
 
 
 @pytest.mark.parametrize("url", [{}, NARROW], ids=["all", "narrow"])

@@ -45,7 +45,10 @@ class PlainAttention:
         if encoder_hidden_states is not None:
             text = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q, attn.norm_added_k
             streams.append((encoder_hidden_states, *text))
-        heads = lambda states: states.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # noqa: E731
+
+        def heads(states: torch.Tensor) -> torch.Tensor:
+            return states.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
         query = torch.cat([norm(heads(to(x))) for x, to, _, _, norm, _ in streams], 2)
         key = torch.cat([norm(heads(to(x))) for x, _, to, _, _, norm in streams], 2)
         value = torch.cat([heads(to(x)) for x, _, _, to, _, _ in streams], 2)

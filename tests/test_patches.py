@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import frames_of, open_page, text_of
+from pages import frames_of, text_of
 from stores import make_store
 
 from sd35h5 import StoreError, open_store
@@ -122,11 +121,6 @@ def test_every_measure_that_both_runs_hold_is_compared_and_the_others_are_told(f
         assert set(found.skipped["measure"]) == {*NEW, *OF_SECOND}
         with pytest.raises(StoreError, match="^plain does not tell the Gini coefficient over patches"):
             comparison.measure({"a": first, "b": second}, comparison.Question("patch_gini", resamples=100))
-
-
-@pytest.fixture
-def app(monkeypatch):
-    return partial(open_page, monkeypatch)
 
 
 @pytest.mark.parametrize("name", [*NEW, *OF_SECOND, "top_1", "gini", "sink_rate_uniform"])

@@ -18,8 +18,7 @@ PROMPT_IDS = ["p0", "p0", "p0", "p1", "p1", "p2", "p2"]
 
 @pytest.fixture(autouse=True)
 def three_at_once(monkeypatch):
-    for module in (pieces, metrics, gating):
-        monkeypatch.setattr(module, "AT_ONCE", 3)
+    monkeypatch.setattr(pieces, "AT_ONCE", 3)
     monkeypatch.setattr(targets, "TABLES_AT_ONCE", 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -257,6 +258,10 @@ def test_processors_come_back_after_an_error_and_shared_ones_stay_shared(transfo
     assert all(transformer.attn_processors[name] is processor for name, processor in before.items())
 
 
+def _keep(into: dict[str, torch.Tensor], name: str, module, inputs, output: torch.Tensor) -> None:
+    into[name] = output
+
+
 def _second_matrices(transformer, inputs) -> list[np.ndarray]:
     """A of every second attention in float64, (batch, head, query, key), by hooks on diffusers' projections."""
     kept, hooks = [], []
@@ -264,7 +269,7 @@ def _second_matrices(transformer, inputs) -> list[np.ndarray]:
         if block.attn2 is not None:
             kept.append({})
             for name in ("norm_q", "norm_k"):
-                keep = lambda m, a, out, name=name, into=kept[-1]: into.__setitem__(name, out)  # noqa: E731
+                keep = partial(_keep, kept[-1], name)
                 hooks.append(getattr(block.attn2, name).register_forward_hook(keep))
     with torch.no_grad():
         transformer(**inputs)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from pages import frames_of, open_page, text_of
+from pages import frames_of, text_of
 from stores import make_store
 
 from sd35h5 import StoreError, open_store
@@ -117,11 +116,6 @@ def test_the_figure_leaves_out_what_has_no_number_and_rings_the_shown_sample():
     drawn = figure(frame, "one", "two", chosen=0, select="sample")
     assert len(drawn.layer) == 2 and drawn.data["sample"].tolist() == [0, 0]
     assert len(figure(frame, "one", "two", chosen=1).layer) == 1
-
-
-@pytest.fixture
-def app(monkeypatch):
-    return partial(open_page, monkeypatch)
 
 
 def test_compare_draws_the_scores_of_the_pairs_and_says_how_they_correlate(app, folder):

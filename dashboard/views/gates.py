@@ -50,7 +50,7 @@ def at_groups(view, run: data.Run, samples: tuple[int, ...]) -> None:
 def passed(view, run: data.Run, samples: tuple[int, ...]) -> None:
     """Draw what the kinds of heaviest keys hold of the mass, and of what is added after the gate."""
     sums = measured.contribution_sums(run, view.branch, samples)
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     steps = [place for place, step in enumerate(sums["top_step"].values) if step in view.steps]
     part = sums.isel(layer=list(layers), head=list(heads), top_step=steps)
     found = gating.shares_of_sums(part) if steps else pd.DataFrame()

@@ -88,7 +88,7 @@ def histogram(view, values) -> None:
 
 def tokens(view) -> None:
     """Draw the heaviest tokens of the shown sample."""
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     masses = measured.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
     sizes = data.store(view.run).sizes
     first, second, third = st.columns([3, 2, 2])
@@ -141,7 +141,7 @@ def rates(view) -> None:
 
 def which_key(view) -> None:
     """Draw of what kind the heaviest key is, over layers or steps, and where on the image its patches lie."""
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     found = measured.key_kinds(view.run, view.branch, view.samples, layers, heads, view.steps)
     if found is None:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
@@ -214,25 +214,18 @@ def show(view) -> None:
     st.caption(panels.plain(panels.about(view)))
     with data.sentence(view.run):
         over_steps_and_layers(view, where)
-    left, right = st.columns(2)
-    with left:
-        prompt = panels.plain(panels.prompt(view.run, view.sample))
-        st.markdown(f"**Heaviest text tokens**{where} · “{prompt}”")
-        with data.sentence(view.run):
-            tokens(view)
-    with right:
-        st.markdown(f"**Where the mass goes**{'' if view.cell is None else f' · head {view.cell[1]}'}")
-        with data.sentence(view.run):
-            groups(view)
-    left, right = st.columns(2)
-    with left:
-        st.markdown(f"**Sink rate over ε**{where}")
-        with data.sentence(view.run):
-            rates(view)
-    with right:
-        st.markdown(f"**Which key is the sink?**{where}")
-        with data.sentence(view.run):
-            which_key(view)
+    prompt = panels.plain(panels.prompt(view.run, view.sample))
+    head = "" if view.cell is None else f" · head {view.cell[1]}"
+    rows = (
+        {f"**Heaviest text tokens**{where} · “{prompt}”": tokens, f"**Where the mass goes**{head}": groups},
+        {f"**Sink rate over ε**{where}": rates, f"**Which key is the sink?**{where}": which_key},
+    )
+    for row in rows:
+        for column, (title, draw) in zip(st.columns(2), row.items(), strict=True):
+            with column:
+                st.markdown(title)
+                with data.sentence(view.run):
+                    draw(view)
     absent(view)
 
 

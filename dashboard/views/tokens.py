@@ -14,7 +14,7 @@ COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
 def read_masses(view):
     """Return the shown sample's tokens with their mass, at the clicked cell or over all chosen layers and heads."""
-    layers, heads = (view.layers, view.heads) if view.cell is None else ((view.cell[0],), (view.cell[1],))
+    layers, heads = view.looked_at
     return measured.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import xarray as xr
 
+from sd35h5.analysis.means import finite_mean
 from sd35h5.analysis.targets import PADS, shown_text
 from sd35h5.store.schema import ENCODERS
 
@@ -76,7 +77,7 @@ def sample_means(values: xr.DataArray, samples: pd.DataFrame) -> pd.DataFrame:
 
     Args: values: of a metric (sample, step, layer, head); samples: `Store.samples` of the same samples, in order.
     """
-    means = values.mean([dim for dim in values.dims if dim != "sample"], skipna=True).values
+    means = finite_mean(values, [dim for dim in values.dims if dim != "sample"]).values
     table = pd.DataFrame(
         {"sample": samples["sample"].to_numpy(), "prompt": samples["prompt"].to_numpy(), "value": means}
     )

@@ -109,10 +109,10 @@ def bootstrap_interval(
     simulates it); seeds are nested in prompts, so more seeds narrow it only as far as prompts allow.
     Returns: low, high, float64 (cell).
     """
-    count = len(units)
-    rng = np.random.default_rng(seed)
     from scipy import stats  # half a second, which pages without intervals need not wait for
 
+    count = len(units)
+    rng = np.random.default_rng(seed)
     inside = np.sqrt(count / (count - 1)) * stats.t.ppf((1 + level) / 2, count - 1)
     tail = stats.norm.cdf(-inside)
     low, high = np.empty(units.shape[1]), np.empty(units.shape[1])
@@ -154,11 +154,11 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
     Caveat: holds for independent or positively dependent cells, as heads of one model nearly are.
     Returns: float64 (cell), NaN where p is.
     """
+    from scipy import stats
+
     q = np.full(len(p), np.nan)
     there = np.isfinite(p)
     if there.any():
-        from scipy import stats
-
         q[there] = stats.false_discovery_control(p[there])
     return q
 

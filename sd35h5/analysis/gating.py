@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sd35h5.analysis.pieces import AT_ONCE
+from sd35h5.analysis.pieces import few_at_a_time, weighted_mean
 from sd35h5.analysis.targets import chosen_samples, plain
 from sd35h5.analysis.topkeys import KINDS, UNKNOWN, top_keys
 from sd35h5.errors import StoreError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STREAMS = ("image", "text", "attn2")  # attn2: the image's queries in MMDiT-X's second attention
 STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")
+_JOIN = {"min": np.fmin, "max": np.fmax}  # the others are summed, and divided in the end
 DEAD, OPEN = (
     0.99,
     0.01,
@@ -86,20 +87,18 @@ def gate_steps(
     Returns: min, max, and of the others the sum over samples, and `measured`, how many there are: float64 (step,
         layer, head).
     """
-    chosen = chosen_samples(store, samples)
     reduced: dict[str, xr.DataArray] = {}
-    for name in STATISTICS:
-        for first in range(0, len(chosen), AT_ONCE):
-            values = gate_statistic(store, name, branch, query, chosen[first : first + AT_ONCE])
-            join, reduce = {"min": (np.fmin, values.min), "max": (np.fmax, values.max)}.get(
-                name, (np.add, values.sum)
-            )
-            found = reduce("sample", skipna=True)
-            reduced[name] = join(reduced[name], found) if first else found
-            if name == "mean":
-                there = values.notnull().sum("sample")
-                reduced["measured"] = reduced["measured"] + there if first else there
-    return xr.Dataset(reduced)
+    for some in few_at_a_time(chosen_samples(store, samples)):
+        values = {name: gate_statistic(store, name, branch, query, some) for name in STATISTICS}
+        parts = {
+            name: _JOIN[name].reduce(each.values, 0) if name in _JOIN else np.nansum(each.values, 0)
+            for name, each in values.items()
+        }
+        parts["measured"] = values["mean"].notnull().values.sum(0)
+        for name, part in parts.items():
+            reduced[name] = _JOIN.get(name, np.add)(reduced[name], part) if name in reduced else part
+    dims, first = values["mean"].dims[1:], values["mean"].isel(sample=0, drop=True)
+    return xr.Dataset({name: (dims, each) for name, each in reduced.items()}, coords=first.coords)
 
 
 def heads_of_steps(found: xr.Dataset, steps: Sequence[int] | None = None) -> pd.DataFrame:
@@ -107,8 +106,8 @@ def heads_of_steps(found: xr.Dataset, steps: Sequence[int] | None = None) -> pd.
     part = found if steps is None else found.isel(step=list(steps))
     measured = part["measured"].sum("step")
     reduced = {
-        name: part[name].reduce({"min": np.fmin.reduce, "max": np.fmax.reduce}[name], "step")
-        if name in ("min", "max")
+        name: part[name].reduce(_JOIN[name].reduce, "step")
+        if name in _JOIN
         else (part[name].sum("step") / measured).where(measured > 0)
         for name in STATISTICS
     }
@@ -148,29 +147,17 @@ def mean_group_gates(
     Args: prompts: the prompt_id of each sample.
     Returns: float64 (group, step, layer, head); NaN where no sample has a value.
     """
-    total, weight = np.zeros(()), np.zeros(())
     each = pd.Series(prompts).groupby(prompts).transform("size").to_numpy()
-    for first in range(0, len(samples), AT_ONCE):
-        gates = group_gates(store, branch, samples[first : first + AT_ONCE])
-        part = 1.0 / each[first : first + AT_ONCE, None, None, None, None]
-        there = np.isfinite(gates.values)
-        total = total + np.where(there, gates.values * part, 0.0).sum(axis=0)
-        weight = weight + np.where(there, part, 0.0).sum(axis=0)
-    mean = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
-    return gates.isel(sample=0, drop=True).copy(data=mean)
+    return weighted_mean(lambda some: group_gates(store, branch, some), samples, 1.0 / each)
 
 
 def summed_contributions(store: Store, branch: str, samples: Sequence[int]) -> xr.Dataset:
     """Return `contribution_sums` of what these samples have captured; a few are read at a time."""
     total = None
-    for first in range(0, len(samples), AT_ONCE):
-        some = list(samples[first : first + AT_ONCE])
-        keys = top_keys(store, branch, "image", some)
+    for some in few_at_a_time(samples):
         added = store.read("gates/contribution", sample=some, branch=branch, query="image")
-        sums = contribution_sums(keys, added)
+        sums = contribution_sums(top_keys(store, branch, "image", some), added)
         total = sums if total is None else total + sums
-    if total is None:
-        raise StoreError("no sample was chosen: choose one at least")
     return total
 
 

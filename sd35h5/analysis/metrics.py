@@ -25,7 +25,7 @@ from sd35h5.analysis.means import (
     over_layers,
     over_steps,
 )
-from sd35h5.analysis.pieces import AT_ONCE
+from sd35h5.analysis.pieces import weighted_mean
 from sd35h5.analysis.targets import (
     FIRST_TOKEN,
     TEXT_GROUPS,
@@ -235,15 +235,7 @@ def mean_group_mass(
     Returns: float64 (group, step, layer, head); NaN where no sample has a value.
     """
     chosen = chosen_samples(store, samples)
-    if not chosen:
-        raise StoreError(f"no sample of {store.name} was chosen: choose one at least")
-    total, count = np.zeros(()), np.zeros((), np.int64)
-    for first in range(0, len(chosen), AT_ONCE):
-        mass = group_mass(store, branch, query, chosen[first : first + AT_ONCE]).transpose("sample", ...)
-        total = total + np.nansum(mass.values, axis=0, dtype=np.float64)
-        count = count + np.isfinite(mass.values).sum(axis=0)
-    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return mass.isel(sample=0, drop=True).copy(data=mean)
+    return weighted_mean(lambda some: group_mass(store, branch, query, some), chosen)
 
 
 def _refuse_image(target: Target, metric: str) -> None:

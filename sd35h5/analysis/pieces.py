@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +14,37 @@ AT_ONCE = 8  # samples
 THREADS = 3  # reader processes answer at the same time
 
 
+def few_at_a_time(samples: Sequence[int]) -> Iterator[list[int]]:
+    """Cut samples into lists of a few.
+
+    Raises: StoreError where there are none.
+    """
+    if not len(samples):
+        raise StoreError("no sample was chosen: choose one at least")
+    for first in range(0, len(samples), AT_ONCE):
+        yield [int(sample) for sample in samples[first : first + AT_ONCE]]
+
+
+def weighted_mean(
+    make: Callable[[list[int]], xr.DataArray], samples: Sequence[int], weights: Sequence[float] | None = None
+) -> xr.DataArray:
+    """Return the mean over samples of what `make` returns, made of a few at a time; NaN has no weight.
+
+    Args: make: samples -> float64 (sample, …); weights: of each sample, equal ones when None.
+    Returns: float64, without the samples; NaN where no sample has a value.
+    """
+    weight_of = dict(zip(samples, np.ones(len(samples)) if weights is None else weights, strict=True))
+    total, weight = np.zeros(()), np.zeros(())
+    for some in few_at_a_time(samples):
+        part = make(some).transpose("sample", ...)
+        own = np.array([weight_of[sample] for sample in some]).reshape(-1, *[1] * (part.ndim - 1))
+        there = np.isfinite(part.values)
+        total = total + np.where(there, part.values * own, 0.0).sum(axis=0)
+        weight = weight + np.where(there, own, 0.0).sum(axis=0)
+    mean = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
+    return part.isel(sample=0, drop=True).copy(data=mean)
+
+
 def in_pieces(make: Callable[[list[int]], xr.DataArray], samples: Sequence[int]) -> xr.DataArray:
     """Return what `make` returns for all samples, made of a few of them at a time.
 
@@ -22,9 +53,6 @@ def in_pieces(make: Callable[[list[int]], xr.DataArray], samples: Sequence[int])
         measured.
     Raises: NothingMeasuredError where that is so in all of them; other errors of `make`.
     """
-    if not len(samples):
-        raise StoreError("no sample was chosen: choose one at least")
-    chosen = [list(samples[first : first + AT_ONCE]) for first in range(0, len(samples), AT_ONCE)]
 
     def one(piece: list[int]) -> xr.DataArray | NothingMeasuredError:
         try:
@@ -33,7 +61,7 @@ def in_pieces(make: Callable[[list[int]], xr.DataArray], samples: Sequence[int])
             return error
 
     with ThreadPoolExecutor(THREADS) as pool:
-        made = list(pool.map(one, chosen))
+        made = list(pool.map(one, few_at_a_time(samples)))
     there = [piece for piece in made if isinstance(piece, xr.DataArray)]
     if not there:
         raise next(piece for piece in made if isinstance(piece, NothingMeasuredError))

@@ -92,12 +92,12 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     Args: table: run, prompt_id, x, y, a row a sample; rows without x or y are left out.
     Returns: run, samples, prompts, pearson, spearman; NaN below three samples or where x or y is constant.
     """
+    from scipy import stats  # half a second, which pages without a scatter need not wait for
+
     rows = []
     for run, part in table.groupby("run", sort=False):
         there = part.dropna(subset=["x", "y"])
         varies = len(there) >= MIN_SAMPLES and there["x"].nunique() > 1 and there["y"].nunique() > 1
-        from scipy import stats
-
         pearson = stats.pearsonr(there["x"], there["y"]).statistic if varies else np.nan
         spearman = stats.spearmanr(there["x"], there["y"]).statistic if varies else np.nan
         rows.append([run, len(there), there["prompt_id"].nunique(), float(pearson), float(spearman)])

@@ -90,16 +90,19 @@ def kind_shares(keys: xr.Dataset, count: int = 1, by: str | None = None) -> pd.D
     """
     kinds = keys["kind"].transpose(*TOP).values[..., :count]
     places = keys[by].values if by in keys.coords else range(keys.sizes[by]) if by else [0]
-    chance, found = _chance(keys["kind_size"].values, count), np.zeros((len(places), UNKNOWN + 1), np.int64)
+    chance = _chance(keys["kind_size"].values, count)
     shape = [-1 if dim == by else 1 for dim in TOP[:-1]] if by else [1] * (len(TOP) - 1)
     row = np.arange(len(places), dtype=np.int32).reshape(shape) * (UNKNOWN + 1)
-    for rank in range(kinds.shape[-1]):
-        cell = row + kinds[..., rank]
-        if rank:  # a kind counts once a cell
-            cell = cell[(kinds[..., :rank] != kinds[..., rank : rank + 1]).all(axis=-1)]
-        found += np.bincount(cell.ravel(), minlength=found.size).reshape(found.shape)
-        if rank == 0:
-            cells = found[:, :UNKNOWN].sum(axis=1)
+
+    def counted(cell: np.ndarray) -> np.ndarray:
+        size = len(places) * (UNKNOWN + 1)
+        return np.bincount(cell.ravel(), minlength=size).reshape(-1, UNKNOWN + 1)
+
+    found = counted(row + kinds[..., 0])
+    cells = found[:, :UNKNOWN].sum(axis=1)
+    for rank in range(1, kinds.shape[-1]):
+        is_new = (kinds[..., :rank] != kinds[..., rank : rank + 1]).all(axis=-1)  # a kind counts once a cell
+        found = found + counted((row + kinds[..., rank])[is_new])
     share = found / np.where(cells > 0, cells, np.nan)[:, None]
     rows = [
         [name, at, value, chance[number]]

@@ -13,8 +13,7 @@ import numpy as np
 from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.check_objects import Problem, as_text, check_object, shown, told_as, walk
-from sd35h5.store.content import block_hashes, sizes_in
-from sd35h5.store.packing import variables_in
+from sd35h5.store.content import block_hashes, hashed_in, sizes_in, variables_in
 from sd35h5.store.schema import SCALES, variable
 
 OUT_OF_MEMORY = 64
@@ -148,10 +147,9 @@ def _check_table(file: h5py.File) -> None:
 def _check_content(file: h5py.File) -> None:
     """Read every value and compare each sample with the hash that sealed it."""
     sizes = sizes_in(file)
-    names = [name for name in variables_in(file) if not name.startswith("scores/")]
     for sample in range(sizes["sample"]):
         hashes: dict[str, dict[tuple[int, ...], str]] = {}
-        for name in names:
+        for name in hashed_in(file):
             with told_as(f"{name} of sample {sample} fails its checksum or cannot be read: it is damaged"):
                 hashes[name] = block_hashes(file[name], variable(name), sizes, sample)
         if content_hash(hashes) != as_text(file["samples/content_sha256"][sample]):

@@ -1,14 +1,27 @@
-"""The blocks of one sample as they lie in a file, and the hash over them."""
+"""The variables of a file, the blocks of one sample as they lie in it, and the hash over them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import h5py
 import numpy as np
 
+from sd35h5.store import schema
 from sd35h5.store.blocks import block_hash, content_hash, extent, origins
 from sd35h5.store.schema import SCALES, Variable, variable
+
+
+def variables_in(file: h5py.File) -> list[str]:
+    """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
+    groups = {group: set(file[group]) for group in schema.VARIABLE_GROUPS if group in file}
+    known = [name for name, spec in schema.VARIABLES.items() if spec.short_name in groups.get(spec.group, ())]
+    return known + [f"scores/{name}" for name in sorted(groups.get("scores", ())) if schema.is_score(name)]
+
+
+def hashed_in(file: h5py.File) -> list[str]:
+    """Names of the variables that a content hash is over: scores are joined to a sealed sample."""
+    return [name for name in variables_in(file) if not name.startswith("scores/")]
 
 
 def sizes_in(file: h5py.File) -> dict[str, int]:
@@ -16,10 +29,12 @@ def sizes_in(file: h5py.File) -> dict[str, int]:
     return {name: len(file[name]) for name, scale in SCALES.items() if scale.is_dimension and name in file}
 
 
-def sample_hash(file: h5py.File, names: Sequence[str], sample: int) -> str:
+def sample_hash(file: h5py.File, sample: int) -> str:
     """The content hash of one sample, from the values of its variables."""
     sizes = sizes_in(file)
-    return content_hash({name: block_hashes(file[name], variable(name), sizes, sample) for name in names})
+    return content_hash(
+        {name: block_hashes(file[name], variable(name), sizes, sample) for name in hashed_in(file)}
+    )
 
 
 def block_hashes(

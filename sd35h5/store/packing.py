@@ -12,7 +12,7 @@ import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
-from sd35h5.store.content import sample_hash
+from sd35h5.store.content import sample_hash, variables_in
 from sd35h5.store.layout import create_variable, publish, write_head
 from sd35h5.store.runs import lock, packed_indices, part_files, reason
 from sd35h5.store.schema import SCALES, Variable, variable
@@ -82,7 +82,7 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
     for name, values in tables.items():
         target[name][...] = values
     for row in recut:
-        target["samples/content_sha256"][row] = sample_hash(target, _hashed_in(target), row)
+        target["samples/content_sha256"][row] = sample_hash(target, row)
 
 
 def _copy_part(
@@ -113,21 +113,10 @@ def _chunks(dataset: h5py.Dataset) -> tuple[int, ...] | None:
     return dataset.chunks if dataset.chunks and dataset.chunks[0] == 1 else None
 
 
-def _hashed_in(file: h5py.File) -> list[str]:
-    return [name for name in variables_in(file) if not name.startswith("scores/")]
-
-
 def _is_sealed_as(part: h5py.File, position: int) -> bool:
     """Whether a sample's values are those that were sealed."""
     sealed = part["samples/content_sha256"].asstr()[position]
-    return sample_hash(part, _hashed_in(part), position) == sealed
-
-
-def variables_in(file: h5py.File) -> list[str]:
-    """Names of the variables in a file that this version knows, in the schema's order; scores come last."""
-    groups = {group: set(file[group]) for group in schema.VARIABLE_GROUPS if group in file}
-    known = [name for name, spec in schema.VARIABLES.items() if spec.short_name in groups.get(spec.group, ())]
-    return known + [f"scores/{name}" for name in sorted(groups.get("scores", ())) if schema.is_score(name)]
+    return sample_hash(part, position) == sealed
 
 
 def _by_value(spec: Variable) -> bool:

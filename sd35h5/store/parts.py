@@ -13,7 +13,7 @@ import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
-from sd35h5.store.packing import variables_in
+from sd35h5.store.content import variables_in
 from sd35h5.store.runs import RUN_FILE, packed_indices, part_files, parts_of, read_run, reason
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
 
