@@ -136,6 +136,14 @@ def token_maps(run: Run, sample: int, map_tokens: tuple[int, ...], branch: str) 
 
 
 @cached("Reading …")
+def head_maps(
+    run: Run, sample: int, map_tokens: tuple[int, ...], layer: int, branch: str
+) -> xr.DataArray | None:
+    """Return the maps of a token of every head of a layer, (map_step, head, y, x); None without."""
+    return maps.head_maps(store(run), sample, map_tokens, layer, branch)
+
+
+@cached("Reading …")
 def cell_maps(
     run: Run, sample: int, map_tokens: tuple[int, ...], layer: int, head: int, branch: str
 ) -> tuple[xr.DataArray, bool]:

@@ -160,6 +160,15 @@ def surviving_cells(
     return effects.surviving_cells(_difference, prompts)
 
 
+@st.cache_data(max_entries=32, show_spinner="Computing …")
+def change_effects(
+    _difference: xr.DataArray, prompts: tuple[str, ...], key: tuple[object, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the effect of a difference in all, a row, and of each layer; `key` says what it is the difference of."""
+    whole = effects.overall_effect(_difference, prompts).to_frame().T.astype(float)
+    return whole, effects.layer_effects(_difference, prompts)
+
+
 @cached("Reading …")
 def mean_gate(run: data.Run, branch: str, query: str, chosen: tuple[int, ...]) -> xr.DataArray:
     """Return the mean gate: float32 (sample, step, layer, head)."""

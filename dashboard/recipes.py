@@ -207,13 +207,34 @@ def compared_slopes(view: View, others: list[data.Run]) -> str:
     )
 
 
-def _each_pairing(view: View, others: list[data.Run], first: str) -> str:
+def compared_effect(view: View, others: list[data.Run]) -> str:
+    """Return what reads each run's change in all, or at the clicked cell, with its interval."""
+    return (
+        f"{_each_pairing(view, others, 'tables = []', 'effects')}"
+        "    change, prompts = compare.difference(before, after), list(pairing.pairs['prompt_id'])\n"
+        "    tables.append(effects.overall_effect(change, prompts).to_frame().T.astype(float).assign(run=name))\n"
+        "table = effects.standardised(pd.concat(tables))"
+    )
+
+
+def compared_layers(view: View, others: list[data.Run]) -> str:
+    """Return what reads each run's change in each layer, with its interval."""
+    return (
+        f"{_each_pairing(view, others, 'tables = []', 'effects', at_cell=False)}"
+        "    change, prompts = compare.difference(before, after), list(pairing.pairs['prompt_id'])\n"
+        "    tables.append(effects.layer_effects(change, prompts).assign(run=name))\n"
+        "table = pd.concat(tables)"
+    )
+
+
+def _each_pairing(view: View, others: list[data.Run], first: str, *modules: str, at_cell: bool = True) -> str:
     """Return the lines that read `before` and `after` of each of these runs, paired with the reference."""
-    at = within(view, True, ("layer", "head")) + steps(view)
+    at = within(view, at_cell, ("layer", "head")) + steps(view)
     lines = f"other = sd35h5.open_store(file)\n{pairing(view)}"
     lines += f"before, after = before{at}, after{at}\n" if at else ""
+    head = opened(view.run, "compare", *modules, "metrics")
     return (
-        f"import pandas as pd\nfrom dataclasses import replace\n\n{opened(view.run, 'compare', 'metrics')}{first}\n"
+        f"import pandas as pd\nfrom dataclasses import replace\n\n{head}{first}\n"
         f"for name, file in {[(run.name, Path(run.path).name) for run in others]!r}:\n"
         f"{indent(lines, '    ')}"
     )

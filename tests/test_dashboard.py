@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pages import frames_of, text_of
+from pages import frame_with, frames_of, text_of
 from stores import make_store
 from streamlit.testing.v1 import AppTest
 
 from sd35h5 import open_store
-from sd35h5.analysis import compare, metrics, sinks, topkeys
+from sd35h5.analysis import compare, effects, metrics, sinks, topkeys
 from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +109,17 @@ def test_cells_that_survive_correction_are_marked_on_compare(app, tmp_path):
     test = app(tmp_path, page="compare")
     assert "survives correction for all 6 cells" in text_of(test)
     dots = [frame for frame in frames_of(test) if list(frame.columns) == ["layer", "head"]]
+    with open_store(tmp_path / "base.h5") as first, open_store(tmp_path / "gated.h5") as second:
+        change = compare.difference(*(metrics.first_token_mean(store) for store in (first, second)))
+        ids = list(first.samples["prompt_id"])
+    whole, layers = frame_with(test, "low_effect"), frame_with(test, "mean_difference", "layer")
+    expected = effects.overall_effect(change, ids)
+    for name in ("mean_difference", "effect", "low", "high"):
+        assert whole[name].item() == pytest.approx(expected[name], rel=1e-5)
+        np.testing.assert_allclose(layers[name], effects.layer_effects(change, ids)[name], rtol=1e-5)
+    assert f"gated: {expected['mean_difference']:+.3g} [{expected['low']:+.3g}" in text_of(test).replace(
+        "\\", ""
+    )
     assert [len(frame) for frame in dots] == [LAYERS * HEADS]
 
 

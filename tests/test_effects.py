@@ -57,6 +57,18 @@ def test_the_overall_effect_is_that_of_the_mean_over_cells():
     assert found["effect"] == pytest.approx(each.mean() / each.std(ddof=1))
 
 
+def test_the_effect_of_a_layer_is_that_of_the_mean_over_its_heads():
+    change, prompts = differences()
+    table = effects.layer_effects(change, prompts, resamples=199)
+    assert table["layer"].tolist() == change["layer"].values.tolist()
+    for row in table.itertuples():
+        one = effects.overall_effect(change.sel(layer=[row.layer]), prompts, resamples=199)
+        for name in ("mean_difference", "effect", "low", "high", "p"):
+            assert getattr(row, name) == pytest.approx(one[name])
+    spread = table["mean_difference"] / table["effect"]
+    np.testing.assert_allclose(effects.standardised(table)["low_effect"] * spread, table["low"])
+
+
 @pytest.mark.parametrize("prompts", [6, 9])
 def test_sign_flips_count_every_pattern(prompts):
     units = np.random.default_rng(prompts).normal(0.4, 1, size=(prompts, 3))

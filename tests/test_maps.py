@@ -7,13 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import HEADS, HEIGHT, T5_TOKENS, WIDTH, make_pipeline
 from pages import frame_with, frames_of, open_page, text_of
 from stores import make_store
 
+import sd35h5
 from sd35h5 import open_store
 from sd35h5.analysis import map_figures, maps
 from sd35h5.errors import StoreError
 
+STEPS = 3
+SMALL_CALL = {
+    "height": HEIGHT,
+    "width": WIDTH,
+    "num_inference_steps": STEPS,
+    "max_sequence_length": T5_TOKENS,
+}
 WORD = (2, 78)  # “red” of “a red apple left of a cat”: CLIP position 2, T5 position 77 + 1
 
 
@@ -134,3 +143,28 @@ def test_the_url_says_which_small_maps_are_shown(monkeypatch, store, tmp_path, s
     test = open_page(monkeypatch, tmp_path / "run.h5", page="maps", url={"sheet": sheet, "at": "0"})
     assert said in text_of(test)
     assert sum("colours from" in line or "own scale" in line for line in text_of(test).splitlines()) == 1
+
+
+def test_the_heads_of_a_layer_are_small_maps_where_they_were_captured(monkeypatch, tmp_path, store):
+    with sd35h5.capture(make_pipeline(), tmp_path / "heads.h5", map_heads="all", map_steps="all") as generate:
+        generate("a red apple left of a cat", seed=0, **SMALL_CALL)
+    with open_store(tmp_path / "heads.h5") as opened:
+        tokens = maps.map_choices(opened, 0).loc[0, "map_tokens"]
+        each = maps.head_maps(opened, 0, tokens, 1)
+        assert each.dims == ("map_step", "head", "y", "x") and each.sizes["head"] == HEADS
+        mean = maps.token_maps(opened, 0, tokens).sel(layer=1)
+        np.testing.assert_allclose(each.mean("head"), mean, rtol=2e-3)
+        one, of_head = maps.cell_maps(opened, 0, tokens, 1, 0)
+        assert of_head
+        np.testing.assert_array_equal(one, each.sel(head=0))
+    url = {"sheet": "over heads", "layer": "1"}
+    said = text_of(open_page(monkeypatch, tmp_path / "heads.h5", page="maps", url=url))
+    assert f"step {STEPS - 1} · layer 1 · colours from" in said
+    url = {"sheet": "over heads"}
+    said = text_of(open_page(monkeypatch, tmp_path / "heads.h5", page="maps", url=url))
+    assert "choose a layer to see its heads" in said
+    without = open_page(monkeypatch, tmp_path / "run.h5", page="maps", url=url | {"layer": "1"})
+    assert (
+        "over heads"
+        not in next(one for one in without.get("button_group") if one.label == "Small maps").options
+    )

@@ -5,7 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import data, gate_rows, measured, panels, recipes, scatter_row
-from sd35h5.analysis import charts, compare, effects, gating, metrics, scales
+from sd35h5.analysis import charts, compare, effects, figures, gating, metrics, scales
 
 
 def pairing_of(view, other: data.Run) -> compare.Pairing:
@@ -27,12 +27,64 @@ def values_of(view, other: data.Run, pairing: compare.Pairing):
 def marked(view, name: str, sides: tuple, pairing: compare.Pairing) -> tuple[pd.DataFrame, int]:
     """Return the difference of every cell with a mark where it survives correction, and the number of prompts."""
     change = compare.difference(*sides)
-    other = next(run for run in view.others if run.name == name)
-    pairs = tuple(map(tuple, pairing.pairs[["reference_sample", "other_sample"]].to_numpy().tolist()))
-    key = (view.run, other, pairs, view.metric, view.target, view.branch, view.layers, view.heads, view.steps)
-    found = measured.surviving_cells(change, tuple(pairing.pairs["prompt_id"]), key)
+    found = measured.surviving_cells(
+        change, tuple(pairing.pairs["prompt_id"]), key_of(view, name, pairing, (view.layers, view.heads))
+    )
     frame = metrics.by_layer_head(change).merge(found[["layer", "head", "q"]], on=["layer", "head"])
     return frame.assign(marked=frame["q"] <= effects.SIGNIFICANT), int(found["prompts"].iloc[0])
+
+
+def key_of(view, name: str, pairing: compare.Pairing, where: tuple[tuple[int, ...], ...]) -> tuple:
+    """Return what a difference follows from: runs, pairs, metric, and the layers and heads of `where`."""
+    other = next(run for run in view.others if run.name == name)
+    pairs = tuple(map(tuple, pairing.pairs[["reference_sample", "other_sample"]].to_numpy().tolist()))
+    return (view.run, other, pairs, view.metric, view.target, view.branch, *where, view.steps)
+
+
+def changes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
+    """Draw how much changed, with intervals over prompts: in all, or at the clicked cell, and over the layers."""
+    whole, layers = [], []
+    for name, sides in pairs.items():
+        prompts = tuple(pairings[name].pairs["prompt_id"])
+        for into, here, where in (
+            (whole, tuple(_cell(view, side) for side in sides), view.looked_at),
+            (layers, sides, (view.layers, view.heads)),
+        ):
+            change = compare.difference(*here)
+            both = measured.change_effects(change, prompts, key_of(view, name, pairings[name], where))
+            into.append(both[0 if into is whole else 1].assign(run=name))
+    others = [run for run in view.others if run.name in pairs]
+    title = panels.METRIC_TITLES[view.metric]
+    left, right = st.columns(2)
+    with left:
+        where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
+        st.markdown(f"**How large the change is**{where}")
+        table = effects.standardised(pd.concat(whole))
+        figure = figures.effect_intervals(table.assign(measure=title))
+        code = recipes.compared_effect(view, others)
+        panels.chart(figure, "How large the change is", table, code)
+        st.caption(panels.plain(told_effects(table)))
+    with right:
+        st.markdown("**The change over the layers**")
+        table = pd.concat(layers)
+        figure = figures.effect_profile(table, f"change: {view.label}", brush="brush", height=300)
+        code = recipes.compared_layers(view, others)
+        panels.brushed(figure, "change", "The change over the layers", table, code, "layer")
+        st.caption(
+            f"band: {effects.LEVEL:.0%} interval over prompts, of {effects.MIN_PROMPTS} prompts or more"
+        )
+
+
+def told_effects(table: pd.DataFrame) -> str:
+    """Say each run's change with its interval, in the metric's own unit."""
+    said = []
+    for row in table.itertuples():
+        span = f" [{row.low:+.3g}, {row.high:+.3g}]" if row.low == row.low else ""
+        said.append(f"{row.run}: {row.mean_difference:+.3g}{span}, {row.prompts:.0f} prompts")
+    return (
+        "; ".join(said)
+        + f". The bar is the {effects.LEVEL:.0%} interval in standard deviations of the prompts."
+    )
 
 
 def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
@@ -209,6 +261,7 @@ def show(view) -> None:
 def side_by_side(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
     """Draw everything of the pairs that there are."""
     heatmaps(view, pairs, pairings)
+    changes(view, pairs, pairings)
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     left, right = st.columns(2)
     with left:

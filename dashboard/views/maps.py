@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import streamlit as st
+import xarray as xr
 
 from dashboard import address, data, map_pictures, map_rows, panels, recipes
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
@@ -122,8 +123,10 @@ def in_common(shown: list[Panel]) -> tuple[list[Panel], list[int]]:
 
 
 def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, scale) -> None:
-    """Draw the small multiples: over steps, over layers, or over words; only what is looked at is made."""
+    """Draw the small multiples: over steps, layers, heads or words; only what is looked at is made."""
     options = ["over steps", "over layers", "all words"]
+    if any(maps.HEAD_MAPS in data.store(one.run) for one in shown):
+        options.insert(2, "over heads")
     draw = partial(st.segmented_control, "Small maps", options, label_visibility="collapsed")
     over = address.choice(draw, "sheet", "sheet", options[0], address.one_of(options))
     at_step = [one.layers.sel(map_step=step) for one in shown]
@@ -143,11 +146,37 @@ def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, s
                 partial(map_pictures.sheet, one, each, look, layer_scale),
                 (step, look, layer_scale),
             )
+        elif over == "over heads":
+            each = heads_of(view, one, step, layer)
+            if not each:
+                continue
+            head_scale = look.scale(list(each.values()))
+            st.caption(
+                f"{name} · step {step} · layer {layer} · colours from {head_scale[0]:.3g} to {head_scale[1]:.3g}"
+            )
+            each = {title: values.values for title, values in each.items()}
+            make, settings = (
+                partial(map_pictures.sheet, one, each, look, head_scale),
+                (step, look, head_scale),
+            )
         else:
             st.caption(f"{name} · step {step} · each word on its own scale, written under it")
             make = partial(map_pictures.word_sheet, view.branch, one, step, layer, look)
             settings = (step, look)
         st.image(one.png(over, make, *settings))
+
+
+def heads_of(view, one: Panel, step: int, layer: int | None) -> dict[str, xr.DataArray]:
+    """Return the map of each head of the chosen layer at a step; say why there is none."""
+    name = panels.plain(one.run.name)
+    if layer is None:
+        st.caption(f"{name} · choose a layer to see its heads")
+        return {}
+    found = data.head_maps(one.run, one.sample, one.map_tokens, layer, view.branch)
+    if found is None:
+        st.caption(f"{name} · no maps of single heads of layer {layer}: capture them with --map_heads all")
+        return {}
+    return {f"head {int(at)}": found.sel(map_step=step, head=at) for at in found["head"].values}
 
 
 def told_objects(one: Panel, step: int) -> None:

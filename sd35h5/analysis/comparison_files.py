@@ -95,9 +95,7 @@ def _heatmaps(found: Comparison, unit: str) -> alt.TopLevelMixin:
 
 
 def _standardised(found: Comparison) -> pd.DataFrame:
-    table = found.overall.dropna(subset=["effect"]).copy()
-    spread = table["mean_difference"] / table["effect"]
-    table["low_effect"], table["high_effect"] = table["low"] / spread, table["high"] / spread
+    table = effects.standardised(found.overall.dropna(subset=["effect"]))
     table["measure"] = [MEASURES[name].title for name in table["measure"]]
     return table
 

@@ -32,8 +32,8 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
     "Causal runs": (images.altered_mass, images.image_rms, images.ssim, images.image_differences),
     "Over samples": (scatter.sample_values, scatter.correlations),
     "Paired comparison": (
-        effects.paired_effects, effects.overall_effect, effects.bootstrap_interval, effects.sign_flip_p,
-        effects.false_discovery,
+        effects.paired_effects, effects.layer_effects, effects.overall_effect, effects.bootstrap_interval,
+        effects.sign_flip_p, effects.false_discovery,
     ),
 }  # fmt: skip
 PARTS = ("Formula", "Units", "Source", "Caveat", "Args", "Returns")

@@ -77,6 +77,34 @@ def overall_effect(
     return effects(units, resamples, level, seed).iloc[0]
 
 
+def layer_effects(
+    difference: xr.DataArray,
+    prompts: Sequence[str],
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the same for the mean over the steps and heads of each layer.
+
+    Formula: as `paired_effects`, d_p being the mean over heads too; q: Benjamini–Hochberg over the layers.
+    Units: those of the metric; effect, p and q 1.  Source: the paired differences that are given.
+    Caveat: heads of a layer that rise and heads that fall cancel: look at the cells too.
+    Returns: layer, prompts, mean_difference, effect, low, high, p, q.
+    """
+    outer = [dim for dim in difference.dims if dim not in ("sample", "layer")]
+    means = finite_mean(difference, outer).transpose("sample", "layer")
+    units = prompt_means(means.values, prompts).to_numpy()
+    table = effects(units, resamples, level, seed)
+    table.insert(0, "layer", means["layer"].values.astype(int))
+    return table
+
+
+def standardised(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of effects with `low_effect` and `high_effect`: the interval in standard deviations."""
+    spread = table["mean_difference"] / table["effect"]
+    return table.assign(low_effect=table["low"] / spread, high_effect=table["high"] / spread)
+
+
 def effects(
     units: np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> pd.DataFrame:

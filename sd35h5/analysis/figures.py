@@ -202,6 +202,33 @@ def patch_heatmap(
     return scales.sized(chart, width, height or max(80, round(width * rows / columns)), title)
 
 
+def effect_profile(
+    frame: pd.DataFrame, label: str, *, brush: str | None = None, height: int = 300
+) -> alt.LayerChart:
+    """Draw what changed in each layer, a line a run, with its interval behind it and a line at no change.
+
+    Args: frame: columns run, layer, mean_difference, low, high, q; label: what a difference is.
+    """
+    runs = list(dict.fromkeys(frame["run"]))
+    base = alt.Chart(frame.rename(columns={"run": "series"})).encode(
+        x=alt.X(
+            "layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)
+        ),
+        color=scales.series_color(runs, scales.RUN_COLORS[1:]),
+    )
+    y = {"title": scales.wrapped(label), "axis": alt.Axis(labelExpr=scales.short_numbers())}
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22)).encode(
+        y=alt.Y("mean_difference:Q", **y),
+        tooltip=_tips("series", "layer", "mean_difference", "low", "high", "q"),
+    )
+    zero = alt.Chart(frame.head(1)).mark_rule(color="#7f7f7f", strokeDash=[3, 3]).encode(y=alt.YDatum(0))
+    layers = [line, zero]
+    if frame[["low", "high"]].notna().all(axis=1).any():
+        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
+    layers[0] = scales.brushed(layers[0], brush)
+    return scales.layered(layers, None, height)
+
+
 def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) -> alt.Chart:
     """Draw standardised effects (Cohen's d_z) of several measures, a row a measure and a colour a run.
 

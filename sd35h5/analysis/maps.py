@@ -15,7 +15,7 @@ from sd35h5.errors import StoreError
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
-MAPS = "maps/image_to_text"
+MAPS, HEAD_MAPS = "maps/image_to_text", "maps/image_to_text_per_head"
 #: words of prompts that name no thing: articles, places, colours, sizes, kinds of picture
 NO_THINGS = frozenset(
     "a an the of in on at to and or with by from for is are it its this that one two three four five some many "
@@ -96,6 +96,21 @@ def token_maps(
     return values.sum("map_token", skipna=False).transpose("map_step", "layer", "y", "x")
 
 
+def head_maps(
+    store: Store, sample: int, map_tokens: Sequence[int], layer: int, branch: str = "cond"
+) -> xr.DataArray | None:
+    """Return the map of a token, or the sum of several, of every head of a layer; None where they were not captured.
+
+    Units: 1 (share of the patch's attention, 0..1).  Source: maps/image_to_text_per_head (rounded, ≤ 0.05 %).
+    Returns: float32 (map_step, head, y, x).
+    """
+    if HEAD_MAPS not in store:
+        return None
+    where = {"sample": sample, "branch": branch, "map_token": list(map_tokens), "layer": layer}
+    values = store.read(HEAD_MAPS, **where).sum("map_token", skipna=False)
+    return values.transpose("map_step", "head", "y", "x") if np.isfinite(values.values).any() else None
+
+
 def cell_maps(
     store: Store, sample: int, map_tokens: Sequence[int], layer: int, head: int, branch: str = "cond"
 ) -> tuple[xr.DataArray, bool]:
@@ -104,12 +119,9 @@ def cell_maps(
     Units: 1 (share of the patch's attention, 0..1).  Source: maps/image_to_text_per_head, else maps/image_to_text.
     Returns: float32 (map_step, y, x), and whether it is of that head (else it is the mean over heads).
     """
-    name = f"{MAPS}_per_head"
-    if name in store:
-        where = {"sample": sample, "branch": branch, "map_token": list(map_tokens)}
-        values = store.read(name, layer=layer, head=head, **where).sum("map_token", skipna=False)
-        if np.isfinite(values.values).any():
-            return values.transpose("map_step", "y", "x"), True
+    of_heads = head_maps(store, sample, map_tokens, layer, branch)
+    if of_heads is not None:
+        return of_heads.sel(head=head, drop=True), True
     return token_maps(store, sample, map_tokens, branch).sel(layer=layer, drop=True), False
 
 
