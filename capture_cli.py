@@ -1,4 +1,4 @@
-"""Command line of a capture: flags -> CaptureConfig -> sd35h5.capturing.capture.run, and nothing else."""
+"""Command line of a capture: flags -> CaptureConfig -> Job -> printed or drawn, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from sd35h5.capturing.config import (
-    CaptureConfig,
-    Flag,
-    Text,
-    validate,
-)
 from sd35h5.errors import Sd35h5Error
-from sd35h5.weights.facts import read_facts
+from sd35h5.planning.options import CaptureConfig, Flag, Text
 
 DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The
 picture is the one that the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
@@ -80,23 +74,19 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _act(config: CaptureConfig, action: Action) -> int:
-    from sd35h5.capturing.budget import describe_choice, within_budget
-    from sd35h5.capturing.demo import demo_configs, run_demo
-    from sd35h5.capturing.plan import make_plan
+    from sd35h5.planning.demo import demo_configs, run_demo
+    from sd35h5.planning.describing import describe
+    from sd35h5.planning.job import make_job
 
     configs = demo_configs(config) if action.demo else [config]
-    for each in configs:  # before torch is imported: a wrong value is told at once
-        prompts, facts = validate(each), read_facts(each.model, offline_guess=action.dry_run)
-        chosen = within_budget(each, facts, len(prompts) * each.prompts.num_images)
-        make_plan(chosen, facts)  # refuses layers, heads and tokens that this model does not have
-        if action.dry_run:
-            print(describe_choice(chosen, facts, prompts))
+    jobs = [make_job(each, offline_guess=action.dry_run) for each in configs]  # before torch is imported
     if action.dry_run:
+        print("\n".join(map(describe, jobs)))
         return 0
     run, say = _load_capture()
-    stores = run_demo(configs, run, say) if action.demo else [run(config)]
+    stores = run_demo(jobs, run, say) if action.demo else [run(job) for job in jobs]
     if action.analyze:
-        from sd35h5.analysis.report import analyze
+        from sd35h5.reports.analyze import analyze
 
         for store in stores:
             folder = Path(action.analyze) / store.stem if action.demo else Path(action.analyze)
@@ -114,8 +104,8 @@ def _load_capture():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print("loading torch and diffusers …", file=sys.stderr)
-    from sd35h5.capturing.capture import run
     from sd35h5.capturing.progress import say
+    from sd35h5.capturing.run_job import run
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

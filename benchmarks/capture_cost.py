@@ -29,15 +29,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from capture_checks import attentions, largest_errors, same_to_the_bit
-from capture_runs import Bench, Row, Run, resident_bytes
-from machine import RESULTS, machine
-from rivals import ATTENTION_MAP_DIFFUSERS, attention_map_diffusers, eager
-from shapes import SHAPES
+from parts.capture_checks import attentions, largest_errors, same_to_the_bit
+from parts.capture_runs import Bench, Row, Run, resident_bytes
+from parts.machine import RESULTS, machine
+from parts.rivals import ATTENTION_MAP_DIFFUSERS, attention_map_diffusers, eager
+from parts.shapes import SHAPES
 
 import sd35h5
-from sd35h5.capturing.reducer import reducer_for
-from sd35h5.store.drain import half_of_the_cores
+from sd35h5.measuring.reducer import reducer_for
+from sd35h5.store.bounded_queue import half_of_the_cores
 
 PACKAGES = ("torch", "triton", "diffusers", "numpy", "h5py", "isal", "attention-map-diffusers")
 SHORT = "a red apple left of a cat"

@@ -30,18 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from capture_cost import PACKAGES, gpu
-from coverage_cases import CASES, Case
 from diffusers import StableDiffusion3Pipeline
-from machine import RESULTS, machine
-from shapes import SHAPES, Shape, make_pipeline, small
+from parts.coverage_cases import CASES, Case
+from parts.machine import RESULTS, machine
+from parts.shapes import SHAPES, Shape, make_pipeline, small
 from torch import Tensor, nn
 
 import sd35h5
 from sd35h5.capturing.encoder_masks import masked_encoders
-from sd35h5.capturing.pipelines import offload
+from sd35h5.capturing.pipeline import offload
 from sd35h5.errors import CaptureError
 from sd35h5.gates.choice import choose_gates, put_gates
-from sd35h5.gates.options import GateOptions
+from sd35h5.gates.gate_options import GateOptions
 
 PROMPTS = ("a red apple left of a cat", "a drawing of an umbrella and a banana")
 TIERS = {

@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from machine import RESULTS, machine
-from session import Session
-from synthetic import SIZES, make_run
-from visits import CELLS, PAGES, browser, changes, children, first_chart, peak_mb, seen, server, settle
+from parts.machine import RESULTS, machine
+from parts.synthetic import SIZES, make_run
+from parts.visitor import Session
+from parts.visits import CELLS, PAGES, browser, changes, children, first_chart, peak_mb, seen, server, settle
 
 LIMITS = {  # what issue 7 asks for: name -> (limit, unit, what)
     "warm_s": (2.5, "s", "first chart, new browser, warm server"),

@@ -29,13 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from machine import RESULTS, machine
+from parts.machine import RESULTS, machine
 
 import sd35h5
-from sd35h5.capturing.config import Model, Sampling
-from sd35h5.capturing.demo import VARIANTS
-from sd35h5.capturing.pipelines import load
-from sd35h5.weights.facts import read_facts
+from sd35h5.capturing.pipeline import load
+from sd35h5.planning.demo import VARIANTS
+from sd35h5.planning.options import Model, Sampling
+from sd35h5.weights.model_facts import read_facts
 
 PROMPT = "a red apple left of a cat on a blue background"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "h5py")

@@ -27,14 +27,15 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import pandas as pd
 import torch
-from machine import RESULTS, machine
+from parts.machine import RESULTS, machine
 
 import sd35h5
-from sd35h5.analysis import compare, effects
-from sd35h5.analysis.images import image_differences
-from sd35h5.capturing.config import Model, Sampling
-from sd35h5.capturing.pipelines import load
-from sd35h5.weights.facts import read_facts
+from sd35h5 import compare
+from sd35h5.capturing.pipeline import load
+from sd35h5.comparing import effects
+from sd35h5.comparing.picture_distance import image_differences
+from sd35h5.planning.options import Model, Sampling
+from sd35h5.weights.model_facts import read_facts
 
 KEYS = {"clip_bos": "the start token", "t5_pad": "the T5 pads", "top:1": "each head's heaviest key"}
 CONTROL = "random:0"

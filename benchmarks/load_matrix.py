@@ -36,16 +36,16 @@ import weights
 from demo_cost import PACKAGES
 from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-from machine import RESULTS, machine
+from parts.machine import RESULTS, machine
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sd35h5.capturing.config import Model
-from sd35h5.capturing.pipelines import quiet
+from sd35h5.capturing.pipeline import quiet
 from sd35h5.errors import Sd35h5Error
-from sd35h5.gates.files import make_gates
 from sd35h5.gates.forms import fuse_gates, separate_gates
+from sd35h5.gates.gate_files import make_gates
 from sd35h5.gates.modules import build_gates, install_gates, save_gates
+from sd35h5.planning.options import Model
 from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS
 from sd35h5.weights.loading import load_part, split_gates
 from sd35h5.weights.sources import OPTIONS, Part, find_part

@@ -27,15 +27,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np
 import torch
-from brute_force import BRANCHES, TOP, WORD, Sample, kinds_there, truths
-from conftest import HEIGHT, T5_TOKENS, WIDTH
-from keeping import Kept, keep, stacked
-from random_models import models
+from making.pipelines import HEIGHT, T5_TOKENS, WIDTH
+from parts.brute_force import BRANCHES, TOP, WORD, Sample, kinds_there, truths
+from parts.keeping import Kept, keep, stacked
+from parts.random_models import models
 
 import sd35h5
-from sd35h5 import open_store
-from sd35h5.analysis import gating, metrics, patches, sinks, topkeys
-from sd35h5.analysis.targets import Target
+from sd35h5 import metrics, open_store
+from sd35h5.metrics import gate_statistics, heaviest_keys, patch_masses, sink_rates
+from sd35h5.metrics.targets import Target
 
 PROMPTS = ("a red apple left of a cat", "a dog on a green background")
 CALL = {
@@ -66,9 +66,9 @@ def of_text(store, one: list[int]) -> dict:
         "entropy": metrics.entropy(store, samples=one),
         "entropy, uncond, text queries": metrics.entropy(store, "uncond", "text", one),
         "branch_contrast": metrics.branch_contrast(store, samples=one),
-        "is_sink at 1.5 × uniform": sinks.is_sink(store, samples=one, times_uniform=1.5),
-        "sink_curve": sinks.sink_curve(mass, ["one"])["mean"].to_numpy(),
-        "gini": sinks.gini(store, samples=one),
+        "is_sink at 1.5 × uniform": sink_rates.is_sink(store, samples=one, times_uniform=1.5),
+        "sink_curve": sink_rates.sink_curve(mass, ["one"])["mean"].to_numpy(),
+        "gini": sink_rates.gini(store, samples=one),
     }
     if metrics.target_positions(store, apple, "cond", one[0]).size:
         found[f"first_token_mean, word “{WORD}”"] = metrics.first_token_mean(store, apple, samples=one)
@@ -77,23 +77,28 @@ def of_text(store, one: list[int]) -> dict:
 
 def of_heaviest(store, one: list[int], kinds: list[str]) -> dict:
     """Return the numbers of the heaviest keys, and of patches in the joint attention."""
-    keys = topkeys.top_keys(store, samples=one)
+    keys = heaviest_keys.top_keys(store, samples=one)
     return {
-        "top_mass, 1": sinks.top_mass(store, 1, samples=one),
-        "top_mass, 5": sinks.top_mass(store, 5, samples=one),
+        "top_mass, 1": sink_rates.top_mass(store, 1, samples=one),
+        "top_mass, 5": sink_rates.top_mass(store, 5, samples=one),
         "top_keys, mass of those named": keys["mass"],
-        "value_norm_ratio": topkeys.value_norm_ratio(keys),
-        "contribution": gating.contribution(keys),
-        "kind_shares": topkeys.kind_shares(keys, TOP).set_index("kind")["share"][kinds].to_numpy(),
-        "patch_shares": topkeys.patch_shares(keys, TOP)["share"].to_numpy(),
-        "stability over steps": topkeys.stability(keys, "top_step", 5),
+        "value_norm_ratio": heaviest_keys.value_norm_ratio(keys),
+        "contribution": gate_statistics.contribution(keys),
+        "kind_shares": heaviest_keys.kind_shares(keys, TOP).set_index("kind")["share"][kinds].to_numpy(),
+        "patch_shares": heaviest_keys.patch_shares(keys, TOP)["share"].to_numpy(),
+        "stability over steps": heaviest_keys.stability(keys, "top_step", 5),
         **of_patches(store, one, "joint"),
     }
 
 
 def of_patches(store, one: list[int], attention: str) -> dict:
     """Return the numbers over image keys of either attention."""
-    functions = (patches.entropy_all, patches.patch_top, patches.patch_gini, patches.border_share)
+    functions = (
+        patch_masses.entropy_all,
+        patch_masses.patch_top,
+        patch_masses.patch_gini,
+        patch_masses.border_share,
+    )
     return {each.__name__: each(store, samples=one, attention=attention) for each in functions}
 
 
@@ -101,35 +106,39 @@ def of_second(store, one: list[int]) -> dict:
     """Return the numbers of the second attention; what no function of the library gives, as the store has it."""
     read = {"sample": one, "branch": "cond", "query": "image"}
     found = of_patches(store, one, "attn2") | {
-        "top_mass, 1": sinks.top_mass(store, 1, samples=one, attention="attn2"),
-        "top_mass, 5": sinks.top_mass(store, 5, samples=one, attention="attn2"),
+        "top_mass, 1": sink_rates.top_mass(store, 1, samples=one, attention="attn2"),
+        "top_mass, 5": sink_rates.top_mass(store, 5, samples=one, attention="attn2"),
         "mass of the keys named": store.read("attn2/top_mass", **read),
         "value norm of the keys named": store.read("attn2/top_value_norm", **read),
     }
-    if "attn2" in gating.gated_streams(store):
+    if "attn2" in gate_statistics.gated_streams(store):
         found["contribution after the gate"] = store.read("attn2/contribution", **read)
     return {f"attn2: {name}": values for name, values in found.items()}
 
 
 def of_gates(store, one: list[int], kinds: list[str]) -> dict:
     """Return the numbers of the gates; branches and statistics side by side."""
-    keys = topkeys.top_keys(store, samples=one)
+    keys = heaviest_keys.top_keys(store, samples=one)
     added = store.read("gates/contribution", sample=one, branch="cond", query="image")
-    shares = gating.contribution_shares(keys, added).set_index("kind").reindex(kinds, fill_value=0)
-    by_branch = [gating.group_gates(store, branch, one).values[0] for branch in BRANCHES]
+    shares = gate_statistics.contribution_shares(keys, added).set_index("kind").reindex(kinds, fill_value=0)
+    by_branch = [gate_statistics.group_gates(store, branch, one).values[0] for branch in BRANCHES]
     found = {
         "group_gates": np.stack(by_branch, 3),
-        "contribution after the gate": gating.contribution(keys, gating.gate_statistic(store, samples=one)),
+        "contribution after the gate": gate_statistics.contribution(
+            keys, gate_statistics.gate_statistic(store, samples=one)
+        ),
         "contribution after the gate, as stored": added,
         "contribution_shares": shares[["mass", "added"]].to_numpy(),
     }
-    for query in gating.gated_streams(store):
+    for query in gate_statistics.gated_streams(store):
         each = [
-            [gating.gate_statistic(store, name, branch, query, one).values[0] for branch in BRANCHES]
-            for name in gating.STATISTICS
+            [gate_statistics.gate_statistic(store, name, branch, query, one).values[0] for branch in BRANCHES]
+            for name in gate_statistics.GATE_STATISTICS
         ]
         found[f"gate_statistic, {query}"] = np.moveaxis(np.array(each), (0, 1), (-1, 2))
-        heads = gating.gate_heads(store, "cond", query, one)[[*gating.STATISTICS]].to_numpy()
+        heads = gate_statistics.gate_heads(store, "cond", query, one)[
+            [*gate_statistics.GATE_STATISTICS]
+        ].to_numpy()
         found[f"gate_heads, {query}"] = heads.reshape(store.sizes["layer"], store.sizes["head"], -1)
     return found
 
@@ -139,7 +148,7 @@ def stored(store, index: int, kinds: list[str]) -> dict[str, np.ndarray]:
     found = of_text(store, [index]) | of_heaviest(store, [index], kinds)
     if "attn2/top_mass" in store:
         found |= of_second(store, [index])
-    if gating.gated_streams(store):
+    if gate_statistics.gated_streams(store):
         found |= of_gates(store, [index], kinds)
     of_sample = {name: values.values[0] for name, values in found.items() if hasattr(values, "dims")}
     return {name: np.asarray(values, float) for name, values in (found | of_sample).items()}
@@ -151,7 +160,7 @@ def stored(store, index: int, kinds: list[str]) -> dict[str, np.ndarray]:
 def named_keys(store, index: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the heaviest keys as the store names them, text keys first, and those of attn2: int (step, layer, head,
     rank)."""
-    keys = topkeys.top_keys(store, samples=[index]).isel(sample=0)
+    keys = heaviest_keys.top_keys(store, samples=[index]).isel(sample=0)
     named = (keys["index"] + store.sizes["token"] * (keys["stream"] == 0)).values.astype(int)
     if "attn2/top_index" not in store:
         return named, None

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import streamlit as st
 
-from sd35h5.analysis import metrics
-from sd35h5.analysis.targets import parse_target
+from sd35h5 import metrics
 from sd35h5.errors import Sd35h5Error
+from sd35h5.metrics.targets import parse_target
 
 T = TypeVar("T")
 NONE = "-"  # an empty list: browsers and servers drop names without a value

@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # streamlit puts dashboard/ there, not the checkout
     sys.path.insert(0, str(ROOT))
 
-from dashboard import finding, process  # noqa: E402
+from dashboard import run_list, server_process  # noqa: E402
 
-process.return_memory()
+server_process.return_memory()
 st.set_page_config(page_title="sd35h5", page_icon=":material/visibility:", layout="wide")
 # the first visitor waits for the libraries and for the check of the files, which other processes do: for both at once
 libraries = Thread(target=import_module, args=("dashboard.exports",))
 libraries.start()
-found = finding.find(tuple(sys.argv[1:]), ROOT)
+found = run_list.find(tuple(sys.argv[1:]), ROOT)
 libraries.join()
 
 from dashboard import exports, sidebar  # noqa: E402
@@ -38,4 +38,4 @@ st.session_state["found"] = found
 st.session_state["view"] = sidebar.choose(found.runs)
 page.run()
 exports.offer(page.title)
-process.leave_libraries_alone()
+server_process.leave_libraries_alone()

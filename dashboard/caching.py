@@ -24,7 +24,7 @@ class Kept:
     """Values by key, each as its pickle: its bytes are then known, and no page can change what another gets.
 
     Arrays come back read-only and are not copied. What is unpickled was pickled by this process; readers of
-    files send none (sd35h5.store.readers).
+    files send none (sd35h5.store.processes.reader_pool).
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:

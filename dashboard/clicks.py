@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from dashboard import data
-from sd35h5.analysis import metrics
-from sd35h5.analysis.targets import PADS
-
-if TYPE_CHECKING:
-    from dashboard.sidebar import View
+from dashboard import cached_reads
+from dashboard.selection import View
+from sd35h5 import metrics
+from sd35h5.metrics.targets import PADS
 
 
 def chart_key(name: str) -> str:
@@ -59,7 +56,7 @@ def remember_range(key: str, along: str) -> None:
 def remember_token(view: View, key: str) -> None:
     """Make the clicked token the token of all pages."""
     clicked = st.session_state[key]["selection"].get("token") or []
-    table = data.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
+    table = cached_reads.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
     if clicked and int(clicked[0]["token"]) in table.index:
         token = table.loc[int(clicked[0]["token"])].to_dict()
         st.session_state["target"] = target_of(token, len(st.session_state["view"].samples))
@@ -76,7 +73,7 @@ def target_of(token: dict, samples: int) -> metrics.Target:
     return metrics.Target("token", int(token["token"]))
 
 
-def remember_sample(run: data.Run, key: str) -> None:
+def remember_sample(run: cached_reads.Run, key: str) -> None:
     """Make the clicked sample of a run the shown sample of all pages."""
     clicked = st.session_state[key]["selection"].get("sample") or []
     if clicked and int(clicked[0]["sample"]) in st.session_state["view"].samples:
@@ -108,6 +105,6 @@ def _begin_charts_anew() -> None:
 def _choose_between(name: str, places: list[int]) -> None:
     """Set the sidebar's range of that name, whatever its size, to hold these positions."""
     view = st.session_state["view"]
-    size = data.store(view.run).sizes[name.removesuffix("s")]
+    size = cached_reads.store(view.run).sizes[name.removesuffix("s")]
     if size > 1:
         st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))

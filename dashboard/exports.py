@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import panels, sidebar
-from sd35h5.analysis import view_html
-from sd35h5.analysis.report import safe_name
+from dashboard import panels
+from dashboard.selection import View
+from sd35h5.reports import view_page
+from sd35h5.reports.output_files import safe_name
 
 OPEN = "exports"  # key of whether they are asked for
 
@@ -16,7 +17,7 @@ def offer(title: str) -> None:
 
     Streamlit's highlighter of Python takes a browser half a second to load, which a first chart would wait for.
     """
-    shown: list[view_html.Shown] = st.session_state.get("shown", [])
+    shown: list[view_page.Shown] = st.session_state.get("shown", [])
     view = st.session_state["view"]
     if not shown or view is None:
         return
@@ -28,7 +29,7 @@ def offer(title: str) -> None:
             _draw(title, view, shown)
 
 
-def _draw(title: str, view: sidebar.View, shown: list[view_html.Shown]) -> None:
+def _draw(title: str, view: View, shown: list[view_page.Shown]) -> None:
     """Draw the choice of a figure, its buttons and its Python."""
     place = st.selectbox(
         "Figure",
@@ -40,12 +41,12 @@ def _draw(title: str, view: sidebar.View, shown: list[view_html.Shown]) -> None:
     columns = st.columns(4)
     _button(columns[0], "CSV", f"{name}.csv", lambda: one.table.to_csv(index=False), "text/csv")
     if one.figure is not None:
-        _button(columns[1], "PNG", f"{name}.png", lambda: view_html.png(one), "image/png")
+        _button(columns[1], "PNG", f"{name}.png", lambda: view_page.png(one), "image/png")
     if one.figure is not None and not isinstance(one.figure, bytes):
-        _button(columns[2], "SVG", f"{name}.svg", lambda: view_html.svg(one), "image/svg+xml")
+        _button(columns[2], "SVG", f"{name}.svg", lambda: view_page.svg(one), "image/svg+xml")
     about = f"{view.run.name} · {panels.about(view)}"
     whole = f"{safe_name(view.run.name)}-{safe_name(title)}.html"
-    _button(columns[3], "Whole view as HTML", whole, lambda: view_html.page(title, about, shown), "text/html")
+    _button(columns[3], "Whole view as HTML", whole, lambda: view_page.page(title, about, shown), "text/html")
     if one.code:
         st.code(one.code, language="python")
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from dashboard import data
+from dashboard import cached_reads
 from dashboard.caching import made_once
-from sd35h5.analysis import map_figures, maps, pictures
+from sd35h5.figures import map_charts, overlays
+from sd35h5.metrics import attention_maps
 
 SHEET_WIDTH = 900  # pixels
 ACROSS = 8
@@ -27,7 +28,7 @@ class Panel:
     """One run's pictures: its image at two sizes, the chosen word's maps (map_step, y, x), and those of each
     layer; its true objects with `chosen` where the word names them, no rows where they are not asked for."""
 
-    run: data.Run
+    run: cached_reads.Run
     sample: int
     image: np.ndarray | None
     small: np.ndarray | None
@@ -38,16 +39,16 @@ class Panel:
     chosen: tuple[Hashable, ...]  # what `values` and `objects` follow from besides run, sample and tokens
 
     def png(
-        self, name: str, make: Callable[[], np.ndarray | pictures.Image.Image], *settings: Hashable
+        self, name: str, make: Callable[[], np.ndarray | overlays.Image.Image], *settings: Hashable
     ) -> bytes:
         """Return a picture of this panel as PNG, made once for equal settings."""
         key = ("map picture", name, self.run, self.sample, self.map_tokens, self.chosen, *settings)
-        return made_once(key, lambda: pictures.png(make()))
+        return made_once(key, lambda: overlays.png(make()))
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the panel's picture."""
-        return self.image.shape[:2] if self.image is not None else maps.picture_shape(self.values)
+        return self.image.shape[:2] if self.image is not None else attention_maps.picture_shape(self.values)
 
     @property
     def drawn_objects(self) -> pd.DataFrame:
@@ -58,7 +59,10 @@ class Panel:
         """Return the picture with the boxes of the true objects."""
         if self.drawn_objects.empty:
             return picture
-        height, width = data.store(self.run).sizes["pixel_y"], data.store(self.run).sizes["pixel_x"]
+        height, width = (
+            cached_reads.store(self.run).sizes["pixel_y"],
+            cached_reads.store(self.run).sizes["pixel_x"],
+        )
         boxes = [
             (
                 (one.left / width, one.top / height, one.right / width, one.bottom / height),
@@ -67,7 +71,7 @@ class Panel:
             )
             for one in self.drawn_objects.itertuples(index=False)
         ]
-        return pictures.boxed(picture, boxes)
+        return overlays.boxed(picture, boxes)
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ def overlaid(
     low, high = scale
     image = one.small if small else one.image
     if image is None:
-        return pictures.map_picture(values, one.shape, low=low, high=high, smooth=look.smooth)
-    return pictures.overlay(image, values, opacity=look.opacity, low=low, high=high, smooth=look.smooth)
+        return overlays.map_picture(values, one.shape, low=low, high=high, smooth=look.smooth)
+    return overlays.overlay(image, values, opacity=look.opacity, low=low, high=high, smooth=look.smooth)
 
 
 def still(one: Panel, step: int, look: Look, scale: tuple[float, float]) -> np.ndarray:
@@ -112,7 +116,7 @@ def still(one: Panel, step: int, look: Look, scale: tuple[float, float]) -> np.n
 def chart(one: Panel, step: int, scale: tuple[float, float], beside: int):
     """Return the map alone as a chart whose cells tell their values; `beside`: how many panels share the row."""
     low, high = scale
-    return map_figures.map_heatmap(
+    return map_charts.map_heatmap(
         one.values.sel(map_step=step, drop=True),
         "value",
         domain=(low, high if high > low else low + 1e-9),
@@ -123,7 +127,7 @@ def chart(one: Panel, step: int, scale: tuple[float, float], beside: int):
 
 def sheet(
     one: Panel, named: dict[str, np.ndarray], look: Look, scale: tuple[float, float]
-) -> pictures.Image.Image:
+) -> overlays.Image.Image:
     """Return a contact sheet of these maps, as wide as the page at 1280 pixels; those without a value are left
     out."""
     there = {name: values for name, values in named.items() if np.isfinite(values).any()}
@@ -132,12 +136,12 @@ def sheet(
     )
 
 
-def word_sheet(branch: str, one: Panel, step: int, layer: int | None, look: Look) -> pictures.Image.Image:
+def word_sheet(branch: str, one: Panel, step: int, layer: int | None, look: Look) -> overlays.Image.Image:
     """Return a tile a word at one step, each on its own colour scale, whose ends are written under it."""
     tiles, labels = [], []
-    table = data.map_choices(one.run, one.sample, branch)
+    table = cached_reads.map_choices(one.run, one.sample, branch)
     for row in table[table["kind"] != "piece"].to_dict("records"):
-        values = data.token_maps(one.run, one.sample, row["map_tokens"], branch).sel(map_step=step)
+        values = cached_reads.token_maps(one.run, one.sample, row["map_tokens"], branch).sel(map_step=step)
         values = values.mean("layer", skipna=True) if layer is None else values.sel(layer=layer)
         scale = look.scale([values])
         tiles.append(overlaid(one, values.values, look, scale, small=True))
@@ -145,8 +149,8 @@ def word_sheet(branch: str, one: Panel, step: int, layer: int | None, look: Look
     return tiled(one, tiles, labels)
 
 
-def tiled(one: Panel, tiles: list[np.ndarray], labels: list[str]) -> pictures.Image.Image:
+def tiled(one: Panel, tiles: list[np.ndarray], labels: list[str]) -> overlays.Image.Image:
     """Return the tiles as a contact sheet: at most ACROSS in a row."""
     columns = min(ACROSS, max(4, len(tiles)))
-    tile = maps.fit(one.shape, SHEET_WIDTH // columns - 8)
-    return pictures.sheet(tiles, labels, columns=columns, size=tile, clear=True)
+    tile = attention_maps.fit(one.shape, SHEET_WIDTH // columns - 8)
+    return overlays.sheet(tiles, labels, columns=columns, size=tile, clear=True)

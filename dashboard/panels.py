@@ -11,11 +11,12 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, clicks, data, sidebar
-from dashboard.data import plain
-from sd35h5.analysis import metrics
-from sd35h5.analysis.measures import MEASURES
-from sd35h5.analysis.view_html import Shown
+from dashboard import address, cached_reads, clicks
+from dashboard.cached_reads import plain
+from dashboard.selection import View
+from sd35h5 import metrics
+from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.reports.view_page import Shown
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
@@ -30,7 +31,7 @@ NOTHING = (
 )
 
 
-def current(open_refused: bool = False) -> sidebar.View:
+def current(open_refused: bool = False) -> View:
     """Return what the sidebar says; without a run, say what to do and end the page."""
     st.html(STYLE)
     st.session_state["shown"] = []
@@ -112,7 +113,7 @@ def brushed(
     )  # fmt: skip
 
 
-def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str) -> None:
+def tokens(view: View, figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str) -> None:
     """Draw a prompt's chips; a clicked one becomes the token of all pages."""
     keep(Shown("Tokens of the prompt", figure, table, code))
     key = f"{name}-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
@@ -123,7 +124,7 @@ def tokens(view: sidebar.View, figure: alt.TopLevelMixin, name: str, table: pd.D
 
 
 def points(
-    view: sidebar.View, figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str
+    view: View, figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str
 ) -> None:
     """Draw a scatter of samples; a clicked one becomes the shown sample of all pages."""
     keep(Shown(name, figure, table, code))
@@ -146,7 +147,7 @@ def choose_x() -> str:
     return address.choice(draw, "x", "x", "step", address.one_of(options))
 
 
-def about(view: sidebar.View, one: bool = False) -> str:
+def about(view: View, one: bool = False) -> str:
     """Say in a line which part of the run the numbers are means over; `one` where they are of the shown sample only."""
 
     def span(name: str, places: tuple[int, ...]) -> str:
@@ -165,19 +166,19 @@ METRIC_TITLES = {name: one.title for name, one in MEASURES.items()} | {
 }
 
 
-def prompt(run: data.Run, sample: int) -> str:
+def prompt(run: cached_reads.Run, sample: int) -> str:
     """Return the prompt of a sample."""
-    return str(data.samples(run).set_index("sample")["prompt"][sample])
+    return str(cached_reads.samples(run).set_index("sample")["prompt"][sample])
 
 
-def patches(run: data.Run) -> int:
+def patches(run: cached_reads.Run) -> int:
     """Return the number of image keys of a run, 0 when nothing in the file tells: the image's pixels ÷ 16 ×
     16."""
-    sizes = data.store(run).sizes
+    sizes = cached_reads.store(run).sizes
     return (sizes.get("pixel_y", 0) // 16) * (sizes.get("pixel_x", 0) // 16)
 
 
-def tall(view: sidebar.View, height: int) -> int:
+def tall(view: View, height: int) -> int:
     """Return the height of a heatmap: more for many heads, so that a cell can still be hit."""
     return height if len(view.heads) <= 16 else round(height * 1.4)
 

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dashboard import data
-from dashboard.sidebar import View
-from sd35h5.analysis import metrics
+from dashboard import cached_reads
+from dashboard.selection import View
+from sd35h5 import metrics
 
-IMPORTS = "import sd35h5\nfrom sd35h5.analysis import {}\n\nstore = sd35h5.open_store({!r})\n"
+IMPORTS = "import sd35h5\nfrom sd35h5 import {}\n\nstore = sd35h5.open_store({!r})\n"
 
 
-def opened(run: data.Run, *modules: str) -> str:
+def opened(run: cached_reads.Run, *modules: str) -> str:
     """Return the imports and the opening of the run, called by its file's name."""
     return IMPORTS.format(", ".join(modules or ("metrics",)), Path(run.path).name)
 
 
-def opened_for(view: View, *modules: str) -> str:
-    """Return the same with what `values` needs to read the chosen metric."""
-    needed = {"metrics", *modules} | ({"measures"} if view.metric not in metrics.METRICS else set())
-    return opened(view.run, *sorted(needed))
-
-
 def within(view: View, at_cell: bool = True, dims: tuple[str, ...] = ("step", "layer", "head")) -> str:
     """Return `.isel(…)` of the chosen ranges and the clicked cell, "" where everything is chosen."""
-    sizes = data.store(view.run).sizes
+    sizes = cached_reads.store(view.run).sizes
     places = {"step": view.steps, "layer": view.layers, "head": view.heads}
     if at_cell and view.cell is not None:
         places |= {"layer": (view.cell[0],), "head": (view.cell[1],)}
@@ -44,7 +38,7 @@ def span(places: tuple[int, ...]) -> str:
 def samples(view: View, chosen: tuple[int, ...] | None = None) -> str:
     """Return the chosen samples as an argument, None for all."""
     chosen = view.samples if chosen is None else chosen
-    return repr(list(chosen)) if len(chosen) < data.store(view.run).sizes["sample"] else "None"
+    return repr(list(chosen)) if len(chosen) < cached_reads.store(view.run).sizes["sample"] else "None"
 
 
 def prompts(chosen: tuple[int, ...]) -> str:
@@ -68,7 +62,7 @@ def values(view: View, at_cell: bool = True, name: str | None = None) -> str:
 
 def steps(view: View) -> str:
     """Return `.sel(step=…)` of the chosen steps by their index: some metrics were captured at a part of them."""
-    if len(view.steps) == data.store(view.run).sizes["step"]:
+    if len(view.steps) == cached_reads.store(view.run).sizes["step"]:
         return ""
     return f".sel(step=slice({view.steps[0]}, {view.steps[-1]}))"
 

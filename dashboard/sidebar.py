@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import streamlit as st
-import xarray as xr
 
-from dashboard import address, clicks, data
-from sd35h5.analysis import means, metrics
-from sd35h5.analysis.measures import MEASURES
-from sd35h5.analysis.targets import PADS
+from dashboard import address, cached_reads, clicks
+from dashboard.selection import View
+from sd35h5 import metrics
+from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.metrics.targets import PADS
 from sd35h5.store.schema import GROUPS
 
 METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
@@ -21,43 +19,7 @@ METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
 AGAINST_TEXT = ("first_token_share", "text_mass_fraction")  # of which the image is no part
 
 
-@dataclass(frozen=True)
-class View:
-    """What is chosen: everything a page needs to draw. Positions are 0-based; ranges hold every chosen
-    position."""
-
-    run: data.Run
-    others: tuple[data.Run, ...]
-    samples: tuple[int, ...]
-    sample: int
-    branch: str
-    target: metrics.Target
-    metric: str
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    steps: tuple[int, ...]
-    cell: tuple[int, int] | None
-
-    @property
-    def label(self) -> str:
-        """What the metric is, with its unit."""
-        return metrics.LABELS.get(self.metric, MEASURES[self.metric].label)
-
-    @property
-    def looked_at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Layers and heads of the numbers: the clicked cell's, or all chosen ones when none is."""
-        return (self.layers, self.heads) if self.cell is None else ((self.cell[0],), (self.cell[1],))
-
-    def within(self, values: xr.DataArray) -> xr.DataArray:
-        """Return the values of the chosen layers, heads and steps."""
-        return means.within(values, self.layers, self.heads, self.steps)
-
-    def at_cell(self, values: xr.DataArray) -> xr.DataArray:
-        """Return the values of the clicked cell, or of all chosen layers and heads when none is."""
-        return means.within(values, *self.looked_at, self.steps)
-
-
-def choose(runs: tuple[data.Run, ...]) -> View | None:
+def choose(runs: tuple[cached_reads.Run, ...]) -> View | None:
     """Draw the sidebar and return what is chosen, which the URL then says; None when there is no run."""
     address.open_tab()
     if not runs:
@@ -70,7 +32,7 @@ def choose(runs: tuple[data.Run, ...]) -> View | None:
             st.session_state["run"] = first
         run = by_name[st.selectbox("Run", list(by_name), key="run")]
         others = _choose_others(run, by_name)
-        with data.sentence(run):
+        with cached_reads.sentence(run):
             view = _choose_within(run, others)
             _write_address(view, first)
             if sentence := address.refused():
@@ -79,7 +41,9 @@ def choose(runs: tuple[data.Run, ...]) -> View | None:
     return None
 
 
-def _choose_others(run: data.Run, by_name: dict[str, data.Run]) -> tuple[data.Run, ...]:
+def _choose_others(
+    run: cached_reads.Run, by_name: dict[str, cached_reads.Run]
+) -> tuple[cached_reads.Run, ...]:
     rest = [name for name in by_name if name != run.name]
     if not rest:
         return ()
@@ -92,18 +56,18 @@ def _choose_others(run: data.Run, by_name: dict[str, data.Run]) -> tuple[data.Ru
     return tuple(by_name[name] for name in chosen)
 
 
-def _comparable(run: data.Run, by_name: dict[str, data.Run], rest: list[str]) -> list[str]:
+def _comparable(run: cached_reads.Run, by_name: dict[str, cached_reads.Run], rest: list[str]) -> list[str]:
     """Return the runs that pair with this one, at most three: a fresh start shows them side by side."""
     paired = []
     for name in rest:
-        with data.sentence(run, by_name[name]):
-            if len(data.pairing(run, by_name[name]).pairs):
+        with cached_reads.sentence(run, by_name[name]):
+            if len(cached_reads.pairing(run, by_name[name]).pairs):
                 paired.append(name)
     return paired[:3]
 
 
-def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
-    sizes = data.store(run).sizes
+def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) -> View:
+    sizes = cached_reads.store(run).sizes
     chosen, sample = _choose_samples(run)
     branch = _choose_branch(run)
     target = _choose_target(run, chosen, sample, branch)
@@ -131,9 +95,9 @@ def _choose_within(run: data.Run, others: tuple[data.Run, ...]) -> View:
     return View(run, others, chosen, sample, branch, target, metric, *ranges, cell)
 
 
-def _choose_metric(run: data.Run, target: metrics.Target) -> str:
+def _choose_metric(run: cached_reads.Run, target: metrics.Target) -> str:
     """Offer the metrics that the file holds; the choice stays from run to run where the other holds it too."""
-    missing = data.absent_metrics(run)
+    missing = cached_reads.absent_metrics(run)
     if target == metrics.Target("group", "image"):
         missing = {*missing, *AGAINST_TEXT}
     allowed = [name for name in METRIC_NAMES if name not in missing]
@@ -147,9 +111,9 @@ def _choose_metric(run: data.Run, target: metrics.Target) -> str:
     return st.session_state["metric"]
 
 
-def _choose_samples(run: data.Run) -> tuple[tuple[int, ...], int]:
+def _choose_samples(run: cached_reads.Run) -> tuple[tuple[int, ...], int]:
     """Return the samples that numbers are means over, and the one whose tokens and maps are shown."""
-    table = data.samples(run)
+    table = cached_reads.samples(run)
     names = {row["sample"]: f"{row['sample']} · {row['prompt']}" for row in table.to_dict("records")}
     key, shown = f"samples-{run.name}", f"sample-{run.name}"
     address.begin(key, "samples", [], address.several_of(names))
@@ -174,13 +138,15 @@ def _choose_samples(run: data.Run) -> tuple[tuple[int, ...], int]:
     return tuple(chosen), sample
 
 
-def _choose_branch(run: data.Run) -> str:
-    branches, key = list(data.store(run).labels("branch")), f"branch-{run.name}"
+def _choose_branch(run: cached_reads.Run) -> str:
+    branches, key = list(cached_reads.store(run).labels("branch")), f"branch-{run.name}"
     address.begin(key, "branch", branches[0], address.one_of(branches))
     return st.segmented_control("Branch", branches, key=key) or branches[0]
 
 
-def _choose_target(run: data.Run, chosen: tuple[int, ...], sample: int, branch: str) -> metrics.Target:
+def _choose_target(
+    run: cached_reads.Run, chosen: tuple[int, ...], sample: int, branch: str
+) -> metrics.Target:
     """Offer the first token, the groups that are there, words by their string, and the shown sample's
     tokens; one choice for all runs and branches, where they have it."""
     options = target_options(run, chosen, sample, branch)
@@ -201,17 +167,18 @@ def _choose_target(run: data.Run, chosen: tuple[int, ...], sample: int, branch: 
 
 
 def target_options(
-    run: data.Run, chosen: tuple[int, ...], sample: int, branch: str
+    run: cached_reads.Run, chosen: tuple[int, ...], sample: int, branch: str
 ) -> dict[str, metrics.Target]:
     """Return what can be chosen as the token: name -> target."""
-    table = data.tokens(run, sample, branch)
+    table = cached_reads.tokens(run, sample, branch)
     there = set(table["group"])
     options = {"first token (clip_bos)": metrics.FIRST_TOKEN}
     options |= {
         f"group {name}": metrics.Target("group", name) for name in GROUPS if name in there or name == "image"
     }
     options |= {
-        f"word “{word}”": metrics.Target("word", word) for word in data.words(run, chosen[:100], branch)
+        f"word “{word}”": metrics.Target("word", word)
+        for word in cached_reads.words(run, chosen[:100], branch)
     }
     if len(chosen) == 1:
         shown = table[~table["group"].isin(["clip_bos", *PADS])]
@@ -225,7 +192,7 @@ def target_options(
 
 def chosen_tokens(view: View) -> frozenset[int]:
     """Return the shown sample's tokens that are the token of all pages."""
-    table = data.tokens(view.run, view.sample, view.branch)
+    table = cached_reads.tokens(view.run, view.sample, view.branch)
     column = {"token": "token", "group": "group", "word": "word_text"}[view.target.kind]
     return frozenset(table.loc[table[column] == view.target.value, "token"].tolist())
 
@@ -241,14 +208,14 @@ def _choose_range(name: str, size: int) -> tuple[int, ...]:
 
 def _write_address(view: View, first: str) -> None:
     """Say in the URL what is chosen where it is not the default."""
-    sizes = data.store(view.run).sizes
-    count = len(data.samples(view.run))
+    sizes = cached_reads.store(view.run).sizes
+    count = len(cached_reads.samples(view.run))
     address.write("run", view.run.name, first)
     if f"others-{view.run.name}" in st.session_state:
         address.write("with", [other.name for other in view.others] or address.NONE)
     address.write("samples", ",".join(map(str, view.samples)) if len(view.samples) < count else "")
     address.write("sample", str(view.sample), str(view.samples[0]))
-    address.write("branch", view.branch, data.store(view.run).labels("branch")[0])
+    address.write("branch", view.branch, cached_reads.store(view.run).labels("branch")[0])
     address.write("target", address.target_text(view.target), address.target_text(metrics.FIRST_TOKEN))
     address.write("metric", view.metric, next(iter(METRIC_NAMES)))
     for name, places in (("layer", view.layers), ("head", view.heads), ("step", view.steps)):

@@ -13,8 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 DATA = Path(__file__).resolve().parent
 sys.path.insert(0, str(DATA.parent))
 
-from sd35h5.capturing.capture import run
-from sd35h5.capturing.config import CaptureConfig, Model, Output, Prompts
+from sd35h5.capturing.run_job import run
+from sd35h5.planning.job import make_job
+from sd35h5.planning.options import CaptureConfig, Model, Output, Prompts
 
 EXAMPLES = {"baseline": "transformer", "headwise": "transformer_headwise"}
 PROMPTS = 3
@@ -24,13 +25,14 @@ def main() -> None:
     """Capture both, replacing what is there."""
     os.chdir(DATA.parent)  # the files tell a path below the checkout, not this machine's
     for name, transformer in EXAMPLES.items():
-        store = run(
+        job = make_job(
             CaptureConfig(
                 model=Model(model_id="data/models/emoji", transformer=transformer),
                 prompts=Prompts(prompts_json="data/prompts/demo.json", limit=PROMPTS),
                 output=Output(out=f"data/example-{name}.h5", overwrite=True),
             )
         )
+        store = run(job)
         print(f"{store}: {store.stat().st_size / 1e6:.1f} MB")
 
 

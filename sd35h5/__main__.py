@@ -21,7 +21,7 @@ To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app
 
 def info(args: argparse.Namespace) -> int:
     """Print what is inside."""
-    from sd35h5.store.info import as_text, describe
+    from sd35h5.reports.info import as_text, describe
     from sd35h5.store.reader import open_store
 
     with open_store(args.path) as store:
@@ -78,7 +78,7 @@ def pack(args: argparse.Namespace) -> int:
 
 def scores(args: argparse.Namespace) -> int:
     """Join numbers of your own, CLIP scores say, to the samples of a packed file, from a CSV."""
-    from sd35h5.store.scores import join_scores
+    from sd35h5.store.score_joining import join_scores
 
     told = join_scores(args.path, args.table, args.columns, args.overwrite)
     with_value = [f"scores/{name}: {count} samples have a value" for name, count in told.items()]
@@ -88,7 +88,7 @@ def scores(args: argparse.Namespace) -> int:
 
 def analyze(args: argparse.Namespace) -> int:
     """Write the first-token metrics as CSV, and heatmap, step curve and group masses as PNG."""
-    from sd35h5.analysis.report import analyze
+    from sd35h5.reports.analyze import analyze
 
     return _made(
         analyze(args.path, args.out_dir, args.first_token_index, args.value_col, args.branch, args.per_prompt)
@@ -97,8 +97,9 @@ def analyze(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Compare runs with the first, sample paired with sample: CSV, figures and one report.html to read."""
-    from sd35h5.analysis.comparison import Question, compare_runs
-    from sd35h5.analysis.targets import parse_target
+    from sd35h5.comparing.comparison import Question
+    from sd35h5.metrics.targets import parse_target
+    from sd35h5.reports.comparison_folder import compare_runs
 
     target = parse_target(args.target)
     question = Question(
@@ -109,7 +110,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write images as PNG and tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
-    from sd35h5.analysis.report import export
+    from sd35h5.reports.export import export
 
     return _made(export(args.path, args.out_dir, maps=args.maps))
 

@@ -4,22 +4,27 @@ be paired."""
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, gate_rows, measured, panels, recipes, scatter_row
-from sd35h5.analysis import charts, compare, effects, figures, gating, metrics, scales
+from dashboard import cached_metrics, cached_reads, gate_panels, panels, recipes, scatter_panel
+from sd35h5 import compare, metrics
+from sd35h5.comparing import effects
+from sd35h5.figures import curves, heatmaps, pair_charts, scales
+from sd35h5.metrics import gate_statistics
 
 
-def pairing_of(view, other: data.Run) -> compare.Pairing:
+def pairing_of(view, other: cached_reads.Run) -> compare.Pairing:
     """Return the pairing, restricted to the samples that the sidebar chose."""
-    found = data.pairing(view.run, other)
+    found = cached_reads.pairing(view.run, other)
     kept = found.pairs[found.pairs["reference_sample"].isin(view.samples)].reset_index(drop=True)
     return compare.Pairing(found.reference, found.other, kept, found.unpaired)
 
 
-def values_of(view, other: data.Run, pairing: compare.Pairing):
+def values_of(view, other: cached_reads.Run, pairing: compare.Pairing):
     """Return both runs' metric for the pairs, in their order, within the chosen layers, heads and steps."""
     sides = []
     for run, column in ((view.run, "reference_sample"), (other, "other_sample")):
-        values = measured.metric(run, view.metric, view.target, view.branch, tuple(pairing.pairs[column]))
+        values = cached_metrics.metric(
+            run, view.metric, view.target, view.branch, tuple(pairing.pairs[column])
+        )
         sides.append(view.within(values.assign_coords(sample=range(values.sizes["sample"]))))
     return sides
 
@@ -27,7 +32,7 @@ def values_of(view, other: data.Run, pairing: compare.Pairing):
 def marked(view, name: str, sides: tuple, pairing: compare.Pairing) -> tuple[pd.DataFrame, int]:
     """Return the difference of every cell with a mark where it survives correction, and the number of prompts."""
     change = compare.difference(*sides)
-    found = measured.surviving_cells(
+    found = cached_metrics.surviving_cells(
         change, tuple(pairing.pairs["prompt_id"]), key_of(view, name, pairing, (view.layers, view.heads))
     )
     frame = metrics.by_layer_head(change).merge(found[["layer", "head", "q"]], on=["layer", "head"])
@@ -51,7 +56,7 @@ def changes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing])
             (layers, sides, (view.layers, view.heads)),
         ):
             change = compare.difference(*here)
-            both = measured.change_effects(change, prompts, key_of(view, name, pairings[name], where))
+            both = cached_metrics.change_effects(change, prompts, key_of(view, name, pairings[name], where))
             into.append(both[0 if into is whole else 1].assign(run=name))
     others = [run for run in view.others if run.name in pairs]
     title = panels.METRIC_TITLES[view.metric]
@@ -60,14 +65,14 @@ def changes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing])
         where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
         st.markdown(f"**How large the change is**{where}")
         table = effects.standardised(pd.concat(whole))
-        figure = figures.effect_intervals(table.assign(measure=title))
+        figure = pair_charts.effect_intervals(table.assign(measure=title))
         code = recipes.compared_effect(view, others)
         panels.chart(figure, "How large the change is", table, code)
         st.caption(panels.plain(told_effects(table)))
     with right:
         st.markdown("**The change over the layers**")
         table = pd.concat(layers)
-        figure = figures.effect_profile(table, f"change: {view.label}", brush="brush", height=300)
+        figure = pair_charts.effect_profile(table, f"change: {view.label}", brush="brush", height=300)
         code = recipes.compared_layers(view, others)
         panels.brushed(figure, "change", "The change over the layers", table, code, "layer")
         st.caption(
@@ -87,7 +92,7 @@ def told_effects(table: pd.DataFrame) -> str:
     )
 
 
-def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
+def draw_heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
     """Draw reference, other and difference, one colour scale over all runs and one over all differences."""
     cells = {name: [metrics.by_layer_head(side) for side in sides] for name, sides in pairs.items()}
     found = {name: marked(view, name, sides, pairings[name]) for name, sides in pairs.items()}
@@ -104,7 +109,7 @@ def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]
             with column:
                 st.markdown(f"**{panels.plain(title)}**")
                 if frame is changes[name]:
-                    figure = charts.difference_heatmap(
+                    figure = heatmaps.difference_heatmap(
                         frame,
                         "difference",
                         limit=limit,
@@ -115,7 +120,7 @@ def heatmaps(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]
                         height=panels.tall(view, 320),
                     )
                 else:
-                    figure = charts.layer_head_heatmap(
+                    figure = heatmaps.layer_head_heatmap(
                         frame,
                         panels.METRIC_TITLES[view.metric],
                         domain=domain,
@@ -142,7 +147,7 @@ def marks_mean(cells: int, prompts: int) -> str:
     )
 
 
-def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
+def draw_curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
     """Draw the metric over steps for every run: the pairs only, the clicked cell if there is one."""
     frames = []
     for name, (before, after) in pairs.items():
@@ -151,7 +156,7 @@ def curves(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
             frames.append(metrics.over_steps(_cell(view, before), prompts).assign(series=view.run.name))
         frames.append(metrics.over_steps(_cell(view, after), prompts).assign(series=name))
     table = pd.concat(frames)
-    figure = charts.step_curve(table, view.label, height=340, brush="brush")
+    figure = curves.step_curve(table, view.label, height=340, brush="brush")
     code = recipes.compared_curves(view, [run for run in view.others if run.name in pairs])
     panels.curve(figure, "compare-curve", "Over the denoising steps", table, code, "step")
 
@@ -169,7 +174,7 @@ def slopes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) 
             )
     table = pd.DataFrame(rows, columns=["run", "sample", "prompt", "value"])
     code = recipes.compared_slopes(view, [run for run in view.others if run.name in pairs])
-    panels.chart(charts.paired_slopes(table, view.label, height=340), "Each pair", table, code)
+    panels.chart(pair_charts.paired_slopes(table, view.label, height=340), "Each pair", table, code)
 
 
 def _cell(view, values):
@@ -186,7 +191,7 @@ def images(view, pairings: dict[str, compare.Pairing]) -> None:
         found = [] if pairs is None else pairs.loc[pairs["reference_sample"] == view.sample, "other_sample"]
         shown += [(other, int(place)) for place in found]
     for column, (run, sample) in zip(st.columns(max(4, len(shown))), shown, strict=False):
-        pixels = data.image(run, sample)
+        pixels = cached_reads.image(run, sample)
         with column:
             if pixels is None:
                 st.caption(f"{panels.plain(run.name)} kept no image")
@@ -212,13 +217,15 @@ def unpaired(view, found: list[compare.Pairing]) -> None:
 
 def gates(view) -> None:
     """Draw the gates of the runs that have some, over the samples that pair."""
-    found = {run: gate_rows.partners(view, run) for run in (view.run, *view.others)[: gate_rows.MOST]}
+    found = {run: gate_panels.partners(view, run) for run in (view.run, *view.others)[: gate_panels.MOST]}
     found = {
-        run: samples for run, samples in found.items() if samples and gating.gated_streams(data.store(run))
+        run: samples
+        for run, samples in found.items()
+        if samples and gate_statistics.gated_streams(cached_reads.store(run))
     }
     if found:
         st.markdown("**Mean gate by layer, head and stream**")
-        gate_rows.draw(view, found)
+        gate_panels.draw(view, found)
 
 
 def scatter(view, pairings: dict[str, compare.Pairing]) -> None:
@@ -233,7 +240,7 @@ def scatter(view, pairings: dict[str, compare.Pairing]) -> None:
             partners[other] = pairs[["other_sample", "reference_sample"]].set_axis(
                 ["sample", "shown"], axis=1
             )
-    scatter_row.draw(view, partners)
+    scatter_panel.draw(view, partners)
 
 
 def show(view) -> None:
@@ -248,7 +255,7 @@ def show(view) -> None:
                 "the list below says why."
             )
             continue
-        with data.sentence(view.run, other):
+        with cached_reads.sentence(view.run, other):
             before, after = values_of(view, other, pairing)
             pairings[other.name], pairs[other.name] = pairing, (before, after)
             title = panels.METRIC_TITLES[view.metric]
@@ -260,20 +267,20 @@ def show(view) -> None:
 
 def side_by_side(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
     """Draw everything of the pairs that there are."""
-    heatmaps(view, pairs, pairings)
+    draw_heatmaps(view, pairs, pairings)
     changes(view, pairs, pairings)
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     left, right = st.columns(2)
     with left:
         st.markdown(f"**Over the denoising steps**{where}")
-        curves(view, pairs, pairings)
+        draw_curves(view, pairs, pairings)
     with right:
         st.markdown(f"**Each pair**{where}")
         slopes(view, pairs, pairings)
     scatter(view, pairings)
     st.markdown(f"**Images** · “{panels.plain(panels.prompt(view.run, view.sample))}”")
     images(view, pairings)
-    with data.sentence(view.run, *view.others):
+    with cached_reads.sentence(view.run, *view.others):
         gates(view)
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from dashboard import address, data, measured, panels, recipes, sidebar
-from sd35h5.analysis import charts, chips, maps, metrics, pictures, token_figures
-from sd35h5.analysis.view_html import Shown, picture_bytes
+from dashboard import address, cached_metrics, cached_reads, panels, recipes, sidebar
+from sd35h5 import metrics
+from sd35h5.figures import curves, heatmaps, overlays, token_charts
+from sd35h5.metrics import attention_maps, prompt_chips
+from sd35h5.reports.view_page import Shown, picture_bytes
 
 LONGEST = 640  # pixels of the pictures
 
@@ -38,7 +40,7 @@ def cell_and_curve(view, values) -> int:
     frame = metrics.by_layer_head(view.within(values))
     with left:
         st.markdown("**1 · The cell**")
-        figure = charts.layer_head_heatmap(
+        figure = heatmaps.layer_head_heatmap(
             frame,
             view.label,
             chosen=view.cell,
@@ -51,9 +53,9 @@ def cell_and_curve(view, values) -> int:
     with right:
         st.markdown(f"**2 · Its curve over the denoising steps** · layer {view.cell[0]}, head {view.cell[1]}")
         x, step = panels.choose_x(), choose_step(view)
-        prompt = [str(data.samples(view.run).set_index("sample")["prompt_id"][view.sample])]
+        prompt = [str(cached_reads.samples(view.run).set_index("sample")["prompt_id"][view.sample])]
         table = metrics.over_steps(view.at_cell(values), prompt)
-        figure = charts.step_curve(
+        figure = curves.step_curve(
             table.assign(series="the cell"), view.label, x=x, height=290, brush="brush", at=step
         )
         panels.curve(figure, "evidence-curve", "The cell's curve", table, recipes.curve(view), x)
@@ -64,18 +66,20 @@ def prompt_tokens(view, step: int) -> None:
     """Draw the prompt's tokens as this cell sees them at this step."""
     st.markdown(f"**3 · Its tokens at step {step}** · click one to follow it")
     at = replace(view, steps=(step,))
-    masses = measured.token_mass(
+    masses = cached_metrics.token_mass(
         view.run, view.sample, view.branch, (step,), (view.cell[0],), (view.cell[1],)
     )
     chosen = sidebar.chosen_tokens(view)
-    figure = token_figures.token_chips(chips.token_chips(masses), chosen=chosen, select="token", room=145)
+    figure = token_charts.token_chips(
+        prompt_chips.token_chips(masses), chosen=chosen, select="token", room=145
+    )
     panels.tokens(view, figure, "evidence-chips", masses, recipes.tokens(at))
     told(view, step, masses[masses["token"].isin(chosen)]["mass"].sum(min_count=1))
 
 
 def told(view, step: int, mass: float) -> None:
     """Say in a sentence that can be cited what the cell gives to the token."""
-    keys = data.store(view.run).sizes["token"] + panels.patches(view.run)
+    keys = cached_reads.store(view.run).sizes["token"] + panels.patches(view.run)
     count = len(sidebar.chosen_tokens(view))
     if not np.isfinite(mass) or not count:
         st.info("The token of all pages is not among these: click one above, or choose one in the sidebar.")
@@ -90,7 +94,7 @@ def told(view, step: int, mass: float) -> None:
 
 def picture_of(view, step: int) -> None:
     """Draw the token's map at this layer over the image, alone, and the image; at the last captured step not after."""
-    table = data.map_choices(view.run, view.sample, view.branch)
+    table = cached_reads.map_choices(view.run, view.sample, view.branch)
     rows = [row for row in table.itertuples() if view.target.value in (row.word_text, *row.tokens)]
     if view.target.kind == "token":  # itself before the word that it is a part of
         rows.sort(key=lambda row: len(row.tokens))
@@ -99,21 +103,21 @@ def picture_of(view, step: int) -> None:
         there = ", ".join(dict.fromkeys(table.loc[table["kind"] != "piece", "text"]))
         st.info(f"No map of {panels.plain(str(view.target))} was captured; there are: {panels.plain(there)}.")
         return
-    values, of_head = data.cell_maps(view.run, view.sample, wanted[0], *view.cell, view.branch)
+    values, of_head = cached_reads.cell_maps(view.run, view.sample, wanted[0], *view.cell, view.branch)
     captured = [int(at) for at in values["map_step"].values]
     at = max([one for one in captured if one <= step], default=captured[0])
-    shown, image = values.sel(map_step=at, drop=True), data.image(view.run, view.sample, LONGEST)
+    shown, image = values.sel(map_step=at, drop=True), cached_reads.image(view.run, view.sample, LONGEST)
     low, high = 0.0, float(values.max())
-    shape = image.shape[:2] if image is not None else maps.picture_shape(values)
-    alone = pictures.map_picture(shown.values, shape, low=low, high=high)
-    over = alone if image is None else pictures.overlay(image, shown.values, opacity=0.6, low=low, high=high)
+    shape = image.shape[:2] if image is not None else attention_maps.picture_shape(values)
+    alone = overlays.map_picture(shown.values, shape, low=low, high=high)
+    over = alone if image is None else overlays.overlay(image, shown.values, opacity=0.6, low=low, high=high)
     columns = st.columns(3)
     columns[0].image(over, width="stretch", caption=f"map at step {at} over the image")
     columns[1].image(alone, width="stretch", caption="the map alone, a square a cell")
     if image is not None:
         columns[2].image(image, width="stretch", caption="the generated image")
     whose = "of this head" if of_head else "mean over heads: maps of each need --map_heads all"
-    st.image(pictures.color_bar(low, high, 320, clear=True))
+    st.image(overlays.color_bar(low, high, 320, clear=True))
     st.caption(f"share of a patch's attention (0..1), layer {view.cell[0]}, {whose}; one scale for all steps")
     numbers = shown.rename("value").to_dataframe()["value"].reset_index()[["y", "x", "value"]]
     code = recipes.cell_map(view, wanted[0], at)
@@ -123,7 +127,7 @@ def picture_of(view, step: int) -> None:
 def show(view) -> None:
     """Lay out the page for the shown sample alone."""
     view = replace(view, samples=(view.sample,))
-    values = measured.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    values = cached_metrics.metric(view.run, view.metric, view.target, view.branch, view.samples)
     if view.cell is None:
         cell = heaviest(metrics.by_layer_head(view.within(values)))
         if cell is None:
@@ -132,15 +136,15 @@ def show(view) -> None:
         st.caption("No cell was clicked yet: this is the heaviest one. Click another in the heatmap.")
         view = replace(view, cell=cell)
     step = cell_and_curve(view, values)
-    with data.sentence(view.run):
+    with cached_reads.sentence(view.run):
         prompt_tokens(view, step)
     st.markdown(f"**4 · Where on the image: {panels.plain(str(view.target))}**")
-    with data.sentence(view.run):
+    with cached_reads.sentence(view.run):
         picture_of(view, step)
 
 
 view = panels.current()
 st.subheader("Evidence: one cell from curve to image")
 st.caption(panels.plain(f"“{panels.prompt(view.run, view.sample)}” · {panels.about(view, one=True)}"))
-with data.sentence(view.run):
+with cached_reads.sentence(view.run):
     show(view)

@@ -5,10 +5,10 @@ import json
 
 import streamlit as st
 
-from dashboard import data, panels, recipes
-from sd35h5.analysis import contents, tiers
-from sd35h5.analysis.view_html import Shown
-from sd35h5.store.info import nbytes
+from dashboard import cached_reads, panels, recipes
+from sd35h5.reports import file_tables, missing_tiers
+from sd35h5.reports.info import nbytes
+from sd35h5.reports.view_page import Shown
 
 PARTS = {
     "config": "Configuration",
@@ -19,7 +19,7 @@ PARTS = {
 }
 
 
-def verdict(run: data.Run) -> None:
+def verdict(run: cached_reads.Run) -> None:
     """Say what verification found; check every value on request."""
     left, right = st.columns([4, 1], vertical_alignment="center")
     with right:
@@ -33,46 +33,48 @@ def verdict(run: data.Run) -> None:
                 "Verified before it was opened: format, types, links and sizes are sound.",
                 icon=":material/verified:",
             )
-        elif problem := data.deep_problem(run):
+        elif problem := cached_reads.deep_problem(run):
             st.error(panels.plain(problem), icon=":material/error:")
         else:
             st.success("Every value is the one that was sealed.", icon=":material/verified:")
 
 
-def sizes(run: data.Run) -> None:
+def sizes(run: cached_reads.Run) -> None:
     """Draw what the variables take, and list them as the file has them."""
-    table = data.variables(run)
+    table = cached_reads.variables(run)
     stored, raw = int(table["stored"].sum()), int(table["raw"].sum())
     st.markdown("**Sizes by dataset**")
     st.caption(
-        f"{nbytes(data.store(run).bytes_on_disk())} on disk; the variables take {nbytes(stored)}, raw {nbytes(raw)}"
+        f"{nbytes(cached_reads.store(run).bytes_on_disk())} on disk; the variables take {nbytes(stored)}, "
+        f"raw {nbytes(raw)}"
     )
-    code = recipes.opened(run, "contents") + "table = contents.variables(store)"
-    panels.chart(contents.size_bars(table), "Sizes by dataset", table, code)
+    code = recipes.opened(run).replace("sd35h5 import metrics", "sd35h5.reports import file_tables")
+    code += "table = file_tables.variables(store)"
+    panels.chart(file_tables.size_bars(table), "Sizes by dataset", table, code)
 
 
-def schema(run: data.Run) -> None:
+def schema(run: cached_reads.Run) -> None:
     """List the variables as the file has them."""
     st.markdown("**Schema**")
-    st.dataframe(data.variables(run), hide_index=True, column_config={
+    st.dataframe(cached_reads.variables(run), hide_index=True, column_config={
         "stored": st.column_config.NumberColumn("stored, bytes", format="localized"),
         "raw": st.column_config.NumberColumn("raw, bytes", format="localized"),
     })  # fmt: skip
 
 
-def held(run: data.Run) -> None:
+def held(run: cached_reads.Run) -> None:
     """List the tiers, those in the file marked."""
     st.markdown("**Tiers**")
-    st.dataframe(tiers.tiers(data.store(run)), hide_index=True, column_config={
+    st.dataframe(missing_tiers.tiers(cached_reads.store(run)), hide_index=True, column_config={
         "tier": st.column_config.TextColumn(width=110),
         "held": st.column_config.CheckboxColumn("in file", width=60),
     })  # fmt: skip
 
 
-def lacking(run: data.Run) -> None:
+def lacking(run: cached_reads.Run) -> None:
     """Give the command line that captures the run again with the tiers that the file lacks."""
-    store = data.store(run)
-    table = tiers.tiers(store)
+    store = cached_reads.store(run)
+    table = missing_tiers.tiers(store)
     st.markdown("**Capture what is missing**")
     absent = table.loc[~table["held"], "tier"].tolist()
     if not absent:
@@ -81,15 +83,17 @@ def lacking(run: data.Run) -> None:
     wanted = st.multiselect(
         "Capture also", absent, default=[name for name in absent if name != "raw"], key=f"tiers-{run.name}"
     )
-    with data.sentence(run):
+    with cached_reads.sentence(run):
         st.code(
-            tiers.capture_command(store, wanted, f"{store.name}-more.h5"), language="bash", wrap_lines=True
+            missing_tiers.capture_command(store, wanted, f"{store.name}-more.h5"),
+            language="bash",
+            wrap_lines=True,
         )
-        if prompts := tiers.prompts_file(store):
+        if prompts := missing_tiers.prompts_file(store):
             st.download_button(
-                tiers.PROMPTS_FILE,
+                missing_tiers.PROMPTS_FILE,
                 json.dumps(prompts, ensure_ascii=False, indent=1),
-                tiers.PROMPTS_FILE,
+                missing_tiers.PROMPTS_FILE,
                 "application/json",
                 icon=":material/download:",
                 help="the prompts that the command reads",
@@ -100,28 +104,28 @@ def lacking(run: data.Run) -> None:
     )
 
 
-def provenance(run: data.Run) -> None:
+def provenance(run: cached_reads.Run) -> None:
     """Show where the file comes from, as the capture wrote it."""
-    store = data.store(run)
+    store = cached_reads.store(run)
     st.markdown("**Provenance**")
     told = {**store.provenance, "config": store.config}
     parts = {title: told[name] for name, title in PARTS.items() if told.get(name)}
     parts["Attributes"] = store.attributes
     for part, tab in zip(parts.values(), st.tabs(list(parts)), strict=True):
-        tab.dataframe(contents.facts(part), hide_index=True)
+        tab.dataframe(file_tables.facts(part), hide_index=True)
 
 
 view = panels.current(open_refused=True)
 st.subheader(panels.plain(f"{view.run.name}: what is in the file"))
-with data.sentence(view.run):
+with cached_reads.sentence(view.run):
     verdict(view.run)
 left, right = st.columns([3, 5])  # a tier's sentence fits at 1280 pixels
-with left, data.sentence(view.run):
+with left, cached_reads.sentence(view.run):
     sizes(view.run)
-with right, data.sentence(view.run):
+with right, cached_reads.sentence(view.run):
     held(view.run)
 for part in (lacking, schema, provenance):
-    with data.sentence(view.run):
+    with cached_reads.sentence(view.run):
         part(view.run)
-with data.sentence(view.run):
-    panels.keep(Shown("Samples", None, data.samples(view.run), recipes.run_samples(view.run)))
+with cached_reads.sentence(view.run):
+    panels.keep(Shown("Samples", None, cached_reads.samples(view.run), recipes.run_samples(view.run)))

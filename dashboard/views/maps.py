@@ -7,17 +7,19 @@ import numpy as np
 import streamlit as st
 import xarray as xr
 
-from dashboard import address, data, map_pictures, map_rows, panels, recipes
+from dashboard import address, cached_reads, map_pictures, panels, query_panels, recipes
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
-from sd35h5.analysis import maps, metrics, objects, pictures
-from sd35h5.analysis.view_html import Shown
+from sd35h5 import metrics
+from sd35h5.figures import overlays
+from sd35h5.metrics import attention_maps, pictured_objects
+from sd35h5.reports.view_page import Shown
 
 
 def choose_word(view) -> dict:
     """Offer the words and tokens that have a map in the shown sample, the sidebar's word or token first."""
-    table = data.map_choices(view.run, view.sample, view.branch)
+    table = cached_reads.map_choices(view.run, view.sample, view.branch)
     wanted = [row.Index for row in table.itertuples() if view.target.value in (row.word_text, *row.tokens)]
-    chosen = wanted if wanted and view.target != metrics.FIRST_TOKEN else [maps.first_thing(table)]
+    chosen = wanted if wanted and view.target != metrics.FIRST_TOKEN else [attention_maps.first_thing(table)]
     names = {row.Index: ".".join(map(str, row.tokens)) for row in table.itertuples()}
     draw = partial(
         st.selectbox,
@@ -31,24 +33,24 @@ def choose_word(view) -> dict:
     return table.loc[place].to_dict()
 
 
-def panel(view, run: data.Run, word: dict, layer: int | None, with_objects: bool) -> Panel | None:
+def panel(view, run: cached_reads.Run, word: dict, layer: int | None, with_objects: bool) -> Panel | None:
     """Read a run's maps of that word in the sample that pairs with the shown one; None when there is none."""
     sample = view.sample
     if run != view.run:
-        pairs = data.pairing(view.run, run).pairs
+        pairs = cached_reads.pairing(view.run, run).pairs
         found = pairs.loc[pairs["reference_sample"] == view.sample, "other_sample"]
         if found.empty:
             return None
         sample = int(found.iloc[0])
-    table = data.map_choices(run, sample, view.branch)
+    table = cached_reads.map_choices(run, sample, view.branch)
     same = table.index[[tokens == word["tokens"] for tokens in table["tokens"]]]
     if same.empty:
         return None
     map_tokens = table.loc[same[0], "map_tokens"]
-    layers = data.token_maps(run, sample, map_tokens, view.branch)
+    layers = cached_reads.token_maps(run, sample, map_tokens, view.branch)
     values = layers.mean("layer", skipna=True) if layer is None else layers.sel(layer=layer)
-    image, small = data.image(run, sample, LARGE), data.image(run, sample, SMALL)
-    there = data.true_objects(run, sample)
+    image, small = cached_reads.image(run, sample, LARGE), cached_reads.image(run, sample, SMALL)
+    there = cached_reads.true_objects(run, sample)
     there = there if with_objects else there.iloc[:0]
     there = there.assign(chosen=[word["word_text"] in name.split() for name in there["name"]])
     chosen = (view.branch, layer, with_objects, word["word_text"])
@@ -64,7 +66,7 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
         picture = one.png("still", partial(map_pictures.still, one, step, look, scale), step, look, scale)
         if plays:
             steps = map_pictures.steps_of(one.values)
-            picture = pictures.gif([map_pictures.still(one, at, look, scale) for at in steps])
+            picture = overlays.gif([map_pictures.still(one, at, look, scale) for at in steps])
         caption = f"{panels.plain(one.run.name)} · {'all steps' if plays else f'step {step}'}"
         column.image(picture, width="stretch", caption=caption)
         with under:
@@ -78,7 +80,7 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
 
 def choose_layer(view) -> int | None:
     """Offer the layers, the clicked cell's first; None is their mean."""
-    options = ["mean", *range(data.store(view.run).sizes["layer"])]
+    options = ["mean", *range(cached_reads.store(view.run).sizes["layer"])]
     draw = partial(
         st.selectbox,
         "Layer",
@@ -94,7 +96,7 @@ def read_panels(view, word: dict, layer: int | None, with_objects: bool) -> list
     """Read the run and those beside it; say which has no such map."""
     shown = []
     for run in (view.run, *view.others):
-        with data.sentence(run):
+        with cached_reads.sentence(run):
             one = panel(view, run, word, layer, with_objects)
             if one is None:
                 st.caption(f"{panels.plain(run.name)}: no map of this word in a paired sample")
@@ -125,7 +127,7 @@ def in_common(shown: list[Panel]) -> tuple[list[Panel], list[int]]:
 def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, scale) -> None:
     """Draw the small multiples: over steps, layers, heads or words; only what is looked at is made."""
     options = ["over steps", "over layers", "all words"]
-    if any(maps.HEAD_MAPS in data.store(one.run) for one in shown):
+    if any(attention_maps.HEAD_MAPS in cached_reads.store(one.run) for one in shown):
         options.insert(2, "over heads")
     draw = partial(st.segmented_control, "Small maps", options, label_visibility="collapsed")
     over = address.choice(draw, "sheet", "sheet", options[0], address.one_of(options))
@@ -172,7 +174,7 @@ def heads_of(view, one: Panel, step: int, layer: int | None) -> dict[str, xr.Dat
     if layer is None:
         st.caption(f"{name} · choose a layer to see its heads")
         return {}
-    found = data.head_maps(one.run, one.sample, one.map_tokens, layer, view.branch)
+    found = cached_reads.head_maps(one.run, one.sample, one.map_tokens, layer, view.branch)
     if found is None:
         st.caption(f"{name} · no maps of single heads of layer {layer}: capture them with --map_heads all")
         return {}
@@ -183,10 +185,10 @@ def told_objects(one: Panel, step: int) -> None:
     """Say of a run how much of the map lies in each object's box, and what was not found."""
     if one.objects.empty:
         return
-    canvas, values, parts = data.store(one.run).sizes["pixel_y"], one.values.sel(map_step=step), []
+    canvas, values, parts = cached_reads.store(one.run).sizes["pixel_y"], one.values.sel(map_step=step), []
     for there in one.drawn_objects.itertuples(index=False):
         box = (there.left, there.top, there.right, there.bottom)
-        mass, area = objects.mass_within(values, box, canvas)
+        mass, area = pictured_objects.mass_within(values, box, canvas)
         parts.append(f"{mass:.0%} of the map in the box of {there.name} ({area:.0%} of the picture)")
     absent = list(one.objects.loc[~one.objects["drawn"].astype(bool), "name"])
     if absent:
@@ -208,18 +210,18 @@ def choose_look() -> Look:
 
 def choose_objects(view) -> bool:
     """Offer the boxes of the true objects where they can be known."""
-    if not any(data.knows_objects(run) for run in (view.run, *view.others)):
+    if not any(cached_reads.knows_objects(run) for run in (view.run, *view.others)):
         return False
     draw = partial(
         st.checkbox,
         "True objects",
         help="where the true sprite of each thing that the prompt names fits the picture best (correlation of "
-        f"{objects.MIN_CORRELATION} or more); the chosen word's is cyan",
+        f"{pictured_objects.MIN_CORRELATION} or more); the chosen word's is cyan",
     )
     return address.switch(draw, "objects", "objects", False)
 
 
-def show(view) -> map_rows.Chosen | None:
+def show(view) -> query_panels.Chosen | None:
     """Lay out the maps. Returns: what they show; None where none of them can be drawn."""
     first, second, third = st.columns([3, 3, 4])
     with first:
@@ -242,7 +244,7 @@ def show(view) -> map_rows.Chosen | None:
         step = address.choice(draw, f"map-step-{len(steps)}-{steps[-1]}", "at", step, address.one_of(steps))
     scale = look.scale([one.values for one in shown])
     stills(shown, step, look, scale, plays)
-    st.image(pictures.color_bar(*scale, 320, clear=True))
+    st.image(overlays.color_bar(*scale, 320, clear=True))
     st.caption(
         "attention of image patches to the word, mean over heads (0..1); one scale for all runs and steps"
     )
@@ -251,7 +253,7 @@ def show(view) -> map_rows.Chosen | None:
     sheets(view, shown, step, layer, look, scale)
     for one in shown:
         kept(view, one, step, layer, look, scale)
-    return map_rows.Chosen(step, layer, look)
+    return query_panels.Chosen(step, layer, look)
 
 
 def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tuple[float, float]) -> None:
@@ -269,7 +271,7 @@ view = panels.current()
 st.subheader("Maps: where the image looks at a word")
 st.caption(f"“{panels.plain(panels.prompt(view.run, view.sample))}” · {view.branch} branch")
 chosen = None
-with data.sentence(view.run):
+with cached_reads.sentence(view.run):
     chosen = show(view)
-with data.sentence(view.run):
-    map_rows.draw(view, chosen or map_rows.Chosen(None, None, Look(0.6, True, False)))
+with cached_reads.sentence(view.run):
+    query_panels.draw(view, chosen or query_panels.Chosen(None, None, Look(0.6, True, False)))

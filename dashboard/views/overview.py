@@ -2,17 +2,17 @@
 
 import streamlit as st
 
-from dashboard import data, panels, recipes
-from sd35h5.analysis.view_html import Shown
-from sd35h5.store.info import nbytes
+from dashboard import cached_reads, panels, recipes
+from sd35h5.reports.info import nbytes
+from sd35h5.reports.view_page import Shown
 
 PAGE = 12
 ACROSS = 5
 
 
-def card(run: data.Run) -> None:
+def card(run: cached_reads.Run) -> None:
     """Draw one run: model, gates, size, and how far it is while it is still being captured."""
-    store = data.store(run)
+    store = cached_reads.store(run)
     sizes = store.sizes
     with st.container(border=True, height="stretch"):
         st.markdown(f"**{panels.plain(run.name)}**")
@@ -45,7 +45,7 @@ def contact_sheet(view) -> None:
         pages = -(-len(view.samples) // PAGE)
         start = (st.number_input(f"Page of 1 to {pages}", 1, pages, 1, key="page", width=160) - 1) * PAGE
     shown = view.samples[start : start + PAGE]
-    prompts = data.samples(view.run).set_index("sample")["prompt"]
+    prompts = cached_reads.samples(view.run).set_index("sample")["prompt"]
     if len(runs) == 1:
         for row in (shown[i : i + ACROSS] for i in range(0, len(shown), ACROSS)):
             for column, sample in zip(st.columns(ACROSS), row, strict=False):
@@ -62,13 +62,13 @@ def contact_sheet(view) -> None:
             _picture(column, run, sample if run == view.run else partner[run].get(sample), "")
 
 
-def _partners(reference: data.Run, other: data.Run) -> dict[int, int]:
-    pairs = data.pairing(reference, other).pairs
+def _partners(reference: cached_reads.Run, other: cached_reads.Run) -> dict[int, int]:
+    pairs = cached_reads.pairing(reference, other).pairs
     return dict(zip(pairs["reference_sample"], pairs["other_sample"], strict=True))
 
 
-def _picture(column, run: data.Run, sample: int | None, prompt: str) -> None:
-    pixels = None if sample is None else data.image(run, sample, 320)
+def _picture(column, run: cached_reads.Run, sample: int | None, prompt: str) -> None:
+    pixels = None if sample is None else cached_reads.image(run, sample, 320)
     with column:
         if pixels is not None:
             st.image(pixels, caption=panels.plain(prompt) or None, width="stretch")
@@ -81,13 +81,13 @@ found = st.session_state["found"]
 st.subheader("Runs")
 for start in range(0, len(found.runs), 3):
     for column, run in zip(st.columns(3), found.runs[start : start + 3], strict=False):
-        with column, data.sentence(run):
+        with column, cached_reads.sentence(run):
             card(run)
 st.subheader("Images")
-with data.sentence(view.run, *view.others):
+with cached_reads.sentence(view.run, *view.others):
     contact_sheet(view)
-    panels.keep(Shown("Samples", None, data.samples(view.run), recipes.run_samples(view.run)))
+    panels.keep(Shown("Samples", None, cached_reads.samples(view.run), recipes.run_samples(view.run)))
 if view.others:
     st.subheader("What differs between these runs")
-    with data.sentence(view.run, *view.others):
-        st.dataframe(data.setting_differences((view.run, *view.others)), hide_index=True)
+    with cached_reads.sentence(view.run, *view.others):
+        st.dataframe(cached_reads.setting_differences((view.run, *view.others)), hide_index=True)

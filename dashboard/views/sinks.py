@@ -6,10 +6,12 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, data, measured, panels, recipes
-from sd35h5.analysis import charts, figures, metrics, sinks
-from sd35h5.analysis.measures import MEASURES
-from sd35h5.analysis.view_html import Shown
+from dashboard import address, cached_metrics, cached_reads, panels, recipes
+from sd35h5 import metrics
+from sd35h5.figures import curves, heatmaps, sink_charts, token_charts
+from sd35h5.metrics import sink_rates
+from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.reports.view_page import Shown
 
 KINDS = {
     "padding averaged": metrics.with_pads_averaged,
@@ -27,7 +29,7 @@ def heatmap(view, values) -> None:
         "**Layer × head** · click a cell, or drag over layers, heads or steps in any chart, to filter all"
     )
     panels.clickable(
-        charts.layer_head_heatmap(
+        heatmaps.layer_head_heatmap(
             frame,
             view.label,
             chosen=view.cell,
@@ -46,13 +48,13 @@ def heatmap(view, values) -> None:
 def curve(view, values) -> None:
     """Draw the metric over steps: all chosen layers and heads, and the clicked cell beside them."""
     x = panels.choose_x()
-    prompts = data.prompt_ids(view.run, view.samples)
+    prompts = cached_reads.prompt_ids(view.run, view.samples)
     everything = metrics.over_steps(view.within(values), prompts).assign(series="mean of layers and heads")
     frames = [everything]
     if view.cell is not None:
         cell = metrics.over_steps(view.at_cell(values), prompts)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    figure = charts.step_curve(
+    figure = curves.step_curve(
         pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40, brush="brush",
         uniform=uniform_value(view),
     )  # fmt: skip
@@ -66,22 +68,22 @@ def curve(view, values) -> None:
 
 def uniform_value(view) -> float | None:
     """Return what the metric would be if every query attended to all keys alike."""
-    return measured.uniform_value(view.run, view.metric, view.target, view.branch, view.samples)
+    return cached_metrics.uniform_value(view.run, view.metric, view.target, view.branch, view.samples)
 
 
 def profile(view, values) -> None:
     """Draw the mean of each layer, of the clicked head or all chosen ones."""
     one = view.within(values) if view.cell is None else view.within(values).sel(head=[view.cell[1]])
-    prompts = data.prompt_ids(view.run, view.samples)
+    prompts = cached_reads.prompt_ids(view.run, view.samples)
     table = metrics.over_layers(one, prompts)
-    figure = figures.layer_profile(table, view.label, uniform=uniform_value(view), brush="brush", height=340)
+    figure = curves.layer_profile(table, view.label, uniform=uniform_value(view), brush="brush", height=340)
     panels.brushed(figure, "profile", "Over the layers", table, recipes.profile(view), "layer")
 
 
 def histogram(view, values) -> None:
     """Draw how many heads have which mean."""
     table = metrics.head_counts(metrics.by_layer_head(view.within(values)))
-    figure = figures.head_histogram(table, view.label, uniform=uniform_value(view), height=340)
+    figure = curves.head_histogram(table, view.label, uniform=uniform_value(view), height=340)
     panels.chart(figure, "How many heads have which mean", table, recipes.histogram(view))
     st.caption("dashed: uniform attention, every key alike")
 
@@ -89,8 +91,8 @@ def histogram(view, values) -> None:
 def tokens(view) -> None:
     """Draw the heaviest tokens of the shown sample."""
     layers, heads = view.looked_at
-    masses = measured.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
-    sizes = data.store(view.run).sizes
+    masses = cached_metrics.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
+    sizes = cached_reads.store(view.run).sizes
     first, second, third = st.columns([3, 2, 2])
     draw = partial(first.selectbox, "Tokens", list(KINDS), label_visibility="collapsed")
     kind = address.choice(draw, "kind", "tokens", "padding averaged", address.one_of(KINDS))
@@ -100,7 +102,7 @@ def tokens(view) -> None:
     frame = KINDS[kind](masses)
     keys = sizes["token"] + panels.patches(view.run)
     panels.chart(
-        charts.token_bars(
+        token_charts.token_bars(
             frame, top=COUNTS[top], uniform=1 / keys if keys > sizes["token"] else None, log=log, room=120
         ),
         "Heaviest text tokens",
@@ -112,26 +114,28 @@ def tokens(view) -> None:
 
 def groups(view) -> None:
     """Draw where the mass goes over layers, for the clicked head or the mean of heads."""
-    mass = view.within(measured.mean_group_mass(view.run, view.branch, "image", view.samples))
+    mass = view.within(cached_metrics.mean_group_mass(view.run, view.branch, "image", view.samples))
     layer = None
     if view.cell is not None:
         mass, layer = mass.sel(head=[view.cell[1]]), view.cell[0]
     table = metrics.groups_over_layers(mass)
-    figure = charts.group_mass(table, layer=layer, brush="brush", height=560)
+    figure = token_charts.group_mass(table, layer=layer, brush="brush", height=560)
     panels.brushed(figure, "groups", "Where the mass goes", table, recipes.groups(view), "layer")
 
 
 def rates(view) -> None:
     """Draw the sink rate over ε: all chosen layers and heads, and the clicked cell beside them."""
-    counts = measured.exceeded(view.run, view.target, view.branch, view.samples)
-    prompts = data.prompt_ids(view.run, view.samples)
-    uniform = measured.uniform_mass(view.run, view.target, view.branch, view.samples)
-    every = sinks.curve_of_exceeded(view.within(counts), prompts, uniform)
+    counts = cached_metrics.exceeded(view.run, view.target, view.branch, view.samples)
+    prompts = cached_reads.prompt_ids(view.run, view.samples)
+    uniform = cached_metrics.uniform_mass(view.run, view.target, view.branch, view.samples)
+    every = sink_rates.curve_of_exceeded(view.within(counts), prompts, uniform)
     frames = [every.assign(series="all layers and heads")]
     if view.cell is not None:
-        cell = sinks.curve_of_exceeded(view.at_cell(counts), prompts, uniform)
+        cell = sink_rates.curve_of_exceeded(view.at_cell(counts), prompts, uniform)
         frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    figure = figures.sink_curve(pd.concat(frames), epsilon=sinks.EPSILON, uniform=uniform, height=430)
+    figure = sink_charts.sink_curve(
+        pd.concat(frames), epsilon=sink_rates.EPSILON, uniform=uniform, height=430
+    )
     panels.chart(figure, "Sink rate over ε", frames[0].drop(columns="series"), recipes.rates(view))
     st.caption(
         "share of heads, steps and samples whose mass exceeds ε; "
@@ -142,7 +146,7 @@ def rates(view) -> None:
 def which_key(view) -> None:
     """Draw of what kind the heaviest key is, over layers or steps, and where on the image its patches lie."""
     layers, heads = view.looked_at
-    found = measured.key_kinds(view.run, view.branch, view.samples, layers, heads, view.steps)
+    found = cached_metrics.key_kinds(view.run, view.branch, view.samples, layers, heads, view.steps)
     if found is None:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
         return
@@ -150,21 +154,21 @@ def which_key(view) -> None:
     draw = partial(st.segmented_control, "Heaviest key", options, label_visibility="collapsed")
     over = address.choice(draw, "kinds-over", "keys", "over layers", address.one_of(options))
     frame, by = (found.by_step, "top_step") if over == "over steps" else (found.by_layer, "layer")
-    figure = figures.key_kinds(frame, by, brush="brush", height=470)
+    figure = sink_charts.key_kinds(frame, by, brush="brush", height=470)
     panels.brushed(figure, "kinds", "Which key is the sink?", frame, recipes.kinds(view, by), by)
     st.caption(panels.plain(told(found)))
     if found.patches["share"].sum() > 0:
         st.markdown("**Where on the image those patches lie**")
         rows, columns = found.patches[["y", "x"]].max() + 1
         tall = min(560, round(PATCHES * rows / columns) + 120)  # 120 pixels for axis and legend
-        figure = figures.patch_heatmap(found.patches, width=PATCHES + 50, height=tall)
+        figure = sink_charts.patch_heatmap(found.patches, width=PATCHES + 50, height=tall)
         panels.keep(
             Shown("Where on the image those patches lie", figure, found.patches, recipes.patches(view))
         )
         panels.draw(figure, width="content")
 
 
-def told(found: measured.HeaviestKeys) -> str:
+def told(found: cached_metrics.HeaviestKeys) -> str:
     """Say which kinds are the heaviest most often, beside chance, and how stable the heaviest key is."""
     most = " · ".join(
         f"{row.kind} {row.share:.0%} (by chance {row.chance:.1%})"
@@ -177,7 +181,7 @@ def told(found: measured.HeaviestKeys) -> str:
 
 def absent(view) -> None:
     """Say which metrics this file does not hold, and what to do about it."""
-    missing = data.absent_metrics(view.run)
+    missing = cached_reads.absent_metrics(view.run)
     if missing:
         with st.expander(f"{len(missing)} metrics are not in this file", icon=":material/info:"):
             lines = {
@@ -190,7 +194,7 @@ def absent(view) -> None:
 
 def over_steps_and_layers(view, where: str) -> None:
     """Draw the metric itself, four ways."""
-    values = measured.metric(view.run, view.metric, view.target, view.branch, view.samples)
+    values = cached_metrics.metric(view.run, view.metric, view.target, view.branch, view.samples)
     view.within(values)  # refused where no chosen step was captured
     left, right = st.columns(2)
     with left:
@@ -212,7 +216,7 @@ def show(view) -> None:
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
     st.caption(panels.plain(panels.about(view)))
-    with data.sentence(view.run):
+    with cached_reads.sentence(view.run):
         over_steps_and_layers(view, where)
     prompt = panels.plain(panels.prompt(view.run, view.sample))
     head = "" if view.cell is None else f" · head {view.cell[1]}"
@@ -224,7 +228,7 @@ def show(view) -> None:
         for column, (title, draw) in zip(st.columns(2), row.items(), strict=True):
             with column:
                 st.markdown(title)
-                with data.sentence(view.run):
+                with cached_reads.sentence(view.run):
                     draw(view)
     absent(view)
 

@@ -5,9 +5,11 @@ from functools import partial
 
 import streamlit as st
 
-from dashboard import address, data, measured, panels, recipes, sidebar
-from sd35h5.analysis import charts, chips, metrics, token_figures
-from sd35h5.analysis.measures import MEASURES
+from dashboard import address, cached_metrics, cached_reads, panels, recipes, sidebar
+from sd35h5 import metrics
+from sd35h5.figures import token_charts
+from sd35h5.metrics import prompt_chips
+from sd35h5.metrics.catalogue import MEASURES
 
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
@@ -15,15 +17,15 @@ COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 def read_masses(view):
     """Return the shown sample's tokens with their mass, at the clicked cell or over all chosen layers and heads."""
     layers, heads = view.looked_at
-    return measured.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
+    return cached_metrics.token_mass(view.run, view.sample, view.branch, view.steps, layers, heads)
 
 
 def prompt(view, masses) -> None:
     """Draw the prompt as chips."""
     hint = "so that one heavy token leaves the others apart"
     log = address.switch(partial(st.toggle, "Logarithmic colours", help=hint), "chips-log", "log", True)
-    folded = chips.token_chips(masses)
-    figure = token_figures.token_chips(
+    folded = prompt_chips.token_chips(masses)
+    figure = token_charts.token_chips(
         folded, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
     )
     panels.tokens(view, figure, "chips", masses, recipes.tokens(view))
@@ -32,7 +34,7 @@ def prompt(view, masses) -> None:
         + (", by its word or group, since several samples are chosen. " if len(view.samples) > 1 else ". ")
         + "The foot of a chip tells its group; padding is one chip, coloured by the mean of its tokens, Σ their sum."
     )
-    for encoder, rest in data.truncation(view.run, view.sample, view.branch).items():
+    for encoder, rest in cached_reads.truncation(view.run, view.sample, view.branch).items():
         st.warning(
             f"{encoder.upper().replace('_', '-')} did not see the end of this text, “{panels.plain(rest)}”.",
             icon=":material/content_cut:",
@@ -44,9 +46,9 @@ def bars(view, masses) -> None:
     left, right = st.columns(2)
     with left:
         st.markdown("**Groups of text tokens**")
-        totals = chips.group_totals(masses)
+        totals = prompt_chips.group_totals(masses)
         panels.chart(
-            token_figures.group_bars(totals), "Groups of text tokens", totals, recipes.token_groups(view)
+            token_charts.group_bars(totals), "Groups of text tokens", totals, recipes.token_groups(view)
         )
         if len(view.samples) > 1:
             across_prompts(view)
@@ -54,10 +56,10 @@ def bars(view, masses) -> None:
         st.markdown("**Heaviest text tokens**")
         draw = partial(st.selectbox, "How many", list(COUNTS), label_visibility="collapsed")
         top = COUNTS[address.choice(draw, "token-count", "top", "top 24", address.one_of(COUNTS))]
-        keys = data.store(view.run).sizes["token"] + panels.patches(view.run)
+        keys = cached_reads.store(view.run).sizes["token"] + panels.patches(view.run)
         uniform = 1 / keys if panels.patches(view.run) else None
         panels.chart(
-            charts.token_bars(metrics.with_pads_averaged(masses), top=top, uniform=uniform, room=120),
+            token_charts.token_bars(metrics.with_pads_averaged(masses), top=top, uniform=uniform, room=120),
             "Heaviest text tokens",
             masses,
             recipes.tokens(view),
@@ -70,11 +72,11 @@ def across_prompts(view) -> None:
     if not MEASURES[view.metric].of_target:
         view = replace(view, metric="first_token_mean")
     st.markdown(f"**{panels.plain(str(view.target).capitalize())} across prompts**")
-    with data.sentence(view.run):
-        values = measured.metric(view.run, view.metric, view.target, view.branch, view.samples)
-        table = data.samples(view.run).set_index("sample", drop=False).loc[list(view.samples)]
-        found = chips.sample_means(view.at_cell(values), table)
-        figure = token_figures.sample_bars(found, view.label)
+    with cached_reads.sentence(view.run):
+        values = cached_metrics.metric(view.run, view.metric, view.target, view.branch, view.samples)
+        table = cached_reads.samples(view.run).set_index("sample", drop=False).loc[list(view.samples)]
+        found = prompt_chips.sample_means(view.at_cell(values), table)
+        figure = token_charts.sample_bars(found, view.label)
         panels.chart(figure, f"{view.target} across prompts", found, recipes.across_prompts(view))
         absent = int(found["value"].isna().sum())
         if absent:
@@ -85,7 +87,7 @@ view = panels.current()
 where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
 st.subheader("Tokens: how much attention each gets")
 st.caption(panels.plain(f"“{panels.prompt(view.run, view.sample)}” · {panels.about(view, one=True)}{where}"))
-with data.sentence(view.run):
+with cached_reads.sentence(view.run):
     found = read_masses(view)
     prompt(view, found)
     bars(view, found)

@@ -31,7 +31,7 @@ from data.recipe.matching import Judgement, judge
 from data.recipe.scenes import Scene, heldout_scene, novelty
 from data.recipe.sprites import Painter
 from data.recipe.stage_transformer import VARIANTS
-from sd35h5.gates.files import load_gates
+from sd35h5.gates.gate_files import load_gates
 from sd35h5.gates.modules import GATES_FILE, install_gates
 
 STEPS, GUIDANCE = 28, 4.5

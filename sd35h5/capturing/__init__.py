@@ -1,1 +1,1 @@
-"""From a call of the pipeline to a sealed sample: options, plan, probe, reductions, recorder."""
+"""From a plan to sealed samples: the pipeline, its calls, the recorder, sealing. Needs torch."""

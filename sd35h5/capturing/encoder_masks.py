@@ -10,28 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from sd35h5.errors import ConfigError
+from sd35h5.planning.options import CLIP, T5
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
     from torch import Tensor, nn
 
-CLIP, T5 = "clip", "t5"
 _ENCODERS = {  # what is masked -> (encoder, tokenizer) components
     CLIP: (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")),
     T5: (("text_encoder_3", "tokenizer_3"),),
 }
-
-
-def check_masks(masks: Sequence[str]) -> tuple[str, ...]:
-    """Return the names in one order.
-
-    Raises:
-        ConfigError: a name that is none of `CLIP` and `T5`.
-    """
-    if unknown := [repr(name) for name in masks if name not in _ENCODERS]:
-        raise ConfigError(f"there is no text encoder {', '.join(unknown)} to mask: it is {CLIP} or {T5}")
-    return tuple(name for name in _ENCODERS if name in masks)
 
 
 @contextmanager

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sd35h5.capturing.batch import BatchProbe
 from sd35h5.capturing.call import Call, Drawing
 from sd35h5.capturing.encoder_masks import masked_encoders
-from sd35h5.capturing.pipelines import without_truncation_noise
-from sd35h5.capturing.probe import Probe
-from sd35h5.capturing.processor import installed, regrouped_attentions
+from sd35h5.capturing.pipeline import without_truncation_noise
 from sd35h5.capturing.sealing import seal_all
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError
+from sd35h5.measuring.batch_probe import BatchProbe
+from sd35h5.measuring.probe import Probe
+from sd35h5.measuring.processor import installed, regrouped_attentions
 
 log = logging.getLogger("sd35h5")
 

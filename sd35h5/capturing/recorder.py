@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd35h5.capturing import reductions
-from sd35h5.capturing.reductions import GATE_STATISTICS
-from sd35h5.capturing.sample import Layout, SampleFacts
-from sd35h5.capturing.tokens import TokenTable
+from sd35h5.capturing.sample_facts import Layout, SampleFacts
 from sd35h5.capturing.transfer import Transfer
 from sd35h5.errors import CaptureError
+from sd35h5.measuring import reductions
+from sd35h5.planning.token_table import TokenTable
 from sd35h5.store import schema
-from sd35h5.store.remote_writer import RemoteWriter
+from sd35h5.store.processes.writer_client import ProcessWriter
+from sd35h5.store.schema import GATE_STATISTICS
 from sd35h5.store.writer import Header, SampleWriter
 
 if TYPE_CHECKING:
-    from sd35h5.capturing.passes import PassResult
     from sd35h5.gates.modules import Gates
+    from sd35h5.measuring.passes import PassResult
 
 ROW_SUM_TOLERANCE = 1e-3
 _IMAGE = schema.QUERIES.index("image")
@@ -62,7 +62,7 @@ class SampleRecorder:
         self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
         self._transfer = Transfer()
         self._rounded = round_mantissa if header.precision == "rounded" else lambda values: values
-        writer = RemoteWriter if apart else partial(SampleWriter, owned=True)
+        writer = ProcessWriter if apart else partial(SampleWriter, owned=True)
         self._writer = writer(parts, facts.index, header, rounded_already=True)
         shape = (len(layout.branches), len(schema.QUERIES))
         steps = (len(layout.timesteps), layout.layers, layout.heads)

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from sd35h5.capturing.call import Call
-from sd35h5.capturing.config import Tiers
-from sd35h5.capturing.interventions import CausalOptions, control_seed, parse_interventions
-from sd35h5.capturing.processor import check_processors, regrouped_attentions
-from sd35h5.capturing.sample import Layout
-from sd35h5.capturing.tokens import TokenTable, truncation_note
+from sd35h5.capturing.sample_facts import Layout
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
-from sd35h5.store.drain import Drain
+from sd35h5.measuring.processor import check_processors, regrouped_attentions
+from sd35h5.planning.interventions import CausalOptions, control_seed, parse_interventions
+from sd35h5.planning.options import Tiers
+from sd35h5.planning.token_table import TokenTable, truncation_note
+from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.reader import open_store
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.schema import PARTS_SUFFIX

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd35h5.store.drain import Drain
+from sd35h5.store.bounded_queue import Drain
 
 MAX_WAITING = 512 << 20  # bytes of pinned memory between the device and the writer
 

@@ -9,21 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sd35h5.capturing.altering import Interventions
 from sd35h5.capturing.call import Call
-from sd35h5.capturing.config import MAX_MAPS, pairing_key, validate_tiers
-from sd35h5.capturing.interventions import ALTERED_MASS, altered_variables
-from sd35h5.capturing.passes import PassPlan
-from sd35h5.capturing.probe import Probe
 from sd35h5.capturing.recorder import SampleRecorder
-from sd35h5.capturing.sample import Layout, SampleFacts
+from sd35h5.capturing.sample_facts import Layout, SampleFacts
 from sd35h5.capturing.sealing import Sealing
-from sd35h5.capturing.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
 from sd35h5.capturing.session import Identity, Session
-from sd35h5.capturing.tiers import MapPlan, RawPlan, RowPlan, TierPlan
-from sd35h5.capturing.tokens import TokenTable, choose_map_tokens, encode, token_encoders, token_table
 from sd35h5.errors import CaptureError
-from sd35h5.store import remote_writer, schema
+from sd35h5.measuring.altering import Interventions
+from sd35h5.measuring.optional_tiers import MapPlan, RawPlan, RowPlan, TierPlan
+from sd35h5.measuring.passes import PassPlan
+from sd35h5.measuring.probe import Probe
+from sd35h5.planning.interventions import ALTERED_MASS, altered_variables
+from sd35h5.planning.options import MAX_MAPS
+from sd35h5.planning.pairing_key import pairing_key
+from sd35h5.planning.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
+from sd35h5.planning.token_table import TokenTable, choose_map_tokens, encode, token_encoders, token_table
+from sd35h5.planning.validation import validate_tiers
+from sd35h5.store import schema
+from sd35h5.store.processes import writer_client
 from sd35h5.store.runs import part_name
 
 _TEXT_GROUPS = len(schema.GROUPS) - 1  # all but the image
@@ -200,7 +203,7 @@ class PassWatcher:
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
             rows=rows, altered=altered_variables(session.interventions),
-            apart=device.type == "cuda" and remote_writer.SUPPORTED,
+            apart=device.type == "cuda" and writer_client.SUPPORTED,
             round_mantissa=self._probe.reducer_on(device).round_mantissa,
         )  # fmt: skip
 

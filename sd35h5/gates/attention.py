@@ -19,7 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
-    from sd35h5.gates.modules import AttentionGate
+    from sd35h5.gates.attention_gate import AttentionGate
 
 
 @dataclass(frozen=True)

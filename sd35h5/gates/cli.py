@@ -61,8 +61,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no readable file, or no gates in it.
     """
-    from sd35h5.gates.files import read_gates
     from sd35h5.gates.forms import is_zero, zero_attentions
+    from sd35h5.gates.gate_files import read_gates
     from sd35h5.gates.texts import tell_layers
 
     source = read_gates(path)
@@ -95,8 +95,9 @@ def _extract(args: argparse.Namespace) -> int:
     """Write a form (c) file that answers what the checkpoint left open."""
     from safetensors.torch import save_file
 
-    from sd35h5.gates.files import read_gates, tell_places
     from sd35h5.gates.forms import OURS, zero_attentions
+    from sd35h5.gates.gate_files import read_gates
+    from sd35h5.gates.texts import tell_places
 
     if args.out is None:
         raise ConfigError("say with --out FILE.safetensors where to write the gates")

@@ -118,6 +118,27 @@ def is_checkpoint(keys: Sequence[str]) -> bool:
     return any(_BASE.search(key) for key in keys)
 
 
+def refuse_others(name: str, shapes: Mapping[str, Sequence[int]], found: Mapping[str, object]) -> None:
+    """Refuse a file that is neither gates alone nor a model with gates.
+
+    Raises:
+        ConfigError: naming an unknown key.
+    """
+    if is_checkpoint(list(shapes)):
+        if not found:
+            raise ConfigError(f"{name} holds a model without gates")
+        return
+    unknown = [] if any(".gate_proj." in key and "joint_blocks." in key for key in shapes) else [
+        key for key in shapes if not OUR_KEY.fullmatch(key)
+    ]  # fmt: skip
+    if unknown or not found:
+        raise ConfigError(
+            f"{name} is not a gates file: "
+            + (f"unknown key {unknown[0]!r}" if unknown else "it holds no tensors")
+            + ", expected transformer_blocks.N.attn.to_gate.weight and the like"
+        )
+
+
 def has_second_attention(keys: Sequence[str]) -> bool:
     """Whether these keys, of any layout, are of an MMDiT-X."""
     return any(re.search(r"\.\d+\.(x_block\.)?attn2\.", key) for key in keys)

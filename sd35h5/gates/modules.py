@@ -9,7 +9,7 @@ MMDiT-X's second attention (`attn2`) has a gate of its own on its own input, of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,46 +20,16 @@ from torch import Tensor, nn
 
 from sd35h5.errors import ConfigError
 from sd35h5.gates.attention import JointAttention
+from sd35h5.gates.attention_gate import AttentionGate
+from sd35h5.gates.decision import Sizes
+from sd35h5.gates.kinds import ACTIVATIONS, GATE_TYPES, JOINT, SECOND, TARGETS, Place
 from sd35h5.gates.texts import tell_forced, tell_layers
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
 GATES_FILE = "gates.safetensors"
-GATE_TYPES = ("headwise", "elementwise")
-ACTIVATIONS = {"sigmoid": 1.0, "2sigmoid": 2.0}  # name -> factor on the sigmoid
-JOINT, SECOND = "attn", "attn2"  # the two attentions of a block, as diffusers names them
-TARGETS = {"joint": (JOINT,), "attn2": (SECOND,), "all": (JOINT, SECOND)}
 _OPEN_BIAS = 40.0  # sigmoid(40) is 1 in float32, bfloat16 and float16
-
-
-class AttentionGate(nn.Module):
-    """The gates of one attention: `to_gate` for the image stream, `add_gate` for the text stream.
-
-    Args:
-        width: channels of both streams' inputs.
-        outputs: values a token: the number of heads (headwise) or of channels (elementwise).
-        text: False where there is no text output: in the last block, and in attn2.
-    """
-
-    def __init__(self, width: int, outputs: int, text: bool = True, activation: str = "sigmoid"):
-        super().__init__()
-        self.factor = ACTIVATIONS[activation]
-        self.forced: float | None = None  # a constant in place of the gate: the counterfactual run
-        self.to_gate = nn.Linear(width, outputs)
-        self.add_gate = nn.Linear(width, outputs) if text else None
-
-    def forward(self, image_states: Tensor, text_states: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the gates of both streams, (B, tokens, outputs), in (0, 1) (or (0, 2) for 2sigmoid)."""
-        image = self._gate(self.to_gate, image_states)
-        if self.add_gate is None or text_states is None:
-            return image, None
-        return image, self._gate(self.add_gate, text_states)
-
-    def _gate(self, linear: nn.Linear, states: Tensor) -> Tensor:
-        if self.forced is not None:
-            return states.new_full((*states.shape[:-1], linear.out_features), self.forced)
-        return torch.sigmoid(linear(states)) * self.factor
 
 
 @dataclass(frozen=True)
@@ -112,26 +82,36 @@ class Gates:
         self.second.to(device=device, dtype=dtype)
 
 
+def sizes_of(transformer: SD3Transformer2DModel) -> Sizes:
+    """What gates depend on, asked of a transformer, which may be on the meta device."""
+    blocks = transformer.transformer_blocks
+    attn = blocks[0].attn
+    second = tuple(layer for layer, block in enumerate(blocks) if getattr(block, SECOND, None) is not None)
+    return Sizes(len(blocks), attn.heads, attn.to_q.out_features, second)
+
+
 def build_gates(
     transformer: SD3Transformer2DModel,
     gate_type: str,
     activation: str = "sigmoid",
     target: str = "joint",
     init: str = "neutral",
+    places: Collection[Place] | None = None,
 ) -> Gates:
     """Make untrained gates for every joint attention of the transformer, or every attention of the target.
 
     Args:
         init: `neutral`, all zero, so that each gate is activation(0), or `identity`, so that each is 1.
+        places: these attentions in place of the target's.
 
     Raises:
         ConfigError: an unknown type, or attn2 asked for of a model that has none.
     """
     modules = {JOINT: nn.ModuleDict(), SECOND: nn.ModuleDict()}
     for layer, block in enumerate(transformer.transformer_blocks):
-        for attention in TARGETS[target]:
+        for attention in TARGETS[target] if places is None else (JOINT, SECOND):
             attn = getattr(block, attention, None)
-            if attn is not None:
+            if attn is not None and (places is None or (layer, attention) in places):
                 modules[attention][str(layer)] = gate_for(attn, gate_type, activation)
     if target == "attn2" and not modules[SECOND]:
         raise ConfigError("gate target attn2: this model has no second attention in any layer")

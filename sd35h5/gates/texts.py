@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from sd35h5.errors import ConfigError
+from sd35h5.gates.kinds import JOINT, SECOND, Place
 
 _FORCED = {"open": 1.0, "closed": 0.0}
 
@@ -53,3 +54,12 @@ def forced_value(text: str) -> float | None:
 def tell_forced(value: float) -> str:
     """A forced gate as --gate_override writes it."""
     return next((name for name, known in _FORCED.items() if known == value), f"{value:g}")
+
+
+def tell_places(places: Iterable[Place]) -> str:
+    """(layer, attention) for people: joint layers 3-5, attn2 layers 0."""
+    told, places = [], sorted(places)
+    for name, attention in (("joint", JOINT), ("attn2", SECOND)):
+        if layers := [layer for layer, where in places if where == attention]:
+            told.append(f"{name} layer{'s' * (len(layers) > 1)} {tell_layers(layers)}")
+    return " and ".join(told)

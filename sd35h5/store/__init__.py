@@ -1,1 +1,1 @@
-"""The file: its schema, written, packed, read, verified. Without torch."""
+"""The file: its schema, written, packed, read, verified. Without torch, as all that comes after it."""

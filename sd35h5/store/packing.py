@@ -12,10 +12,10 @@ import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
-from sd35h5.store.content import sample_hash, variables_in
-from sd35h5.store.layout import create_variable, publish, write_head
+from sd35h5.store.content_hash import sample_hash, variables_in
 from sd35h5.store.runs import lock, packed_indices, part_files, reason
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.skeleton import create_variable, publish, write_head
 
 
 def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:

@@ -12,14 +12,14 @@ import numpy as np
 from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of, numpy_dtype
-from sd35h5.store.parts import Parts, find_parts
+from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import SCALES, Variable, variable
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from sd35h5.store.remote import RemoteParts
+    from sd35h5.store.processes.guarded_files import GuardedFiles
 
 _FLAG_DIMS = tuple(name for name, scale in SCALES.items() if scale.labels and scale.is_dimension)
 _TRUE_STEPS = ("step", "top_step", "map_step", "raw_step")
@@ -46,7 +46,7 @@ def open_store(path: str | Path, trusted: bool = True) -> Store:
 class Store:
     """What a capture measured, by name and labelled dimension; values are read when they are asked for."""
 
-    def __init__(self, parts: Parts | RemoteParts, max_read_bytes: int | None = None) -> None:
+    def __init__(self, parts: Parts | GuardedFiles, max_read_bytes: int | None = None) -> None:
         self._parts = parts
         self._max_read_bytes = max_read_bytes
         self.path: Path = parts.path
@@ -167,7 +167,7 @@ class Store:
 
     def dataset(self) -> xr.DataTree:
         """The whole store as a lazy xarray DataTree: a node a group, values unmasked as in the file."""
-        from sd35h5.store.tree import data_tree
+        from sd35h5.store.data_tree import data_tree
 
         return data_tree(self)
 

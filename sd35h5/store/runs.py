@@ -12,8 +12,8 @@ from typing import BinaryIO
 import h5py
 
 from sd35h5.errors import StoreError, StoreNotFoundError
-from sd35h5.store.layout import publish
 from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
+from sd35h5.store.skeleton import publish
 
 RUN_FILE = "run.json"
 MAX_RUN_BYTES = 16 << 20

@@ -185,6 +185,7 @@ _GROUPED = "sample branch query group step layer head"
 _TOKEN_CHUNK = {"step": 1, "token": 32}
 _SAMPLE_FILLS = {**_FILLS, "int32": NO_FILL, "int64": NO_FILL}
 
+GATE_STATISTICS = ("mean", "std", "min", "max", "below_0_1", "below_0_5")
 _GATES = [
     _variable("gates/mean", _STEPS, "float32", "mean of the gate over queries (and channels)"),
     _variable("gates/std", _STEPS, "float32", "standard deviation of the gate over queries (and channels)"),

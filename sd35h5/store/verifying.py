@@ -75,12 +75,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[str, str]], str]:
-    """Run sd35h5.store.check. Returns: its lines, and why it ended early, "" if it came to its end."""
+    """Run sd35h5.store.processes.checker. Returns: its lines, and why it ended early, "" if it came to its end."""
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     paths = [str(file.resolve()) for file in files]
     request = json.dumps({"files": paths, "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES})
-    command = [sys.executable, "-m", "sd35h5.store.check"]
+    command = [sys.executable, "-m", "sd35h5.store.processes.checker"]
     try:
         done = subprocess.run(
             command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 2
@@ -95,7 +95,7 @@ def _end(done: subprocess.CompletedProcess) -> str:
     """Why a check ended early, from how its process ended; "" if it came to its end."""
     if done.returncode == 0:
         return ""
-    if done.returncode == 64:  # sd35h5.store.check.OUT_OF_MEMORY
+    if done.returncode == 64:  # sd35h5.store.processes.checker.OUT_OF_MEMORY
         return TOO_LARGE
     if done.returncode < 0:  # a signal
         return TOO_LONG if -done.returncode == getattr(signal, "SIGXCPU", 0) else CRASHED

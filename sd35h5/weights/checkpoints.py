@@ -33,11 +33,12 @@ _HASH_IS_QUICK = 64 << 20  # smaller files are hashed every time: no file is put
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file, as the header tells it."""
+    """One tensor of a file, as the header tells it; `offset` is that of its first byte in the file."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int = 0
 
 
 def weight_files(path: Path, option: str) -> tuple[Path, ...]:
@@ -110,6 +111,14 @@ def _pickled(file: Path) -> str:
     )
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself beside its tensors; the header was checked by `read_entries`."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    told = header.get("__metadata__")
+    return {str(name): str(value) for name, value in told.items()} if isinstance(told, dict) else {}
+
+
 def _read_header(file: Path) -> dict[str, Entry]:
     """Read and check one file's header, whole and against the file's size."""
     size = file.stat().st_size
@@ -132,7 +141,8 @@ def _read_header(file: Path) -> dict[str, Entry]:
         entries, end = {}, 0
         for key, item in header.items():
             begin, stop = item["data_offsets"]
-            entry = Entry(file, item["dtype"], tuple(int(length) for length in item["shape"]))
+            shape = tuple(int(side) for side in item["shape"])
+            entry = Entry(file, item["dtype"], shape, 8 + length + begin)
             if ITEM_BYTES.get(entry.dtype, 0) * math.prod(entry.shape) not in (0, stop - begin):
                 raise ConfigError(
                     f"{file} is damaged: {key} of shape {entry.shape} does not fill {stop - begin} bytes"

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from sd35h5.errors import CaptureError
-from sd35h5.weights.facts import base_path, hub_sentence
+from sd35h5.weights.model_facts import base_path, hub_sentence
 
 _VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
 

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 from sd35h5.errors import ConfigError
 from sd35h5.weights.configs import SCHEDULER
 from sd35h5.weights.fetching import local_base
-from sd35h5.weights.options import Model
+from sd35h5.weights.model_options import Model
 from sd35h5.weights.sources import TOKENIZERS, Part
 
 _ENCODER_TOKENIZERS = dict(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), TOKENIZERS, strict=True))

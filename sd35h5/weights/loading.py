@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sd35h5.errors import ConfigError
-from sd35h5.gates.files import GateSource, source_of
 from sd35h5.gates.forms import find_gates
+from sd35h5.gates.gate_files import GateSource, source_of
 from sd35h5.weights.checkpoints import DTYPE_NAMES, FLOATS, sha256_of, stored_dtypes
 from sd35h5.weights.layouts import HARMLESS, TITLES, Layout, Place
 from sd35h5.weights.scaled import split_factors

@@ -12,7 +12,7 @@ from sd35h5.errors import ConfigError
 from sd35h5.weights.checkpoints import Entry, read_entries, weight_files
 from sd35h5.weights.configs import COMPONENT_CONFIGS, derive_config
 from sd35h5.weights.layouts import COMPONENTS, HARMLESS, TITLES, Layout, describe_keys, find_layout
-from sd35h5.weights.options import Model
+from sd35h5.weights.model_options import Model
 
 OPTIONS = {
     "transformer": "dit_path", "text_encoder": "clip_l_path", "text_encoder_2": "clip_g_path",

@@ -1,0 +1,48 @@
+"""What is chosen on all pages, as one value: runs, samples, branch, token, metric, ranges and the clicked cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import xarray as xr
+
+from dashboard import cached_reads
+from sd35h5 import metrics
+from sd35h5.metrics import averaging
+from sd35h5.metrics.catalogue import MEASURES
+
+
+@dataclass(frozen=True)
+class View:
+    """What is chosen: everything a page needs to draw. Positions are 0-based; ranges hold every chosen
+    position."""
+
+    run: cached_reads.Run
+    others: tuple[cached_reads.Run, ...]
+    samples: tuple[int, ...]
+    sample: int
+    branch: str
+    target: metrics.Target
+    metric: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    steps: tuple[int, ...]
+    cell: tuple[int, int] | None
+
+    @property
+    def label(self) -> str:
+        """What the metric is, with its unit."""
+        return metrics.LABELS.get(self.metric, MEASURES[self.metric].label)
+
+    @property
+    def looked_at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layers and heads of the numbers: the clicked cell's, or all chosen ones when none is."""
+        return (self.layers, self.heads) if self.cell is None else ((self.cell[0],), (self.cell[1],))
+
+    def within(self, values: xr.DataArray) -> xr.DataArray:
+        """Return the values of the chosen layers, heads and steps."""
+        return averaging.within(values, self.layers, self.heads, self.steps)
+
+    def at_cell(self, values: xr.DataArray) -> xr.DataArray:
+        """Return the values of the clicked cell, or of all chosen layers and heads when none is."""
+        return averaging.within(values, *self.looked_at, self.steps)

@@ -1,0 +1,189 @@
+"""Make an SD3 pipeline ready to draw: from folders, files or the hub, on a device, in a dtype, gates on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
+from sd35h5.gates.choice import choose_gates, put_gates
+from sd35h5.gates.gate_files import GateSource, read_gates
+from sd35h5.gates.gate_options import GateOptions
+from sd35h5.gates.modules import Gates
+from sd35h5.weights.checkpoints import sha256_of
+from sd35h5.weights.fetching import local_base
+from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
+from sd35h5.weights.layouts import COMPONENTS
+from sd35h5.weights.loading import build, load_part, provenance, split_gates
+from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
+from sd35h5.weights.model_options import DTYPES, Model
+from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base
+
+log = logging.getLogger("sd35h5")
+_NOISE = ("The following part of your input was truncated", "Token indices sequence length is longer")
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as the device it stands for; `cuda` only where there is one.
+
+    Raises:
+        ConfigError: no such CUDA device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+        if not torch.cuda.is_available() or index >= count:
+            there = f"{count or 'no'} CUDA device{'s' * (count != 1)}"
+            raise ConfigError(f"--device {device}: this machine has {there}; use --device cpu")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Name of the torch dtype: bfloat16 on CUDA and float32 on the CPU unless said otherwise."""
+    if dtype == "auto":
+        return "float32" if device == "cpu" else "bfloat16"
+    return DTYPES[dtype]
+
+
+class Loaded(NamedTuple):
+    """A pipeline on its device.
+
+    Args:
+        gates: those it draws with, or None.
+        sources: component -> where its weights came from: source, layout, stored dtype, files with sha256.
+    """
+
+    pipe: StableDiffusion3Pipeline
+    gates: Gates | None
+    sources: dict[str, dict]
+
+
+def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Loaded:
+    """Load every component from wherever it comes, and put the gates on; which ones is settled before a weight is
+    read.
+
+    Raises:
+        ConfigError: a component that does not fit, in one sentence.
+        CaptureError: weights that cannot be had.
+    """
+    device = resolve_device(model.device)
+    if model.offload and not device.startswith("cuda"):
+        raise ConfigError(f"--offload brings models to a CUDA device in turn, and the device is {device}")
+    place = "cpu" if model.offload else device
+    dtype = getattr(torch, resolve_dtype(model.dtype, device))
+    needed = {*from_base(model)} - ({"transformer"} if model.transformer != "transformer" else set())
+    base = local_base(model.model_id, {*needed, "scheduler"}) if needed else base_path(model.model_id)
+    folder = transformer_folder(model, base) if "transformer" in from_base(model) else None
+    parts = find_parts(model, base, folder)
+    with quiet(), ThreadPoolExecutor(1) as hashing:  # the files are hashed while they are read
+        told = {component: hashing.submit(provenance, part) for component, part in parts.items()}
+        try:
+            tokenizers = load_tokenizers(model, base)
+            parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
+            parts["transformer"], held = split_gates(parts["transformer"])
+            bare = build("transformer", parts["transformer"].config)  # without memory: it only has sizes
+            choice = choose_gates(bare, _one_source(held, facts.gates_file), gating or GateOptions())
+            models = {component: load_part(part, dtype, place) for component, part in parts.items()}
+            pipe = StableDiffusion3Pipeline(
+                **{**dict.fromkeys(COMPONENTS), **models},
+                **{**dict.fromkeys(TOKENIZERS), **tokenizers},
+                scheduler=load_scheduler(base),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            for future in told.values():  # the sentence should not wait for hashes that nobody needs
+                future.cancel()
+            if isinstance(error, Sd35h5Error):
+                raise
+            raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
+        sources = {component: future.result() for component, future in told.items()}
+    pipe.to(place)
+    put_gates(pipe.transformer, choice)
+    if model.offload:
+        offload(pipe, choice.gates, device, model.offload)
+    if choice.record:
+        sources["gates"] = choice.record | _told_of(facts.gates_file)
+    return Loaded(pipe, choice.gates, sources)
+
+
+def _one_source(held: GateSource | None, gates_file: Path | None) -> GateSource | None:
+    """The gates of the transformer's own file, or of a file of gates.
+
+    Raises:
+        ConfigError: both have some, or the file cannot be read.
+    """
+    if gates_file is None:
+        return held
+    if held is not None:
+        raise ConfigError(f"{held.name} holds gates of its own, and {gates_file} others")
+    return read_gates(gates_file)
+
+
+def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str, how: str = "model") -> None:
+    """Let each model, or each of its layers (`sequential`), wait on the host and go to the device only while it
+    computes; gates are small and stay there."""
+    if how == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.enable_model_cpu_offload(device=device)
+    if gates is not None:
+        gates.to(device, pipe.transformer.dtype)
+
+
+def _told_of(gates_file: Path | None) -> dict[str, object]:
+    """Size and sha256 of a file of gates; those within a model's own file are told with the transformer."""
+    if gates_file is None:
+        return {}
+    return {"size": gates_file.stat().st_size, "sha256": sha256_of(gates_file)}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the libraries' loading bars and notes that do not concern the user; errors still show."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    bars, verbosity = (diffusers_logging, transformers_logging), transformers_logging.get_verbosity()
+    for library in bars:
+        library.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        for library in bars:
+            library.enable_progress_bar()
+
+
+@contextmanager
+def without_truncation_noise() -> Iterator[None]:
+    """Hold back the pipeline's note on truncation, which is wrong for T5; ours tells it right."""
+    loggers = [
+        logging.getLogger("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"),
+        logging.getLogger("transformers.tokenization_utils_base"),
+    ]
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_NOISE)
+
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)

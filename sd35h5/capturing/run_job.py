@@ -1,0 +1,131 @@
+"""Draw a job: load its model, draw what is not sealed yet, pack what is."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+from collections.abc import Set
+from pathlib import Path
+
+from sd35h5.capturing.call import Drawing
+from sd35h5.capturing.generate import generating
+from sd35h5.capturing.interrupts import heeded_interrupts
+from sd35h5.capturing.pipeline import load, resolve_device, resolve_dtype
+from sd35h5.capturing.progress import Progress, say
+from sd35h5.capturing.session import Identity, Session
+from sd35h5.planning.describing import describe
+from sd35h5.planning.job import Job
+from sd35h5.planning.plan import in_bytes
+from sd35h5.store.runs import forget_run, part_files, parts_of
+from sd35h5.store.writer import begin_run, pack, sealed_indices
+
+log = logging.getLogger("sd35h5")
+PACK_LIMIT = 20 << 30  # above this, a capture stays a folder until it is packed by hand
+
+
+def run(job: Job) -> Path:
+    """Draw what a job says, going on where an earlier run stopped. Returns: the store.
+
+    Raises:
+        ConfigError, CaptureError, StoreError: a sentence; sealed samples stay.
+    """
+    config, facts, out, planned = job.config, job.facts, job.out, job.samples
+    sealed, was_there = set(), parts_of(out).exists()
+    if config.output.budget:
+        say(describe(job))
+    device = resolve_device(config.model.device)
+    settings = {**job.settings, "device": device, "dtype": resolve_dtype(config.model.dtype, device)}
+    size = in_bytes(job.plan.file_bytes)
+    if not config.output.overwrite:  # what is to be overwritten goes when the model is there, not before
+        parts = begin_run(out, settings, planned)
+        sealed = sealed_indices(parts)
+    todo = batches_to_draw(planned, config.sampling.batch_size, sealed)
+    if not todo:
+        say(f"{out} is complete already: {planned} samples")
+        return finish(parts, out)
+    if sealed:
+        say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
+    drawn = sum(map(len, todo))
+    if again := drawn - (planned - len(sealed)):
+        say(f"{again} of the sealed samples are drawn again, beside those of their batch that are not")
+    say(f"drawing {drawn} samples of {config.sampling.steps} steps, about {size} each, into {out}")
+    try:
+        pipe, gates, sources = load(config.model, facts, config.gating)
+    except BaseException:
+        if not was_there:  # the mended command has other options, and should not be refused for it
+            forget_run(parts_of(out))
+        raise
+    if gates is not None and gates.untrained:
+        log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
+    pipe.set_progress_bar_config(disable=True)
+    if config.output.overwrite:
+        parts = begin_run(out, settings, planned, overwrite=True)
+    session = Session(
+        pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal,
+        config.sampling.encoder_masks,
+    )  # fmt: skip
+    try:
+        _draw_all(job, todo, session)
+    except BaseException:
+        count = f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}"
+        say(f"{count}; the same command goes on from there")
+        raise
+    return finish(parts, out)
+
+
+def batches_to_draw(planned: int, batch_size: int, sealed: Set[int]) -> list[range]:
+    """Indices of the samples of each call of the pipeline: batches are cut from the whole list, so that a sample
+    keeps its companions when a capture goes on, and one of which anything is missing is drawn whole."""
+    batches = [range(first, min(first + batch_size, planned)) for first in range(0, planned, batch_size)]
+    return [batch for batch in batches if not sealed.issuperset(batch)]
+
+
+def _draw_all(job: Job, todo: list[range], session: Session) -> None:
+    """Draw the batches of which anything is not sealed, under a progress bar."""
+    config, sampling = job.config, job.config.sampling
+    progress = Progress(job.samples, job.samples - sum(map(len, todo)), sampling.steps)
+    common = {
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+        "height": session.settings["height"],
+        "width": session.settings["width"],
+        "max_sequence_length": sampling.max_sequence_length,
+        "negative_prompt": config.prompts.negative_prompt,
+    }
+    try:
+        with heeded_interrupts() as heed, generating(session) as generate:
+
+            def step() -> None:
+                heed()
+                progress.step()
+
+            signature = inspect.signature(session.pipe.__call__)
+            for batch in todo:
+                places = [job.places(index) for index in batch]
+                texts = [job.prompts[prompt].text for prompt, _ in places]
+                seeds = [job.seed(index) for index in batch]
+                drawing = Drawing.bind(signature, (texts if len(texts) > 1 else texts[0],), common, seeds)
+                identities = [
+                    Identity(index, job.prompts[prompt].id, prompt, image)
+                    for index, (prompt, image) in zip(batch, places, strict=True)
+                ]
+                progress.begin(len(batch))
+                generate.draw(drawing, identities, step)
+    finally:
+        progress.close()
+
+
+def finish(parts: Path, out: Path) -> Path:
+    """Pack the sealed samples into `out`, unless they are many bytes. Returns: what can be opened."""
+    files = part_files(parts)
+    if not files:  # nothing was captured, or nothing that is not packed already
+        shutil.rmtree(parts)
+        return out
+    if sum(file.stat().st_size for file in files) > PACK_LIMIT:
+        say(
+            f"{parts} is large and stays a folder, which opens like a file; "
+            f"to pack it: python -m sd35h5 pack {parts}"
+        )
+        return parts
+    return pack(parts, out, keep_parts=False)

@@ -1,0 +1,215 @@
+"""The numbers of a comparison: one reference run and any number of others, sample paired with sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from sd35h5.comparing import effects, paired_samples, score_changes
+from sd35h5.errors import StoreError
+from sd35h5.metrics import averaging, heaviest_keys, sink_rates
+from sd35h5.metrics.catalogue import MEASURES, absent
+from sd35h5.metrics.targets import FIRST_TOKEN, Target
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the runs: a measure of a target on a branch, what may differ, how often to resample."""
+
+    metric: str = "first_token_mean"
+    target: Target = FIRST_TOKEN
+    branch: str = "cond"
+    allow_mismatch: tuple[str, ...] = ()
+    resamples: int = effects.RESAMPLES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The numbers of a comparison.
+
+    Args:
+        reference: name of the reference run; stores: name -> store, the reference first.
+        pairings: other run -> its pairing with the reference.
+        overall: a row a (run, measure): pairs, prompts, both means, mean_difference, effect, low, high, p, q.
+        cells: a row a (run, layer, head) of the asked metric, with the same columns.
+        steps, rates, samples, kinds: what the figures draw, each with a column that names the run.
+        skipped: a row a (run, measure) that could not be computed, with the reason.
+        points, scores: the joined scores beside the asked metric, and their summary; see comparison_scores.
+    """
+
+    question: Question
+    reference: str
+    stores: dict[str, Store]
+    pairings: dict[str, paired_samples.Pairing]
+    overall: pd.DataFrame
+    cells: pd.DataFrame
+    steps: pd.DataFrame
+    rates: pd.DataFrame
+    samples: pd.DataFrame
+    kinds: pd.DataFrame
+    skipped: pd.DataFrame
+    points: pd.DataFrame
+    scores: pd.DataFrame
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the compared runs."""
+        return list(self.pairings)
+
+
+def measure(stores: dict[str, Store], question: Question) -> Comparison:
+    """Return the numbers of the first store against each of the others, sample paired with sample."""
+    if question.metric not in MEASURES:
+        raise StoreError(f"there is no metric {question.metric!r}: choose one of {', '.join(MEASURES)}")
+    reference, *others = stores
+    pairings = {
+        name: paired_samples.pair(stores[reference], stores[name], (reference, name), question.allow_mismatch)
+        for name in others
+    }
+    for name, pairing in pairings.items():
+        if pairing.pairs.empty:
+            why = "; ".join(dict.fromkeys(f"{row.field}: {row.value}, {row.nearest} in the other" for row in
+                                          pairing.unpaired[pairing.unpaired["run"] == name].itertuples()))  # fmt: skip
+            raise StoreError(
+                f"no sample of {name} pairs with one of {reference} ({why[:300]}): compare runs with equal prompts, "
+                "seeds and settings, or name the fields that may differ with --allow_mismatch"
+            )
+    overall, skipped, asked = [], [], {}
+    for name, pairing in pairings.items():
+        for measure_name in _held(name, (stores[reference], stores[name]), question.metric, skipped):
+            try:
+                sides = paired_samples.paired_values(
+                    stores[reference], stores[name], pairing, measure_name, question.target, question.branch
+                )
+            except StoreError as error:
+                if measure_name == question.metric:
+                    raise
+                skipped.append([name, measure_name, str(error)])
+                continue
+            overall.append(_overall(name, measure_name, sides, pairing, question))
+            if measure_name == question.metric:
+                asked[name] = sides
+    points = score_changes.points(stores, reference, pairings, asked)
+    table = pd.DataFrame(overall)
+    table["q"] = effects.false_discovery(table["p"].to_numpy(float))
+    return Comparison(
+        question, reference, stores, pairings, table,
+        _cells(asked, pairings, question), _steps(asked, pairings, reference),
+        _rates(stores, reference, pairings, question), _samples(asked, pairings, reference),
+        _kinds(stores, reference, pairings, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
+        points, score_changes.summary(points, reference, pairings, question.resamples, question.seed),
+    )  # fmt: skip
+
+
+def _held(run: str, stores: tuple[Store, Store], asked: str, skipped: list[list[str]]) -> list[str]:
+    """Return the measures that both runs hold, and the asked one; note the others, attn2's only where one has it."""
+    missing = absent(stores[0]) | absent(stores[1])
+    second = any(name.startswith("attn2/") for store in stores for name in store.variables)
+    for name, remedy in missing.items():
+        if name != asked and (second or not name.startswith("attn2_")):
+            skipped.append([run, name, remedy])
+    return [name for name in MEASURES if name == asked or name not in missing]
+
+
+def _overall(
+    name: str, measure_name: str, sides, pairing: paired_samples.Pairing, question: Question
+) -> dict:
+    change = paired_samples.difference(*sides)
+    row = effects.overall_effect(
+        change, list(pairing.pairs["prompt_id"]), question.resamples, effects.LEVEL, question.seed
+    )
+    means_of = {
+        f"{side}_mean": _prompt_mean(values, pairing)
+        for side, values in zip(("reference", "other"), sides, strict=True)
+    }
+    return {"run": name, "measure": measure_name, "pairs": len(pairing.pairs), **means_of, **row.to_dict()}
+
+
+def _prompt_mean(values, pairing: paired_samples.Pairing) -> float:
+    """Return the mean over prompts of a run's value, so that the difference of two is the mean difference."""
+    each = values.mean([dim for dim in values.dims if dim != "sample"], skipna=True).values[:, None]
+    return float(averaging.prompt_means(each, list(pairing.pairs["prompt_id"])).mean().iloc[0])
+
+
+def _cells(asked: dict, pairings: dict[str, paired_samples.Pairing], question: Question) -> pd.DataFrame:
+    frames = []
+    for name, (before, after) in asked.items():
+        prompts = list(pairings[name].pairs["prompt_id"])
+        table = effects.paired_effects(
+            paired_samples.difference(before, after),
+            prompts,
+            question.resamples,
+            effects.LEVEL,
+            question.seed,
+        )
+        table.insert(0, "run", name)
+        for column, side in (("reference_mean", before), ("other_mean", after)):
+            each = side.mean("step", skipna=True).transpose("sample", "layer", "head").values
+            table[column] = averaging.prompt_means(each.reshape(len(each), -1), prompts).mean().to_numpy()
+        frames.append(table)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _steps(asked: dict, pairings: dict[str, paired_samples.Pairing], reference: str) -> pd.DataFrame:
+    frames = []
+    for name, (before, after) in asked.items():
+        prompts = list(pairings[name].pairs["prompt_id"])
+        if not frames:
+            frames.append(averaging.over_steps(before, prompts).assign(series=reference))
+        frames.append(averaging.over_steps(after, prompts).assign(series=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _samples(asked: dict, pairings: dict[str, paired_samples.Pairing], reference: str) -> pd.DataFrame:
+    rows = []
+    for name, sides in asked.items():
+        pairs = pairings[name].pairs
+        for run, values in zip((reference, name), sides, strict=True):
+            each = values.mean([dim for dim in values.dims if dim != "sample"], skipna=True).values
+            rows.append(
+                pairs[["reference_sample", "other_sample", "prompt_id", "prompt", "seed"]].assign(
+                    compared=name, run=run, sample=pairs["reference_sample"], value=each
+                )
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def _rates(stores: dict, reference: str, pairings: dict, question: Question) -> pd.DataFrame:
+    frames = []
+    for run, samples in _paired_samples(reference, pairings):
+        mass = MEASURES["first_token_mean"].compute(stores[run], question.target, question.branch, samples)
+        prompts = list(stores[run].samples["prompt_id"].iloc[samples])
+        uniform = float(
+            sink_rates.uniform_mass(stores[run], question.target, question.branch, samples).mean()
+        )
+        frames.append(sink_rates.sink_curve(mass, prompts, uniform).assign(series=run))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _kinds(stores: dict, reference: str, pairings: dict, question: Question) -> pd.DataFrame:
+    """Return the kinds of the heaviest key of every run that holds top-k keys: kind, share, chance, run."""
+    frames = []
+    for run, samples in _paired_samples(reference, pairings):
+        if "topk/top_index" in stores[run] and question.branch == "cond":
+            keys = heaviest_keys.top_keys(stores[run], question.branch, "image", samples)
+            frames.append(heaviest_keys.kind_shares(keys).assign(run=run))
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=["kind", "share", "chance", "run"])
+    )
+
+
+def _paired_samples(
+    reference: str, pairings: dict[str, paired_samples.Pairing]
+) -> list[tuple[str, list[int]]]:
+    first = sorted({int(s) for pairing in pairings.values() for s in pairing.pairs["reference_sample"]})
+    return [(reference, first)] + [
+        (n, [int(s) for s in p.pairs["other_sample"]]) for n, p in pairings.items()
+    ]

@@ -1,0 +1,254 @@
+"""Pair the samples of two runs by their pairing key, and take differences of what is paired.
+
+The pairing key is a hash of everything that must be equal (prompt, seed, steps, guidance, size …); weights
+and gates may differ. A sample without a partner is listed with the field that differs, never averaged
+silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sd35h5 import metrics
+from sd35h5.errors import StoreError
+from sd35h5.metrics.averaging import finite_mean
+from sd35h5.metrics.catalogue import computed
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+#: what may differ between two runs that are compared, or says nothing about the attention itself
+FREE_FIELDS = frozenset({
+    "model_id", "model_revision", "transformer", "gates", "gate_type", "gate_target", "gate_layers",
+    "gate_activation", "gate_zero_rows", "gate_init",
+    "gate_override", "device", "out", "overwrite", "prompt", "prompts", "prompts_json", "prompt_ids", "limit",
+    "seed", "num_images", "maps", "words", "map_steps", "map_heads", "map_pool", "topk", "top_steps",
+    "text_queries", "branches", "precision", "no_images", "no_unconditional", "intervene",
+    "control",
+})  # fmt: skip
+SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
+PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]
+MISMATCH_COLUMNS = ["field", "reference", "other"]
+UNPAIRED_COLUMNS = ["run", "sample", "prompt", "seed", "field", "value", "nearest"]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which samples of two runs belong together.
+
+    Args:
+        pairs: a row a pair, columns PAIR_COLUMNS.
+        unpaired: a row a sample of either run that has no partner, columns UNPAIRED_COLUMNS: `field` is what
+            differs from the nearest sample of the other run, `value` and `nearest` are the two values.
+        mismatch: a row a field that differs although samples are paired, because the caller allowed it: columns
+            field, reference, other.
+    """
+
+    reference: str
+    other: str
+    pairs: pd.DataFrame
+    unpaired: pd.DataFrame
+    mismatch: pd.DataFrame = dataclasses.field(default_factory=lambda: pd.DataFrame(columns=MISMATCH_COLUMNS))
+
+
+def pair(
+    reference: Store,
+    other: Store,
+    names: tuple[str, str] | None = None,
+    allow_mismatch: Sequence[str] = (),
+) -> Pairing:
+    """Pair two stores' samples by pairing key; a key that comes twice is paired in order of appearance.
+
+    Args:
+        names: what to call the two runs; the stores' own names when None.
+        allow_mismatch: fields (settings, or prompt, negative_prompt, seed) that may differ: samples are then
+            paired by what is left of prompt, negative prompt and seed, if all other settings are equal. What
+            does differ is in the result's `mismatch`.
+    """
+    first, second = names or (reference.name, other.name)
+    fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
+    keys = ["pairing_key"]
+    if allow_mismatch:
+        _refuse_unknown(allow_mismatch, reference, other)
+        fields = fields[~fields["field"].isin(allow_mismatch)]
+        if fields.empty:
+            keys = [name for name in SAMPLE_FIELDS if name not in allow_mismatch]
+    left, right = (_numbered(store.samples, keys) for store in (reference, other))
+    keys = [*keys, "occurrence"]
+    both = left.merge(right[[*keys, "sample"]], on=keys, suffixes=("", "_other"))
+    pairs = both.rename(columns={"sample": "reference_sample", "sample_other": "other_sample"})[PAIR_COLUMNS]
+    alone = [
+        *_alone(first, left, pairs["reference_sample"], right, fields, flip=False),
+        *_alone(second, right, pairs["other_sample"], left, fields, flip=True),
+    ]
+    return Pairing(
+        first,
+        second,
+        pairs.reset_index(drop=True),
+        pd.DataFrame(alone, columns=UNPAIRED_COLUMNS),
+        _mismatch(reference, other, pairs, allow_mismatch),
+    )
+
+
+def paired_values(
+    reference: Store,
+    other: Store,
+    pairing: Pairing,
+    metric: str = "first_token_mean",
+    target: metrics.Target = metrics.FIRST_TOKEN,
+    branch: str = "cond",
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return a metric of both runs for the paired samples only, in the order of `pairing.pairs`.
+
+    Args: metric: a name of measures.MEASURES.
+    Returns: two float64 (sample, step, layer, head), `sample` being the pair's number, 0-based, in both;
+        one step, the mean, where the runs have other numbers of steps and the pairing allowed it.
+    """
+    if pairing.pairs.empty:
+        raise StoreError(f"no sample of {pairing.other} pairs with one of {pairing.reference}")
+    sides = []
+    for store, column in ((reference, "reference_sample"), (other, "other_sample")):
+        values = computed(store, metric, target, branch, list(pairing.pairs[column]))
+        sides.append(values.assign_coords(sample=np.arange(values.sizes["sample"])))
+    if not pairing.mismatch.empty and sides[0].sizes["step"] != sides[1].sizes["step"]:
+        sides = [side.mean("step", skipna=True).expand_dims("step", 1) for side in sides]
+    if sides[0].shape != sides[1].shape:
+        raise StoreError(
+            f"{pairing.reference} has (step, layer, head) = {sides[0].shape[1:]}, "
+            f"{pairing.other} has {sides[1].shape[1:]}"
+        )
+    return sides[0], sides[1]
+
+
+def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """Return second − first, pair by pair: float64 (sample, step, layer, head), in the metric's own unit."""
+    change = np.subtract(second.values, first.values, dtype=np.float64)
+    return xr.DataArray(change, dims=first.dims, coords=first.coords)
+
+
+def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.DataFrame:
+    """Return what differs between the runs: a row a field, a column a run, values as text.
+
+    Args: free: include the fields that may differ (weights, gates, tiers); False leaves those that prevent
+    pairing.
+    """
+    settings = {name: _settings(store, free) for name, store in stores.items()}
+    names = dict.fromkeys(field for fields in settings.values() for field in fields)
+    rows = []
+    for field in names:
+        values = [settings[run].get(field, "—") for run in settings]
+        if len(set(values)) > 1:
+            rows.append([field, *values])
+    return pd.DataFrame(rows, columns=["field", *settings])
+
+
+def sentence(first: xr.DataArray, second: xr.DataArray, pairing: Pairing, what: str) -> str:
+    """Say the mean of both runs over their pairs, and the change, in one sentence made from the numbers."""
+    before, after = (float(finite_mean(values, values.dims)) for values in (first, second))
+    change = f"{(after - before) / before:+.1%}" if before else "from zero"
+    pairs = f"{len(pairing.pairs)} pair{'s' if len(pairing.pairs) != 1 else ''}"
+    means = f"{before:.3g} in {pairing.reference}, {after:.3g} in {pairing.other}"
+    return f"{what}: {means} ({change}, mean of {pairs})."
+
+
+def _numbered(samples: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    table = samples.copy()
+    table["occurrence"] = table.groupby(keys).cumcount() if keys else range(len(table))
+    return table
+
+
+def _refuse_unknown(allowed: Sequence[str], reference: Store, other: Store) -> None:
+    known = {*SAMPLE_FIELDS, *_settings(reference, free=False), *_settings(other, free=False)}
+    unknown = sorted(set(allowed) - known)
+    if unknown:
+        raise StoreError(
+            f"allow_mismatch names {', '.join(unknown)}, which is no field: the fields are {', '.join(sorted(known))}"
+        )
+
+
+def _mismatch(reference: Store, other: Store, pairs: pd.DataFrame, allowed: Sequence[str]) -> pd.DataFrame:
+    """Return the allowed fields that do differ: field, reference, other (for fields of samples, in how many)."""
+    if not allowed or pairs.empty:
+        return pd.DataFrame(columns=MISMATCH_COLUMNS)
+    fields = setting_differences({"reference": reference, "other": other}, free=False)
+    rows = fields[fields["field"].isin(allowed)].values.tolist()
+    left = reference.samples.loc[pairs["reference_sample"]]
+    right = other.samples.loc[pairs["other_sample"]]
+    for name in (name for name in SAMPLE_FIELDS if name in allowed):
+        differ = left[name].to_numpy() != right[name].to_numpy()
+        if differ.any():
+            values = (_short(side[name].to_numpy()[differ][0]) for side in (left, right))
+            rows.append([name, *(f"{value} (first of {differ.sum()} pairs)" for value in values)])
+    return pd.DataFrame(rows, columns=MISMATCH_COLUMNS)
+
+
+def _alone(
+    run: str, own: pd.DataFrame, paired: pd.Series, others: pd.DataFrame, fields: pd.DataFrame, flip: bool
+) -> list[list[object]]:
+    rows = []
+    for sample in own[~own["sample"].isin(paired)].to_dict("records"):
+        field, value, nearest = _reason(sample, others, fields, flip)
+        rows.append([run, sample["sample"], sample["prompt"], sample["seed"], field, value, nearest])
+    return rows
+
+
+def _reason(sample: dict, others: pd.DataFrame, fields: pd.DataFrame, flip: bool) -> tuple[str, str, str]:
+    """Return (field, own value, the other run's value) for the nearest sample of the other run."""
+    near = others
+    for name in SAMPLE_FIELDS:
+        equal = near[near[name] == sample[name]]
+        if equal.empty:
+            there = sorted({_short(value) for value in near[name]})
+            return name, _short(sample[name]), "; ".join(there[:3]) + (" …" if len(there) > 3 else "")
+        near = equal
+    if (near["pairing_key"] == sample["pairing_key"]).any():
+        return "repetition", "the same sample again", "fewer of it"
+    if len(fields):
+        own, nearest = (2, 1) if flip else (1, 2)
+        names, mine, theirs = (
+            "; ".join(str(row[i]) for row in fields.itertuples(index=False)) for i in (0, own, nearest)
+        )
+        return names, mine, theirs
+    return "pairing_key", _short(sample["pairing_key"], 12), _short(near["pairing_key"].iloc[0], 12)
+
+
+def _settings(store: Store, free: bool) -> dict[str, str]:
+    """Return a run's shape, model attributes, config and components as flat text: sizes first, they explain
+    most."""
+    sizes = {name: store.sizes.get(name) for name in ("step", "layer", "head", "token", "pixel_y", "pixel_x")}
+    found: dict[str, object] = {f"{name}s": size for name, size in sizes.items() if size is not None}
+    found |= {name: value for name, value in store.attributes.items() if name.startswith(("model_", "gate_"))}
+    found |= {name: value for name, value in store.config.items() if name not in found}
+    found |= {name: value for name, value in _component_settings(store).items() if name not in found}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+        for name, value in found.items()
+        if free or name not in FREE_FIELDS
+    }
+
+
+def _component_settings(store: Store) -> dict[str, object]:
+    """Return what a capture from Python does not have in its config: scheduler, dtypes, and whether T5 is
+    there."""
+    components = store.provenance.get("components")
+    if not isinstance(components, dict):
+        return {}
+    parts = {name: part for name, part in components.items() if isinstance(part, dict)}
+    return {
+        "scheduler": parts.get("scheduler", {}),
+        "dtypes": {name: part["dtype"] for name, part in parts.items() if "dtype" in part},
+        "t5": "text_encoder_3" in parts,
+    }
+
+
+def _short(value: object, length: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,1 @@
+"""Tables to Altair charts, arrays to pictures. No Streamlit."""

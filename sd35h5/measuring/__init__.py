@@ -1,0 +1,1 @@
+"""One call of the transformer: the attention call itself, the probe beside it, and the reductions. Needs torch."""

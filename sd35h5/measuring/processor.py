@@ -1,0 +1,103 @@
+"""The attention processor that lets a probe look on: diffusers' output to the bit, and putting it on a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sd35h5.errors import CaptureError
+from sd35h5.gates.attention import JointAttention, JointQKV, finish_joint, project_joint
+from sd35h5.measuring.probe import Probe, attend_plainly
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+    from diffusers.models.attention_processor import Attention
+
+    from sd35h5.gates.modules import AttentionGate
+    from sd35h5.measuring.batch_probe import BatchProbe
+
+
+class ProbeProcessor:
+    """Attention processor of one layer: computes what `JointAttention` does, and lets the probe look on.
+
+    Args:
+        measure: takes (layer, joint, lse, gates): `Probe.measure`, or `Probe.measure_second` for an attn2.
+        attend: takes (layer, joint): `Probe.attend_joint`, `Probe.attend_second`, or `attend_plainly`.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        measure: Callable[..., None],
+        gate: AttentionGate | None,
+        attend: Callable[[int, JointQKV], tuple[JointQKV, Tensor, Tensor | None]] = attend_plainly,
+    ):
+        self.layer, self.measure, self.gate, self.attend = layer, measure, gate, attend
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        joint = project_joint(attn, hidden_states, encoder_hidden_states)
+        joint, attended, lse = self.attend(self.layer, joint)
+        gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
+        self.measure(self.layer, joint, lse, gates)
+        return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
+
+
+def check_processors(transformer: SD3Transformer2DModel) -> None:
+    """Refuse what the probe cannot measure beside.
+
+    Raises:
+        CaptureError: a processor that the probe cannot stand in for, by name.
+    """
+    from diffusers.models.attention_processor import JointAttnProcessor2_0
+
+    for name, processor in transformer.attn_processors.items():
+        if isinstance(processor, ProbeProcessor):
+            raise CaptureError(
+                "this pipeline is being captured already: leave the other `with capture(...)` first"
+            )
+        if type(processor) not in (JointAttnProcessor2_0, JointAttention):
+            raise CaptureError(
+                f"{name} is a {type(processor).__name__}, which a capture would replace by something else: "
+                "only JointAttnProcessor2_0 and sd35h5's JointAttention are known"
+            )
+
+
+@contextmanager
+def installed(transformer: SD3Transformer2DModel, probe: Probe | BatchProbe) -> Iterator[None]:
+    """Put the probe on every attention, of regrouped second ones on their gates alone; what was there comes
+    back on exit, after an error too."""
+    check_processors(transformer)
+    before = dict(transformer.attn_processors)
+    processors = dict(before)
+    for name, processor in before.items():
+        layer, gate = int(name.split(".")[1]), getattr(processor, "gate", None)
+        if name.endswith(".attn.processor"):
+            processors[name] = ProbeProcessor(layer, probe.measure, gate, probe.attend_joint)
+        elif not getattr(processor, "regrouped", False):
+            processors[name] = ProbeProcessor(layer, probe.measure_second, gate, probe.attend_second)
+        elif gate is not None:
+            watch = partial(probe.take_second_gates, layer)
+            processors[name] = JointAttention(gate, processor.regrouped, watch)
+    transformer.set_attn_processor(processors)
+    try:
+        yield
+    finally:
+        transformer.set_attn_processor(dict(before))
+
+
+def regrouped_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
+    """Names of second attentions in sd-scripts' layout: their heads are others than those of the file."""
+    processors = transformer.attn_processors.items()
+    return [name for name, processor in processors if getattr(processor, "regrouped", False)]

@@ -1,0 +1,105 @@
+"""A capture, resolved once: what `--dry_run` prints, what is drawn, and all that a worker needs. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35h5.gates.decision import Decision, decide
+from sd35h5.planning.budget import within_budget
+from sd35h5.planning.options import CaptureConfig
+from sd35h5.planning.plan import Plan, check_size, make_plan
+from sd35h5.planning.prompts import Prompt, sample_seed
+from sd35h5.planning.validation import validate
+from sd35h5.weights.model_facts import ModelFacts, read_facts
+
+FEW_PROMPTS = 50
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is captured. Only the device, and with it a dtype of `auto`, is still the drawing machine's to say.
+
+    Args:
+        config: as given, with the tiers that --budget stands for.
+        gates: those of the model's own files, as far as headers tell; files on the hub are read when they are there.
+        settings: all that decides the data: kept in the file, and compared when a capture goes on.
+    """
+
+    config: CaptureConfig
+    prompts: tuple[Prompt, ...]
+    facts: ModelFacts
+    gates: Decision
+    plan: Plan
+    settings: Mapping[str, object]
+
+    @property
+    def out(self) -> Path:
+        """The file to make."""
+        return Path(self.config.output.out)
+
+    @property
+    def samples(self) -> int:
+        """Prompts times images."""
+        return len(self.prompts) * self.config.prompts.num_images
+
+    def places(self, index: int) -> tuple[int, int]:
+        """(prompt, image) of a sample: the images of a prompt follow each other."""
+        return divmod(index, self.config.prompts.num_images)
+
+    def seed(self, index: int) -> int:
+        """Seed of a sample."""
+        return sample_seed(self.config.prompts.seed, *self.places(index))
+
+
+def make_job(config: CaptureConfig, offline_guess: bool = False) -> Job:
+    """Resolve a capture, and refuse all that can be refused without weights.
+
+    Args:
+        offline_guess: plan a published model by a table of shapes where the hub cannot be reached.
+
+    Raises:
+        ConfigError, CaptureError: a sentence naming the option or the file.
+    """
+    prompts = validate(config)
+    return resolve(config, prompts, read_facts(config.model, offline_guess))
+
+
+def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts) -> Job:
+    """The job of a valid configuration for a model of this shape.
+
+    Raises:
+        ConfigError: layers, heads, tokens or gates that this model does not have, or a budget too small.
+    """
+    gates = decide(facts.sizes, facts.held, config.gating)
+    config = within_budget(config, facts, len(prompts) * config.prompts.num_images, gates)
+    plan = make_plan(config, facts, gates)
+    return Job(config, tuple(prompts), facts, gates, plan, _settings(config, facts, prompts))
+
+
+def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt]) -> dict[str, object]:
+    settings = config.flat()
+    for name in ("prompt", "prompts_json", "limit"):
+        del settings[name]
+    height, width = check_size(config, facts)
+    return settings | {
+        "height": height,
+        "width": width,
+        "scheduler": facts.scheduler,
+        "t5": facts.has_t5,
+        "offload": config.model.offload or False,  # as captures say that were begun when it had one form
+        "gates": str(facts.gates_file or ""),
+        "prompts": _told_in_short([prompt.text for prompt in prompts]),
+        "prompt_ids": _told_in_short([prompt.id for prompt in prompts]),
+    }
+
+
+def _told_in_short(texts: list[str]) -> list[str] | str:
+    """A list as it is, or its hash if it is long: every sample's file holds a copy of the settings."""
+    if len(texts) <= FEW_PROMPTS:
+        return texts
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return f"{len(texts)} texts, sha256 {digest[:16]}"

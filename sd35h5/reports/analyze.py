@@ -1,0 +1,141 @@
+"""`analyze`: the table of the first-token metrics as CSV, and its charts as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import altair as alt
+import pandas as pd
+import xarray as xr
+
+from sd35h5 import metrics
+from sd35h5.errors import StoreError
+from sd35h5.figures import curves, heatmaps, overlays, scales, token_charts
+from sd35h5.reports.output_files import make_folder, open_with_samples, safe_name, save_chart
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
+
+COLUMNS = [
+    "timestep", "sigma", "step", "layer", "head", "sample", "prompt_id", "branch", "token",
+    "first_token_mean", "first_token_share", "text_mass_fraction",
+]  # fmt: skip
+
+
+def analyze(
+    path: str | Path,
+    out_dir: str | Path,
+    first_token_index: int = 0,
+    value_col: str = "first_token_mean",
+    branch: str = "cond",
+    per_prompt: bool = False,
+) -> list[Path]:
+    """Write first_token_metrics.csv, layer_head_heatmap.png, timestep_curve.png and group_mass.png to
+    out_dir.
+
+    Args:
+        first_token_index: position on the text axis of the token that the metrics are about.
+        value_col: the metric that the heatmap and the curve show; the CSV holds all three.
+        branch: "cond", "uncond" or "both" (a panel and a line each).
+        per_prompt: write the three charts for every prompt too, into prompts/PROMPT_ID/.
+    """
+    if value_col not in metrics.METRICS:
+        raise StoreError(f"there is no metric {value_col!r}: choose one of {', '.join(metrics.METRICS)}")
+    if branch not in ("cond", "uncond", "both"):
+        raise StoreError(f"branch is cond, uncond or both, not {branch!r}")
+    out = make_folder(out_dir)
+    branches = ["cond", "uncond"] if branch == "both" else [branch]
+    with open_with_samples(path) as store:
+        target = metrics.Target("token", first_token_index)
+        made = [_metrics_csv(store, target, branches, out / "first_token_metrics.csv")]
+        values = {name: metrics.METRICS[value_col](store, target, name) for name in branches}
+        made += _charts(store, values, value_col, target, list(range(store.sizes["sample"])), out)
+        if per_prompt:
+            for prompt_id, rows in store.samples.groupby("prompt_id", sort=False):
+                folder = make_folder(out / "prompts" / safe_name(str(prompt_id)))
+                made += _charts(store, values, value_col, target, list(rows["sample"]), folder)
+    return made
+
+
+def _metrics_csv(store: Store, target: metrics.Target, branches: Sequence[str], path: Path) -> Path:
+    """Write a row a (branch, sample, step, layer, head), a sample at a time, so that memory stays small."""
+    prompt_ids = list(store.samples["prompt_id"])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for place, (branch, sample) in enumerate((b, s) for b in branches for s in range(len(prompt_ids))):
+            table = metrics_table(store, target, branch, sample)
+            table["prompt_id"] = prompt_ids[sample]
+            table[COLUMNS].to_csv(file, header=place == 0, index=False, float_format="%.9g")
+    return path
+
+
+def metrics_table(store: Store, target: metrics.Target, branch: str, sample: int) -> pd.DataFrame:
+    """Return the three metrics of one sample: a row a (step, layer, head), the columns of the CSV but
+    prompt_id."""
+    named = {
+        name: compute(store, target, branch, [sample]).isel(sample=0)
+        for name, compute in metrics.METRICS.items()
+    }
+    flat = {name: values.transpose("step", "layer", "head").to_series() for name, values in named.items()}
+    table = pd.DataFrame(flat).reset_index()
+    values = named["first_token_mean"]
+    for name in ("timestep", "sigma"):
+        of_step = dict(zip(values["step"].values, values[name].values, strict=True))
+        table[name] = table["step"].map(of_step)
+    table["sample"], table["branch"], table["token"] = sample, branch, int(target.value)
+    return table
+
+
+def _charts(
+    store: Store,
+    values: dict[str, xr.DataArray],
+    value_col: str,
+    target: metrics.Target,
+    samples: list[int],
+    out: Path,
+) -> list[Path]:
+    label = metrics.LABELS[value_col]
+    chosen = {name: array.isel(sample=samples) for name, array in values.items()}
+    prompts = [store.samples["prompt_id"].iloc[sample] for sample in samples]
+    about = f"{store.name}, {target}, mean of {len(samples)} sample{'s' if len(samples) > 1 else ''}"
+    if len(set(prompts)) == 1:
+        about += f", “{overlays.fitted(store.samples['prompt'].iloc[samples[0]], 300, 12)}”"
+    cells = {name: metrics.by_layer_head(array) for name, array in chosen.items()}
+    domain = scales.magnitude(pd.concat(cells.values())["value"])
+    width = max(420, 15 * chosen[next(iter(chosen))].sizes["layer"])
+    heat = [
+        heatmaps.layer_head_heatmap(
+            frame, label, domain=domain, width=width, height=max(320, round(width * 0.8))
+        ).properties(title=_title(value_col, about, name))
+        for name, frame in cells.items()
+    ]
+    over_steps = [metrics.over_steps(array, prompts).assign(series=name) for name, array in chosen.items()]
+    curve = curves.step_curve(pd.concat(over_steps), label, x="timestep", width=620, height=340)
+    band = (
+        "line: mean over prompts; band: 10th to 90th percentile across prompts"
+        if len(set(prompts)) > 1
+        else "one prompt"
+    )
+    groups = {
+        name: metrics.groups_over_layers(metrics.mean_group_mass(store, name, samples=samples))
+        for name in chosen
+    }
+    masses = [
+        token_charts.group_mass(frame, width=max(480, width), height=320).properties(
+            title=_title("where the attention of image queries goes", about, name)
+        )
+        for name, frame in groups.items()
+    ]
+    return [
+        save_chart(alt.hconcat(*heat) if len(heat) > 1 else heat[0], out / "layer_head_heatmap.png"),
+        save_chart(
+            curve.properties(title=_title(f"{value_col} over the denoising steps", about, band)),
+            out / "timestep_curve.png",
+        ),
+        save_chart(alt.hconcat(*masses) if len(masses) > 1 else masses[0], out / "group_mass.png"),
+    ]
+
+
+def _title(text: str, *subtitle: str) -> alt.TitleParams:
+    return alt.TitleParams(text=text, subtitle=[line for line in subtitle if line])

@@ -1,0 +1,77 @@
+"""A view of the dashboard as one self-contained HTML page: its figures, their numbers' Python, and what was chosen."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import altair as alt
+import pandas as pd
+
+from sd35h5 import __version__
+from sd35h5.figures import overlays, printing
+from sd35h5.figures.html_page import document
+
+WIDTH, HEIGHT = 620, 340  # pixels of a chart that the page stretches
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One figure of a view.
+
+    name: what it shows, as text. figure: the chart, or a picture as PNG bytes, or None for a table alone. table: the
+    numbers behind it. code: Python that reads the same numbers from the file, as `table`.
+    """
+
+    name: str
+    figure: alt.TopLevelMixin | bytes | None
+    table: pd.DataFrame
+    code: str
+
+
+def svg(shown: Shown) -> str:
+    """Return the chart as SVG on white."""
+    return printing.svg(sized(shown.figure))
+
+
+def png(shown: Shown) -> bytes:
+    """Return the figure as PNG: a picture as it is, a chart on white at twice its size."""
+    return shown.figure if isinstance(shown.figure, bytes) else printing.png(sized(shown.figure))
+
+
+def sized(figure: alt.TopLevelMixin) -> alt.TopLevelMixin:
+    """Give a chart that the dashboard stretches to its column a width of its own."""
+    return figure if isinstance(getattr(figure, "width", None), int) else figure.properties(width=WIDTH)
+
+
+def page(title: str, about: str, shown: Sequence[Shown]) -> str:
+    """Return the view as HTML: everything that comes from files is escaped."""
+    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(about)}</p>"]
+    for one in shown:
+        parts += [f"<h2>{escape(one.name)}</h2>", _figure(one)]
+        if one.code:
+            parts.append(f"<details><summary>Python</summary><pre>{escape(one.code)}</pre></details>")
+    return document(title, [*parts, f"<p>sd35h5 {__version__}</p>"])
+
+
+def _figure(shown: Shown) -> str:
+    if shown.figure is None:
+        return f'<div class="scroll">{shown.table.head(100).to_html(index=False, border=0)}</div>'
+    if isinstance(shown.figure, bytes):
+        data = base64.b64encode(shown.figure).decode()
+        return f'<figure><img class="wide" src="data:image/png;base64,{data}" alt="{escape(shown.name)}"></figure>'
+    # as a picture of its own: nothing in it can act in the page
+    data = base64.b64encode(svg(shown).encode()).decode()
+    return f'<figure><img class="wide" src="data:image/svg+xml;base64,{data}" alt="{escape(shown.name)}"></figure>'
+
+
+def picture_bytes(pixels) -> bytes:
+    """Return pixels (y, x, 3) or a PIL image as PNG."""
+    import io
+
+    image = pixels if isinstance(pixels, overlays.Image.Image) else overlays.Image.fromarray(pixels)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,187 @@
+"""The check behind verify, run as `python -m sd35h5.store.processes.checker`: a JSON request comes on stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from sd35h5.store import schema
+from sd35h5.store.blocks import content_hash
+from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
+from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
+from sd35h5.store.schema import SCALES, variable
+
+OUT_OF_MEMORY = 64
+MAX_PROBLEMS = 20
+MAX_TEXT_BYTES = 1 << 20
+MAX_PROVENANCE_BYTES = 16 << 20
+
+
+def check_file(path: Path, deep: bool) -> list[str]:
+    """Sentences for the problems of one file, [] for a good one."""
+    try:
+        with told_as("it is no HDF5 file, or it is damaged or half-written"):
+            file = h5py.File(path, "r", locking=False)  # files are replaced whole, never changed in place
+        with file:
+            with told_as("it cannot be walked through: it is damaged"):
+                _check_identity(file)
+                names = list(walk(file))
+            problems = _each(check_object, file, names, path.stat().st_size)
+            if not problems:
+                problems = _each(_check_scale, file, SCALES)
+            if not problems:
+                problems = _each(_check_variable, file, variables_in(file))
+            if not problems:
+                _check_samples(file)
+            if deep and not problems:
+                _check_content(file)
+    except Problem as problem:
+        return [str(problem)]
+    return problems[:MAX_PROBLEMS]
+
+
+def _each(check: Callable, file: h5py.File, names: Iterable[str], *more: object) -> list[str]:
+    """The sentences of a check for each name."""
+    problems = []
+    for name in names:
+        try:
+            with told_as(f"{shown(name)} cannot be read: it is damaged"):
+                check(file, name, *more)
+        except Problem as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def _check_identity(file: h5py.File) -> None:
+    with told_as("its attributes cannot be read: it is damaged"):
+        found = {name: as_text(file.attrs.get(name, "")) for name in schema.FILE_ATTRIBUTES}
+    if found["schema_name"] != schema.SCHEMA_NAME:
+        raise Problem(
+            "it is HDF5, but no sd35h5 store, or it is damaged: it has no attribute schema_name = sd35h5"
+        )
+    known = schema.SCHEMA_VERSION.partition(".")[0]
+    for name in ("schema_version", "min_reader"):
+        if not found[name]:
+            raise Problem(f"it has no {name}")
+        if found[name].partition(".")[0] != known:
+            raise Problem(f"its {name} is {shown(found[name])}, this reader knows {known}.x: update sd35h5")
+    for name, allowed in (("kind", schema.KINDS), ("status", schema.STATUSES)):
+        if found[name] not in allowed:
+            raise Problem(f"its {name} is '{shown(found[name])}', it must be one of {', '.join(allowed)}")
+
+
+def _check_scale(file: h5py.File, name: str) -> None:
+    if name not in file:
+        return
+    spec, dataset = SCALES[name], file[name]
+    if (
+        not isinstance(dataset, h5py.Dataset)
+        or dataset.ndim != 1
+        or dataset.dtype.kind != np.dtype(spec.dtype).kind
+    ):
+        raise Problem(f"scale {name} is not a list of {spec.dtype}")
+    if len(dataset) > SCALES[spec.along].cap:
+        raise Problem(f"scale {name} has {len(dataset)} positions, more than {SCALES[spec.along].cap}")
+    if spec.along not in file or file[spec.along].shape != dataset.shape:
+        raise Problem(f"scale {name} has {len(dataset)} positions, its dimension {spec.along} another number")
+    if spec.is_dimension and not h5py.h5ds.is_scale(dataset.id):
+        raise Problem(f"{name} is not marked as a dimension scale")
+    dataset[:]
+
+
+def _check_variable(file: h5py.File, name: str) -> None:
+    spec, dataset = variable(name), file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise Problem(f"{spec.name} is not a dataset")
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    if is_text != spec.is_text or (not is_text and dataset.dtype != np.dtype(spec.dtype).newbyteorder("<")):
+        raise Problem(f"{spec.name} holds {dataset.dtype}, the format says {spec.dtype}")
+    if dataset.ndim != len(spec.dims):
+        raise Problem(f"{spec.name} has {dataset.ndim} dimensions, the format says {', '.join(spec.dims)}")
+    for axis, dim in enumerate(spec.dims):
+        if dim not in file or len(file[dim]) != dataset.shape[axis]:
+            raise Problem(f"{spec.name} has {dataset.shape[axis]} positions along {dim}, its scale has not")
+    for axis, dim in enumerate(spec.dims):
+        attached = dataset.dims[axis]
+        if len(attached) != 1 or attached[0].name != f"/{dim}":
+            raise Problem(f"{spec.name} has no dimension scale {dim} attached to its axis {axis}")
+    if spec.is_text and (longest := max(map(len, dataset[...].ravel()), default=0)) > MAX_TEXT_BYTES:
+        raise Problem(f"{name} holds a text of {longest} bytes, more than {MAX_TEXT_BYTES}")
+    if spec.is_table:
+        dataset[...]
+
+
+def _check_samples(file: h5py.File) -> None:
+    with told_as("its table of samples cannot be read: it is damaged"):
+        _check_table(file)
+
+
+def _check_table(file: h5py.File) -> None:
+    missing = [name for name in schema.REQUIRED if name not in file]
+    if missing or "sample" not in file:
+        raise Problem(f"it lacks {', '.join(missing) or 'the scale sample'}")
+    count = len(file["sample"])
+    if not count:
+        raise Problem("it holds no sample")
+    unsealed = np.flatnonzero(file["samples/sealed"][:] != 1)
+    if len(unsealed):
+        raise Problem(f"sample {file['sample'][unsealed[0]]} is not sealed: its capture did not end")
+    if "provenance/config" not in file:
+        raise Problem("it lacks provenance/config: what the capture was asked for")
+    for name in schema.PROVENANCE:
+        if f"provenance/{name}" in file:
+            with told_as(f"provenance/{name} is not JSON"):
+                text = file[f"provenance/{name}"][()]
+                if len(text) > MAX_PROVENANCE_BYTES:
+                    raise Problem(
+                        f"provenance/{name} holds {len(text)} bytes, more than {MAX_PROVENANCE_BYTES}"
+                    )
+                json.loads(text)
+
+
+def _check_content(file: h5py.File) -> None:
+    """Read every value and compare each sample with the hash that sealed it."""
+    sizes = sizes_in(file)
+    for sample in range(sizes["sample"]):
+        hashes: dict[str, dict[tuple[int, ...], str]] = {}
+        for name in hashed_in(file):
+            with told_as(f"{name} of sample {sample} fails its checksum or cannot be read: it is damaged"):
+                hashes[name] = block_hashes(file[name], variable(name), sizes, sample)
+        if content_hash(hashes) != as_text(file["samples/content_sha256"][sample]):
+            raise Problem(
+                f"the values of sample {sample} are not those that were sealed: its content hash differs"
+            )
+
+
+def _limit(seconds: int, memory: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's wall clock is the only limit
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def main() -> int:
+    """Check the requested files; print a JSON line for each file begun and each problem."""
+    request = json.load(sys.stdin)
+    _limit(request["seconds"], request["memory"])
+    for path in map(Path, request["files"]):
+        print(json.dumps({"file": path.name}), flush=True)
+        try:
+            for problem in check_file(path, request["deep"]):
+                print(json.dumps({"file": path.name, "problem": problem}), flush=True)
+        except MemoryError:
+            return OUT_OF_MEMORY
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

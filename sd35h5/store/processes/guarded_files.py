@@ -1,0 +1,84 @@
+"""The files behind a Store, opened by reader processes only: they tell and read what sample_files.Parts does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sd35h5.errors import StoreError
+from sd35h5.store.processes.reader_pool import NONSENSE, Readers
+from sd35h5.store.schema import SCALES, Variable, variable
+
+SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
+
+
+class GuardedFiles:
+    """What parts.Parts tells and reads, asked of a pool of readers. What they tell is taken by type and name."""
+
+    def __init__(self, readers: Readers, path: Path, mark: tuple[int, ...]) -> None:
+        self.path, self._readers, self._mark = path, readers, mark
+        told = self._ask("describe")
+        try:
+            self.name = str(told["name"])
+            self._samples, self.planned = int(told["samples"]), int(told["planned"])
+            self.attributes = {str(name): str(value) for name, value in told["attributes"].items()}
+            self.provenance, self.config = dict(told["provenance"]), dict(told["config"])
+            self.variables = tuple(variable(name).name for name in told["variables"])
+            self.scales = {
+                name: np.array(values, SCALES[name].dtype).reshape(len(values))
+                for name, values in told["scales"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise StoreError(f"{path.name}: {NONSENSE}") from None
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def close(self) -> None:
+        """Nothing is open here: the readers close what they have not read for long."""
+
+    def bytes_on_disk(self, name: str | None) -> int:
+        return int(self._value("bytes", (int,), name=name))
+
+    def is_stored(self, name: str, sample: int) -> bool:
+        return bool(self._value("stored", (bool,), name=name, sample=sample))
+
+    def chunks(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a chunk in the first file that has the variable; None where it is one piece."""
+        found = self._value("chunks", (list, type(None)), name=name)
+        return None if found is None else tuple(map(int, found))
+
+    def read_into(self, out: np.ndarray, spec: Variable, wanted: tuple[np.ndarray, ...]) -> None:
+        """Fill `out`; large reads are cut along the samples, and the readers read them at the same time."""
+        if spec.is_text:
+            texts = self._ask("values", **_selection(spec, wanted)).get("texts")
+            if not isinstance(texts, list) or len(texts) != out.size:
+                raise StoreError(f"{self.path.name}: {NONSENSE}")
+            out[...] = np.array([str(text) for text in texts], object).reshape(out.shape)
+            return
+        pieces = min(self._readers.count, len(wanted[0])) if out.nbytes > SPLIT_BYTES else 1
+        rows = np.array_split(np.arange(len(wanted[0])), max(1, pieces))
+        spans = [slice(int(part[0]), int(part[-1]) + 1) for part in rows if len(part)]
+        asked = [
+            ({"ask": "values", **_selection(spec, (wanted[0][span], *wanted[1:]))}, out[span])
+            for span in spans
+        ]
+        if len(asked) == 1:
+            self._readers.ask(str(self.path), self._mark, *asked[0])
+        else:
+            self._readers.ask_together(str(self.path), self._mark, asked)
+
+    def _value(self, what: str, kinds: tuple[type, ...], **more: Any) -> Any:
+        value = self._ask(what, **more).get("value")
+        if not isinstance(value, kinds):
+            raise StoreError(f"{self.path.name}: {NONSENSE}")
+        return value
+
+    def _ask(self, what: str, **more: Any) -> dict[str, Any]:
+        return self._readers.ask(str(self.path), self._mark, {"ask": what, **more})
+
+
+def _selection(spec: Variable, wanted: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    return {"name": spec.name, "wanted": [positions.tolist() for positions in wanted]}

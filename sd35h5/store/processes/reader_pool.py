@@ -1,0 +1,214 @@
+"""A small pool of reader processes: a file that crashes or hangs the HDF5 library ends one of them, not the server.
+
+The readers see hostile files, so nothing they send is trusted: a line of JSON of bounded length, and raw
+numbers into an array whose shape and dtype this side has made. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sd35h5.errors import StoreError
+
+SECONDS = 20
+MEMORY_BYTES = 1 << 30
+MAX_LINE_BYTES = 32 << 20
+REMEMBERED = 60  # seconds that a file which ended its reader is not tried again
+KEPT_ENVIRONMENT = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "LANG",
+)  # no secret of the server goes to a reader
+CRASHED = "reading it crashed the HDF5 library: it is damaged"
+TOO_LONG = "reading it did not end in {seconds:g} s: it is damaged, or made to hang readers"
+BUSY = "all readers were busy for {seconds:g} s: try again in a moment"
+NONSENSE = "its reader answered nonsense: it is damaged, or made to mislead readers"
+
+
+class _ReaderEnded(Exception):
+    """A reader that had to be ended, or ended itself; `late` if it took too long."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late = late
+
+
+class Readers:
+    """Reader processes that answer questions about stores, each file by whichever is idle.
+
+    Args:
+        count: processes; so many reads run at the same time.
+        seconds: how long an answer may take, and how long one waits for an idle reader.
+        memory: bytes of address space of each.
+    """
+
+    def __init__(self, count: int = 3, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
+        self.count, self.seconds = count, seconds
+        self._readers = [_Reader(seconds, memory) for _ in range(count)]
+        self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()
+        self._threads = ThreadPoolExecutor(count, "read")
+        self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, str]] = {}
+        for reader in self._readers:
+            reader.start()
+            self._idle.put(reader)
+
+    def ask(
+        self, path: str, mark: tuple[int, ...], request: dict[str, Any], into: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Ask any reader about the run at a path.
+
+        Args:
+            mark: what changes when the file does; another mark makes the reader open it anew.
+            into: contiguous numbers to fill with the bytes that follow the answer.
+        Raises: StoreError, one sentence; a file that ended its reader is refused for a minute.
+        """
+        self._refuse_ended(path, mark)
+        line = json.dumps({**request, "path": path, "mark": mark}).encode() + b"\n"
+        try:
+            told = self._asked(line, into)
+        except _ReaderEnded as end:
+            sentence = TOO_LONG.format(seconds=self.seconds) if end.late else CRASHED
+            while len(self._ended) >= 64:
+                self._ended.pop(next(iter(self._ended)), None)
+            self._ended[path, mark] = (time.monotonic(), sentence)
+            raise StoreError(f"{Path(path).name}: {sentence}") from None
+        if "error" in told:
+            raise StoreError(one_line(told["error"]))
+        return told
+
+    def ask_together(
+        self, path: str, mark: tuple[int, ...], asked: list[tuple[dict[str, Any], np.ndarray]]
+    ) -> None:
+        """Ask for several arrays at the same time, each a request and what to fill."""
+        futures = [self._threads.submit(self.ask, path, mark, *one) for one in asked]
+        for future in futures:
+            future.result()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._threads.shutdown()
+        for reader in self._readers:
+            reader.end()
+
+    def processes(self) -> list[int]:
+        """Process ids of the readers that run."""
+        return [process.pid for reader in self._readers if (process := reader.process)]
+
+    def _asked(self, line: bytes, into: np.ndarray | None) -> dict[str, Any]:
+        """Ask one reader; one that was killed by something else than its file deserves a second try."""
+        try:
+            reader = self._idle.get(timeout=self.seconds)
+        except queue.Empty:
+            raise StoreError(BUSY.format(seconds=self.seconds)) from None
+        try:
+            try:
+                return reader.ask(line, into)
+            except _ReaderEnded as end:
+                if end.late:
+                    raise
+            return reader.ask(line, into)
+        finally:
+            self._idle.put(reader)
+
+    def _refuse_ended(self, path: str, mark: tuple[int, ...]) -> None:
+        since, sentence = self._ended.get((path, mark), (-np.inf, ""))
+        if time.monotonic() - since < REMEMBERED:
+            raise StoreError(f"{Path(path).name}: {sentence}")
+
+
+class _Reader:
+    """One process, started anew when it has ended."""
+
+    def __init__(self, seconds: float, memory: int) -> None:
+        self._seconds, self._memory = seconds, memory
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        if self.process is None or self.process.poll() is not None:
+            self.end()
+            limits = (str(self._memory), str(int(np.ceil(self._seconds))))
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sd35h5.store.processes.reader_process", *limits],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(),
+            )  # fmt: skip
+        return self.process
+
+    def ask(self, line: bytes, into: np.ndarray | None) -> dict[str, Any]:
+        """Send a line, take the answer; a reader that does not answer wholly and in time is ended."""
+        process = self.start()
+        begin = time.monotonic()
+        alarm = threading.Timer(self._seconds, process.kill)
+        alarm.daemon = True
+        alarm.start()
+        answered = False
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            told = _parsed(process.stdout.readline(MAX_LINE_BYTES))
+            if into is not None and "error" not in told:
+                _fill(process.stdout, into)
+            answered = True
+            return told
+        except (OSError, EOFError):
+            raise _ReaderEnded(late=time.monotonic() - begin >= self._seconds) from None
+        finally:
+            alarm.cancel()
+            if not answered:  # also when this thread was interrupted: what is left in the pipe is of no use
+                self.end()
+
+    def end(self) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                try:
+                    pipe.close()
+                except BrokenPipeError:  # a request that was never read
+                    continue
+
+
+def one_line(text: object, longest: int = 500) -> str:
+    """A sentence from a reader, without line breaks and of bounded length."""
+    return " ".join(str(text).split())[:longest]
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    if not line:
+        raise EOFError
+    try:
+        told = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise StoreError(NONSENSE)
+    return told
+
+
+def _fill(pipe: Any, into: np.ndarray) -> None:
+    if not into.size:
+        return
+    rest = memoryview(into).cast("B")
+    while rest:
+        count = pipe.readinto(rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    root = str(Path(__file__).resolve().parents[3])
+    return {**kept, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,142 @@
+"""A process that reads stores for another: JSON requests on stdin, JSON and raw bytes on stdout, nothing pickled.
+
+`python -m sd35h5.store.processes.reader_process BYTES SECONDS`; `reader_pool.py` starts it. A file may crash,
+hang or swell this process; the one that asks only sees it end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sd35h5.errors import Sd35h5Error
+from sd35h5.store.blocks import fill_of, numpy_dtype
+from sd35h5.store.sample_files import Parts, find_parts
+from sd35h5.store.schema import variable
+
+MAX_OPEN = 8  # runs that are kept open
+TOO_LARGE = "reading it takes more memory than a reader may have: it is damaged, or made to exhaust readers"
+DAMAGED = "it cannot be read: it is damaged, or was removed while it was open"
+
+
+class _Files:
+    """The runs that this process holds open; one that changed is opened anew."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[list[int], Parts]] = {}
+
+    def get(self, path: str, mark: list[int]) -> Parts:
+        held = self._open.pop(path, None)
+        if held is not None and held[0] != mark:
+            held[1].close()
+            held = None
+        if held is None:
+            held = (mark, find_parts(Path(path)))
+            if len(self._open) >= MAX_OPEN:
+                self._open.pop(next(iter(self._open)))[1].close()
+        self._open[path] = held
+        return held[1]
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """Everything of a run but the values of its variables."""
+    return {
+        "name": parts.name,
+        "samples": len(parts),
+        "planned": parts.planned,
+        "attributes": parts.attributes,
+        "provenance": parts.provenance,
+        "config": parts.config,
+        "variables": list(parts.variables),
+        "scales": {name: values.tolist() for name, values in parts.scales.items()},
+    }
+
+
+def values(parts: Parts, name: str, wanted: list[list[int]]) -> np.ndarray:
+    """The selected positions of a variable, the fill value where a file lacks it."""
+    spec = variable(name)
+    lists = tuple(np.array(positions, np.int64) for positions in wanted)
+    out = np.full([len(positions) for positions in lists], fill_of(spec), numpy_dtype(spec))
+    parts.read_into(out, spec, lists)
+    return out
+
+
+def answer(files: _Files, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Answer a request: what goes into the line of JSON, and the numbers whose bytes follow it."""
+    parts = files.get(request["path"], request["mark"])
+    match request["ask"]:
+        case "describe":
+            return describe(parts), None
+        case "bytes":
+            return {"value": parts.bytes_on_disk(request["name"])}, None
+        case "stored":
+            return {"value": parts.is_stored(request["name"], request["sample"])}, None
+        case "chunks":
+            return {"value": parts.chunks(request["name"])}, None
+        case "values":
+            found = values(parts, request["name"], request["wanted"])
+            if found.dtype == object:
+                return {"texts": found.ravel().tolist()}, None
+            return {}, np.ascontiguousarray(found)
+    raise ValueError(request["ask"])
+
+
+def serve(source: BinaryIO, sink: BinaryIO, seconds: int) -> None:
+    """Answer requests until there are none."""
+    files = _Files()
+    for line in source:
+        _limit_cpu(seconds)
+        numbers = None
+        try:
+            told, numbers = answer(files, json.loads(line))
+            head = json.dumps(told)
+        except Sd35h5Error as error:
+            head, numbers = json.dumps({"error": str(error)}), None
+        except MemoryError:
+            head, numbers = json.dumps({"error": TOO_LARGE}), None
+        except Exception:  # whatever a damaged file makes of h5py: the other side shows one sentence
+            head, numbers = json.dumps({"error": DAMAGED}), None
+        sink.write(head.encode() + b"\n")
+        if numbers is not None and numbers.size:
+            sink.write(memoryview(numbers).cast("B"))
+        sink.flush()
+
+
+def _limit(memory: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the other side's wall clock is the only limit
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def _limit_cpu(seconds: int) -> None:
+    """Allow so many seconds from now: a reader that hangs ends even if the process that asks is gone."""
+    try:
+        import resource
+    except ImportError:
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 2, hard))
+
+
+def main() -> int:
+    """Serve stdin; what libraries print goes to stderr, never between the answers."""
+    memory, seconds = map(int, sys.argv[1:])
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as sink:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        _limit(memory)
+        serve(sys.stdin.buffer, sink, seconds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""A view's URL restores it, and what a URL asks for in vain gets a sentence and the default."""
+
+from __future__ import annotations
+
+import pytest
+from making.pages import text_of
+from making.stores import make_store
+
+from dashboard import address
+from sd35h5 import metrics
+
+LAYERS, HEADS, STEPS = 3, 2, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("address")
+    for name in ("demo-baseline", "demo-headwise", "third, with a comma"):
+        make_store(folder / f"{name}.h5", layers=LAYERS, heads=HEADS, steps=STEPS, samples=3)
+    return folder
+
+
+def query_of(test) -> dict[str, list[str]]:
+    return {
+        name: [values] if isinstance(values, str) else values for name, values in test.query_params.items()
+    }
+
+
+def test_a_url_restores_every_choice_and_is_written_back(app, folder):
+    url = {
+        "run": "demo-headwise", "with": ["demo-baseline", "third, with a comma"], "samples": "0,2", "sample": "2",
+        "branch": "uncond", "target": "group:t5_pad", "metric": "text_mass_fraction", "layers": "1-2", "heads": "1",
+        "steps": "0-2", "cell": "2.1", "x": "sigma",
+    }  # fmt: skip
+    test = app(folder, page="sinks", url=url)
+    view = test.session_state["view"]
+    assert view.run.name == "demo-headwise" and sorted(run.name for run in view.others) == url["with"]
+    assert (view.samples, view.sample, view.branch) == ((0, 2), 2, "uncond")
+    assert (view.target, view.metric) == (metrics.Target("group", "t5_pad"), "text_mass_fraction")
+    assert (view.layers, view.heads, view.steps, view.cell) == ((1, 2), (1,), (0, 1, 2), (2, 1))
+    assert test.segmented_control(key="x").value == "sigma"
+    written = query_of(test)
+    assert written == {name: value if isinstance(value, list) else [value] for name, value in url.items()}
+    again = app(folder, page="sinks", url=written)
+    assert again.session_state["view"] == view
+
+
+def test_choices_of_the_page_appear_in_the_url(app, folder):
+    test = app(folder, page="sinks")
+    assert set(query_of(test)) == {"with"}
+    test.sidebar.slider(key=f"layers-{LAYERS}").set_value((1, 2)).run()
+    test.sidebar.selectbox(key="target-demo-baseline-cond").set_value("word “apple”").run()
+    assert query_of(test)["layers"] == ["1-2"] and query_of(test)["target"] == ["word:apple"]
+    test.sidebar.slider(key=f"layers-{LAYERS}").set_value((0, 2)).run()
+    assert "layers" not in query_of(test)
+
+
+def test_no_run_beside_it_is_a_choice_that_the_url_keeps(app, folder):
+    test = app(folder, page="sinks", url={"with": "-"})
+    assert test.session_state["view"].others == () and query_of(test)["with"] == ["-"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("run", "../../etc/passwd"), ("with", "nobody"), ("samples", "0,99"), ("sample", "x"), ("branch", "left"),
+        ("target", "group:nothing"), ("target", "token:99999999999999999999"), ("target", "token:²"), ("target", ""),
+        ("metric", "__class__"), ("layers", "2-1"), ("layers", "1-2-3"), ("heads", "٣"), ("steps", "-1"),
+        ("cell", "9.9"), ("cell", "1"), ("cell", "<script>"), ("x", "🙂" * 3000),
+    ],
+)  # fmt: skip
+def test_a_bad_value_shows_the_default_and_says_so(app, folder, name, value):
+    test = app(folder, page="sinks", url={name: value})
+    told = "\n".join(str(caption.value) for caption in test.sidebar.caption)
+    assert test.session_state["view"].run.name == "demo-baseline"
+    if name != "x":  # a page's own choices fall back quietly
+        assert f"another {name}, which this run does not have" in told
+    assert value not in query_of(test).get(name, []) and "Traceback" not in text_of(test)
+
+
+def test_unknown_names_in_the_url_are_ignored(app, folder):
+    app(folder, page="sinks", url={"utm_source": "mail", "": "x"})
+
+
+@pytest.mark.parametrize(
+    "target", [metrics.FIRST_TOKEN, metrics.Target("word", "a:b, c"), metrics.Target("group", "image")]
+)
+def test_a_target_survives_being_text(target):
+    assert address.target(address.target_text(target)) == target
+
+
+@pytest.mark.parametrize(
+    ("page", "url"),
+    [
+        ("maps", {"word": "2", "layer": "1", "at": "0", "opacity": "35", "smooth": "0", "stretch": "1"}),
+        ("maps", {"cell": "2.1", "layer": "mean"}),
+        (
+            "sinks",
+            {"tokens": "words only", "top": "top 48", "log": "1", "keys": "over steps", "x": "timestep"},
+        ),
+        ("tokens", {"log": "0", "top": "top 12"}),
+        ("evidence", {"cell": "1.0", "at": "1"}),
+    ],
+)
+def test_the_choices_of_a_page_are_in_its_url_too(app, folder, page, url):
+    test = app(folder, page=page, url=url)
+    found = query_of(test)
+    assert {name: found.get(name) for name in url} == {name: [value] for name, value in url.items()}
+    assert not test.info and not test.warning
+
+
+def test_the_map_s_url_is_what_the_widgets_show(app, folder):
+    test = app(folder, page="maps", url={"word": "2", "layer": "1", "at": "0", "opacity": "35"})
+    shown = {box.label: box.value for box in test.main.selectbox}
+    assert shown["Layer"] == 1
+    assert [slider.value for slider in test.select_slider] == [35, 0]

@@ -1,0 +1,269 @@
+"""One story in real Chromium: open, click a cell, go to Maps and Compare; screenshots go to
+tests/artifacts/."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from making.stores import make_store
+
+from sd35h5 import open_store
+from sd35h5.reports import analyze
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+CHROMIUM = shutil.which("chromium")
+ROOT = Path(__file__).resolve().parents[2]
+ARTIFACTS = ROOT / "tests" / "artifacts"
+CELLS = "[data-testid=stVegaLiteChart] path[aria-roledescription]"
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    shape = {"layers": 8, "heads": 5, "steps": 8, "samples": 3}
+    make_store(folder / "demo-baseline.h5", sink=4.0, **shape)
+    make_store(folder / "demo-headwise.h5", sink=2.0, gates=True, **shape)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Run the dashboard as a person would; yields its address."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "dashboard/app.py",
+        "--server.port",
+        str(port),
+        "--",
+        folder,
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://localhost:{port}"
+    try:
+        _wait_for(f"{address}/_stcore/health")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _wait_for(address: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=2)
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.3)
+
+
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.long)])
+def page(request, server):
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": 1280, "height": 1400}, color_scheme=request.param)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.scheme = request.param
+        yield page
+        browser.close()
+
+
+def shoot(page, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}-{page.scheme}.png")
+
+
+def drawn_cells(page) -> dict[tuple[int, int], float]:
+    """Return the heatmap as the browser tells it to a screen reader: (layer, head) -> value."""
+    labels = page.locator("[data-testid=stVegaLiteChart]").first.locator("path[aria-roledescription]")
+    found = {}
+    for label in labels.evaluate_all("marks => marks.map(mark => mark.getAttribute('aria-label'))"):
+        layer, head, value = re.fullmatch(r"layer: (\d+); head: (\d+); value: ([\d.e-]+)", label).groups()
+        found[int(layer), int(head)] = float(value)
+    return found
+
+
+def hovered_map(page, across: int, down: int) -> float:
+    """Return the value that the first map tells under the pointer, in the cell of that patch: a map of 6 × 4."""
+    cells = page.locator("[data-testid=stVegaLiteChart]").first.locator("g.mark-rect").first.bounding_box()
+    wide, tall = cells["width"] / 4, cells["height"] / 6
+    page.mouse.move(cells["x"] + wide * (across + 0.4), cells["y"] + tall * (down + 0.4))
+    page.mouse.move(cells["x"] + wide * (across + 0.5), cells["y"] + tall * (down + 0.5))
+    told = page.locator("#vg-tooltip-element.visible").inner_text()
+    y, x, value = re.fullmatch(r"patch y\s+(\d+)\s+patch x\s+(\d+)\s+value\s+(\S+)\s*", told).groups()
+    assert (int(y), int(x)) == (down, across)
+    return float(value)
+
+
+def stored_map(folder: Path, y: int, x: int) -> float:
+    """Return what the page's first map holds in a cell: “apple” is the fourth map, layer 5, the last step."""
+    with open_store(folder / "demo-baseline.h5") as store:
+        return float(
+            store.read("maps/image_to_text", sample=0, branch="cond", map_token=3, layer=5)[-1, y, x]
+        )
+
+
+def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, folder, tmp_path):
+    page.goto(server)
+    page.get_by_text("demo-headwise").first.wait_for()
+    page.locator("[data-testid=stImage] img").nth(3).wait_for()
+    page.wait_for_timeout(800)
+    shoot(page, "overview")
+
+    page.get_by_role("link", name="Sinks").click()
+    page.locator(CELLS).nth(39).wait_for()
+    page.wait_for_timeout(1500)
+    analyze.analyze(folder / "demo-baseline.h5", tmp_path)
+    table = (
+        pd.read_csv(tmp_path / "first_token_metrics.csv")
+        .groupby(["layer", "head"])["first_token_mean"]
+        .mean()
+    )
+    cells = drawn_cells(page)
+    assert set(cells) == set(table.index)
+    assert all(cells[place] == pytest.approx(table[place], rel=2e-3) for place in cells)
+
+    page.locator('path[aria-label^="layer: 5; head: 3"]').first.click()
+    page.get_by_text("· layer 5, head 3").first.wait_for()
+    page.get_by_role("button", name="layer 5, head 3").wait_for()
+    page.wait_for_timeout(1200)
+    shoot(page, "sinks")
+
+    page.get_by_role("link", name="Maps").click()
+    page.get_by_text("layer 5").first.wait_for()
+    page.locator("[data-testid=stImage] img").nth(2).wait_for()
+    page.wait_for_timeout(1200)
+    assert hovered_map(page, across=2, down=3) == pytest.approx(stored_map(folder, y=3, x=2), rel=1e-3)
+    shoot(page, "maps")
+
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_text("mean of 3 pairs").wait_for()
+    page.locator(CELLS).nth(3 * 40 - 1).wait_for()
+    page.wait_for_timeout(1200)
+    shoot(page, "compare")
+
+    page.locator('path[aria-label*="seed: 2; prompt: two small dogs"]').first.click()
+    page.wait_for_function("location.search.includes('sample=2')")
+    page.get_by_text("Images · “two small dogs").wait_for()
+
+    page.get_by_role("button", name="layer 5, head 3").click()
+    page.get_by_role("button", name="layer 5, head 3").wait_for(state="detached")
+    assert page.errors == []
+
+
+def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Press, move and release as a hand would."""
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
+    page.mouse.move(*end, steps=5)
+    page.mouse.up()
+
+
+def centre(page, selector: str) -> tuple[float, float]:
+    box = page.locator(selector).first.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def drag_along(page, title: str, first: str, last: str) -> None:
+    """Drag over the chart below a heading, between the marks whose labels begin so."""
+    block = page.locator("[data-testid=stColumn]").filter(has=page.get_by_text(title, exact=False)).last
+    block.scroll_into_view_if_needed()
+    ends = [block.locator(f'path[aria-label^="{label}"]').first.bounding_box() for label in (first, last)]
+    middle = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in ends]
+    drag(page, (middle[0][0] - 3, middle[0][1]), (middle[1][0] + 3, middle[1][1] + 1))
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page, server):
+    page.goto(f"{server}/sinks")
+    page.locator(CELLS).nth(39).wait_for()
+    for title, first, last, part in (
+        ("Over the layers", "layer: 1;", "layer: 6;", "layers=1-6"),
+        ("Where the mass goes", "layer: 2;", "layer: 5;", "layers=2-5"),
+        ("Which key is the sink?", "layer: 3;", "layer: 4;", "layers=3-4"),
+    ):
+        page.wait_for_timeout(2500)
+        drag_along(page, title, first, last)
+        page.wait_for_function(f"location.search.includes('{part}')", timeout=20_000)
+    page.get_by_text("over steps", exact=True).click()
+    page.wait_for_timeout(2500)
+    drag_along(page, "Which key is the sink?", "denoising step: 2;", "denoising step: 4;")
+    page.wait_for_function("location.search.includes('steps=2-4')", timeout=20_000)
+    page.wait_for_timeout(2500)
+    assert set(drawn_cells(page)) == {(layer, head) for layer in (3, 4) for head in range(5)}
+    shoot(page, "sinks-brushed")
+    assert page.errors == []
+
+
+def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(page, server, folder):
+    page.goto(f"{server}/sinks")
+    page.locator(CELLS).nth(39).wait_for()
+    page.wait_for_timeout(1500)
+    corner, other = ('path[aria-label^="layer: 2; head: 1"]', 'path[aria-label^="layer: 4; head: 3"]')
+    drag(page, centre(page, corner), centre(page, other))
+    page.get_by_role("button", name="All layers, heads, steps").wait_for()
+    page.wait_for_timeout(1500)
+    assert set(drawn_cells(page)) == {(layer, head) for layer in (2, 3, 4) for head in (1, 2, 3)}
+    assert "layers=2-4" in page.url and "heads=1-3" in page.url
+
+    page.get_by_role("link", name="Tokens").click()
+    apple = page.locator('[data-testid=stVegaLiteChart] path[aria-label*="text: apple"]').first
+    apple.wait_for()
+    page.wait_for_timeout(1500)
+    apple.click(force=True)
+    page.wait_for_function("location.search.includes('word%3Aapple')")
+    shoot(page, "tokens")
+
+    page.get_by_role("link", name="Evidence").click()
+    page.get_by_text("gets", exact=False).first.wait_for()
+    page.locator("[data-testid=stImage] img").nth(2).wait_for()
+    page.wait_for_timeout(1500)
+    shoot(page, "evidence")
+    sentence = page.get_by_text("of an image query's attention,", exact=False).first.inner_text()
+    assert "word “apple” gets" in sentence
+
+    fresh = page.context.browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
+    fresh.goto(page.url)
+    assert fresh.get_by_text("of an image query's attention,", exact=False).first.inner_text() == sentence
+    fresh.close()
+
+    page.get_by_text("Take it along").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").click()
+    cells = pd.read_csv(download.value.path())
+    assert set(cells["layer"]) == {2, 3, 4} and set(cells["head"]) == {1, 2, 3}
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Whole view as HTML").click()
+    assert "<script" not in Path(download.value.path()).read_text(encoding="utf-8")
+
+    page.get_by_role("link", name="Gates").click()
+    page.get_by_text("always open").first.wait_for()
+    page.locator(CELLS).nth(17).wait_for()
+    page.wait_for_timeout(1500)
+    shoot(page, "gates")
+    assert page.errors == []
