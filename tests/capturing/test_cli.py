@@ -273,7 +273,7 @@ def test_overwriting_keeps_what_is_there_until_the_model_is_loaded(tiny_folder, 
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no gates")
     assert capture_cli.main([*flags, "--gates", str(broken)]) == 1
-    assert "broken.safetensors is not a readable safetensors file" in _said(capsys)
+    assert "broken.safetensors is no safetensors file" in _said(capsys)
     assert out.read_bytes() == before
 
 
