@@ -56,7 +56,7 @@ def values(view: View, at_cell: bool = True, name: str | None = None) -> str:
     name, asked = name or view.metric, f"{target(view)}, {view.branch!r}, {samples(view)}"
     call = f"metrics.{name}(store, {asked})"
     if name not in metrics.METRICS:
-        call = f"measures.computed(store, {name!r}, {asked})"
+        call = f"metrics.computed(store, {name!r}, {asked})"
     return f"values = {call}{within(view, at_cell, ('layer', 'head'))}{steps(view)}\n"
 
 

@@ -98,7 +98,7 @@ def gate_heads(view: View, run: cached_reads.Run, chosen: tuple[int, ...], query
 
 def gate_curves(view: View, run: cached_reads.Run, chosen: tuple[int, ...], series: list[str]) -> str:
     """Return what reads the mean gate of both streams over steps."""
-    one = f"gating.gate_statistic(store, 'mean', {view.branch!r}, query, {list(chosen)!r}){within(view)}"
+    one = f"metrics.gate_statistic(store, 'mean', {view.branch!r}, query, {list(chosen)!r}){within(view)}"
     return (
         f"import pandas as pd\n{opened(run)}{prompts(chosen)}table = pd.concat([\n"
         f"    metrics.over_steps({one}, prompts).assign(series=query + ' queries')\n"
@@ -108,7 +108,7 @@ def gate_curves(view: View, run: cached_reads.Run, chosen: tuple[int, ...], seri
 
 def group_gates(view: View, run: cached_reads.Run, chosen: tuple[int, ...], series: list[str]) -> str:
     """Return what reads the gate at each group over steps."""
-    gates = f"gating.mean_group_gates(store, {view.branch!r}, {list(chosen)!r}, prompts){within(view)}"
+    gates = f"metrics.mean_group_gates(store, {view.branch!r}, {list(chosen)!r}, prompts){within(view)}"
     return (
         f"import pandas as pd\n{opened(run)}{prompts(chosen)}"
         f"gates = {gates}.expand_dims('sample')\ntable = pd.concat([\n"

@@ -10,7 +10,14 @@ from sd35h5.comparing.effects import (
     standardised,
     surviving_cells,
 )
-from sd35h5.comparing.paired_samples import Pairing, difference, pair, paired_values, setting_differences
+from sd35h5.comparing.paired_samples import (
+    Pairing,
+    difference,
+    pair,
+    paired_values,
+    sentence,
+    setting_differences,
+)
 from sd35h5.comparing.picture_distance import altered_mass, image_differences, image_rms, ssim
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "paired_effects",
     "paired_values",
     "Pairing",
+    "sentence",
     "setting_differences",
     "sign_flip_p",
     "ssim",

@@ -15,7 +15,7 @@ import pytest
 from sd35h5 import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "benchmarks" / "writer.py"
+SCRIPT = ROOT / "benchmarks" / "writer_rate.py"
 
 
 @pytest.fixture(scope="module")

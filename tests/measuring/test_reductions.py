@@ -21,6 +21,7 @@ from sd35h5.measuring.reductions import (
     top_keys,
     value_norms,
 )
+from sd35h5.store.schema import GATE_STATISTICS
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -190,7 +191,7 @@ def test_pooling_averages_the_patches_that_a_cell_has(height, width, pool):
 @pytest.mark.parametrize("per_channel", [1, 8])
 def test_gate_statistics_are_those_of_tokens_and_channels_of_a_head(per_channel):
     gate = torch.rand(2, 10, 3 * per_channel, generator=torch.Generator().manual_seed(0))
-    found = dict(zip(reductions.GATE_STATISTICS, reductions.gate_statistics(gate, 3).numpy(), strict=True))
+    found = dict(zip(GATE_STATISTICS, reductions.gate_statistics(gate, 3).numpy(), strict=True))
     values = gate.numpy().reshape(2, 10, 3, per_channel).transpose(0, 2, 1, 3).reshape(2, 3, -1)
     expected = {"mean": values.mean(-1), "std": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
     expected |= {"below_0_1": (values < 0.1).mean(-1), "below_0_5": (values < 0.5).mean(-1)}

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from test_writer import header, put_required
+from making.samples import header, put_required
 
 from sd35h5 import open_store
 from sd35h5.store.bounded_queue import Drain, half_of_the_cores

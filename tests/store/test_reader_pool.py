@@ -188,7 +188,7 @@ def test_what_a_misled_reader_sends_is_never_more_than_json_of_the_right_kind(li
 
 
 def test_no_module_on_the_servers_side_of_the_pipe_unpickles():
-    for module in ("readers", "remote", "reader_process"):
+    for module in ("reader_pool", "guarded_files", "guarded_store", "reader_process"):
         assert "import pickle" not in (Path(pool.__file__).parent / f"{module}.py").read_text()
 
 

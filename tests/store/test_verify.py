@@ -303,11 +303,12 @@ def test_a_file_that_ends_the_check_does_not_hide_the_others(tmp_path, monkeypat
     (parts / "000003.h5").write_bytes(b"")
     program = tmp_path / "python"
     program.write_text(
-        f"#!{sys.executable}\nimport os, pathlib, signal\nfrom sd35h5.store import check\nreal = check.check_file\n"
+        f"#!{sys.executable}\nimport os, pathlib, signal\nfrom sd35h5.store.processes import checker\n"
+        "real = checker.check_file\n"
         "def check_file(path, deep):\n"
         "    if path.name == '000001.h5':\n        os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    return real(path, deep)\n"
-        "check.check_file = check_file\nraise SystemExit(check.main())\n"
+        "checker.check_file = check_file\nraise SystemExit(checker.main())\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(program))

@@ -17,6 +17,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making.samples import SIZES, content, header, put_required
 from making.stores import make_store
 
 from sd35h5 import open_store, verify
@@ -24,40 +25,10 @@ from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import batches, round_mantissa, runs
 from sd35h5.store.runs import lock
-from sd35h5.store.schema import REQUIRED, SCALES, VARIABLES, variable
+from sd35h5.store.schema import SCALES, VARIABLES, variable
 from sd35h5.store.writer import Header, SampleWriter, begin_run, pack, read_run, sealed_indices
 
 HERE = Path(__file__).parents[1]
-SIZES = {
-    "branch": 2,
-    "step": 3,
-    "layer": 4,
-    "head": 2,
-    "token": 70,
-    "map_step": 2,
-    "map_token": 3,
-    "y": 5,
-    "x": 3,
-}
-
-
-def header(precision: str = "rounded", **scales: np.ndarray) -> Header:
-    return Header(
-        {"model_id": "m"}, {n: np.arange(k) for n, k in SIZES.items()} | scales, {"config": "{}"}, precision
-    )
-
-
-def put_required(writer: SampleWriter, **values: object) -> None:
-    for name in REQUIRED:
-        spec = variable(name)
-        if name not in ("samples/sealed", "samples/content_sha256"):
-            shape = spec.shape(writer.sizes)[1:]
-            writer.put(name, values.get(spec.short_name, np.full(shape, "a cat" if spec.is_text else 1)))
-
-
-def content(path: Path) -> str:
-    with h5py.File(path, "r") as file:
-        return file["samples/content_sha256"].asstr()[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -368,7 +339,7 @@ def test_a_file_that_is_no_store_is_not_taken_for_a_run(tmp_path):
 
 def test_two_writers_of_one_sample_do_not_mix(tmp_path):
     first = SampleWriter(tmp_path, 0, header())
-    code = "import sys; sys.path[:0] = sys.argv[1:3]; import test_writer as t; from pathlib import Path\n"
+    code = "import sys; sys.path[:0] = sys.argv[1:3]; from making import samples as t; from pathlib import Path\n"
     code += "t.SampleWriter(Path(sys.argv[3]), 0, t.header())"
     second = subprocess.run(
         [sys.executable, "-c", code, str(HERE), str(HERE.parent), str(tmp_path)],
@@ -385,7 +356,7 @@ def test_two_writers_of_one_sample_do_not_mix(tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from test_writer import *\n"
+        "import sys; sys.path[:0] = sys.argv[1:3]; from making.samples import *\nfrom sd35h5.errors import StoreError\n"
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
         "writer = SampleWriter(Path(sys.argv[3]), 0, header('exact', token=np.arange(3_000)))\n"
         "noise = np.random.default_rng(0).random((2, 3, 4, 2, 3_000))\n"
@@ -401,7 +372,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
 def test_a_killed_capture_loses_only_the_sample_in_flight(tmp_path):
     """SIGKILL at several moments; the sealed files are whole, and going on gives the same data as one run."""
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import stores\n"
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; from making import stores\n"
         "from sd35h5.store.writer import sealed_indices; import sd35h5.store.writer as w\n"
         "write = stores._write_sample\n"
         "def go(w, *a): return w.abandon() if w.index in sealed_indices(w.path.parent) else write(w, *a)\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making.pipelines import make_pipeline
-from test_writer import content, header, put_required
+from making.samples import content, header, put_required
 
 import sd35h5
 from sd35h5.capturing import recorder
@@ -119,7 +119,7 @@ def test_a_process_that_is_killed_costs_a_sentence(tmp_path):
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_it_ends_with_its_caller_and_leaves_no_half_sample(tmp_path, end):
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; import time; from test_writer import header\n"
+        "import sys; sys.path[:0] = sys.argv[1:3]; import time; from making.samples import header\n"
         "from pathlib import Path; from sd35h5.store.processes.writer_client import ProcessWriter\n"
         "far = ProcessWriter(Path(sys.argv[3]), 0, header()); far.put('samples/seed', 1)\n"
         "print(far._process.pid, flush=True); time.sleep(60)"
