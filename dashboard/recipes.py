@@ -121,7 +121,7 @@ def contributions(view: View, run: cached_reads.Run, chosen: tuple[int, ...]) ->
     """Return what reads each kind of key's part of the mass and of what passes the gate."""
     at = within(view, dims=("layer", "head"))
     where = f"sample={list(chosen)!r}, branch={view.branch!r}, query='image'"
-    keys = f"topkeys.top_keys(store, {view.branch!r}, 'image', {list(chosen)!r}){at}"
+    keys = f"metrics.top_keys(store, {view.branch!r}, 'image', {list(chosen)!r}){at}"
     return (
         f"{opened(run)}keys = {keys}\n"
         f"added = store.read('gates/contribution', {where}){at}\n"
