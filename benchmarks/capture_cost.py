@@ -19,6 +19,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,11 @@ def rows(steps: int) -> list[Row]:
             "raw, pool 1", {"maps": "off", "topk": 0, "raw": ("steps=all",)}, steps=min(steps, FEW),
             values="raw/probability",
         ),
+        Row("compiled, against eager", None, steps=short, compiled=True, against_eager=True),
+        Row("compiled: sinks", {"maps": "off", "topk": 0}, 1.03, steps=short, compiled=True),
+        Row("compiled: default", {}, 1.05, steps=short, compiled=True),
+        Row("compiled: default, whole, against eager", {}, 0.75, True, steps, compiled=True, against_eager=True),
+        Row("compiled: default, whole", {}, None, True, steps, compiled=True),
         Row("eager softmax", None, steps=min(steps, FEW), within=eager),
     ]  # fmt: skip
     if find_spec("attention_map_diffusers"):
@@ -80,9 +86,15 @@ def rows(steps: int) -> list[Row]:
 
 def measure(bench: Bench, row: Row, runs: int) -> dict[str, object]:
     """Turns of stock and row. Returns: seconds of each, their ratios, and what else the row tells."""
-    stock = Row("stock", None, whole=row.whole, steps=row.steps)
+    stock = Row(
+        "stock", None, whole=row.whole, steps=row.steps, compiled=row.compiled and not row.against_eager
+    )
+    begin = time.perf_counter()
     if not row.values:
         bench.run(row, LONG)  # kernels are compiled and memory is reserved: does not count
+    first = time.perf_counter() - begin
+    if row.compiled:
+        bench.run(stock, LONG)
     turns = 1 if row.values or row.within else runs  # what is many times slower needs no second look
     turns = [(bench.run(stock, LONG), bench.run(row, LONG)) for _ in range(turns)]
     what = "seconds" if row.whole else "step_seconds"
@@ -94,6 +106,8 @@ def measure(bench: Bench, row: Row, runs: int) -> dict[str, object]:
         "ratios": ratios, "seconds_stock_and_row": seconds, "file_mb": last.file_bytes / 1e6,
         "extra_gpu_gib": (max(run.peak_bytes for _, run in turns) - max(run.peak_bytes for run, _ in turns)) / 2**30,
     }  # fmt: skip
+    if row.compiled:  # what the first run took beyond the others: compiling
+        told["first_run_seconds"] = first
     return told | ({"rates": bench.rates(last, row.values)} if row.values else {})
 
 
@@ -149,6 +163,8 @@ def line(name: str, told: dict[str, object]) -> str:
     if told["extra_gpu_gib"] > 0:
         limit = f" (≤ {REACH_GPU_GIB[name]})" if name in REACH_GPU_GIB else ""
         notes.append(f"{told['extra_gpu_gib']:.2f} GiB more on the GPU{limit}")
+    if "first_run_seconds" in told:
+        notes.append(f"the first run, which compiles, took {told['first_run_seconds']:.0f} s")
     if rates := told.get("rates"):
         limits = {part: rate for part, rate in rates.items() if part != "reached"}
         binds = min(limits, key=limits.get)

@@ -153,7 +153,7 @@ def key_kinds(
 def key_stability(
     run: cached_reads.Run, branch: str, chosen: tuple[int, ...], over: str, within: tuple[int, ...] | None
 ) -> xr.DataArray:
-    """Return `topkeys.stability` over these positions of a dimension, of all along the others: for other filters."""
+    """Return `metrics.stability` over these positions of a dimension, of all along the others: for other filters."""
     keys = heaviest_keys(run, branch, chosen)
     return metrics.stability(keys if within is None else keys.isel({over: places(within)}), over)
 

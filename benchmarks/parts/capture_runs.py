@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import psutil
 import torch
+from parts.compiling import settings
 from parts.shapes import SHAPES, make_pipeline
 
 import sd35h5
@@ -41,6 +42,8 @@ class Row:
     whole: bool = False  # time all steps, VAE decode and sealing, not steps alone
     steps: int = 12
     within: Callable[[object], AbstractContextManager] | None = None  # another tool around the pipeline
+    compiled: bool = False  # with each block compiled
+    against_eager: bool = False  # the stock pipeline beside it is the eager one
     values: str = ""  # variable whose rate into the file is compared with what may bind it
 
 
@@ -64,6 +67,7 @@ class Bench:
         dtype = torch.bfloat16 if self.on_gpu else torch.float32
         self.pipe = make_pipeline(self.shape, device, dtype)
         patch = 8 * self.pipe.transformer.config.patch_size
+        self._compiled_calls: list[Callable] = []
         self.patches = self.shape.height // patch, self.shape.width // patch
 
     def call(self, steps: int) -> dict[str, object]:
@@ -88,6 +92,7 @@ class Bench:
             call["output_type"] = "latent"
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
+        self._compile(row.compiled)
         with self._drawing(row) as draw:
             begin = time.perf_counter()
             draw(prompt, **call)
@@ -101,6 +106,16 @@ class Bench:
         peak = torch.cuda.max_memory_allocated(self.device) if self.on_gpu else 0
         size = self.out.stat().st_size if row.options is not None else 0
         return Run(step_seconds, seconds, peak, size, resident)
+
+    def _compile(self, wanted: bool) -> None:
+        """Have the blocks compiled, or eager again; what was compiled once is kept."""
+        blocks = self.pipe.transformer.transformer_blocks
+        if wanted and not self._compiled_calls:
+            for block in blocks:
+                block.compile(**settings(self.device))
+            self._compiled_calls = [block._compiled_call_impl for block in blocks]
+        for block, call in zip(blocks, self._compiled_calls, strict=False):
+            block._compiled_call_impl = call if wanted else None
 
     @contextmanager
     def _drawing(self, row: Row) -> Iterator[Callable[..., object]]:

@@ -16,6 +16,8 @@ class Case:
         tokens: max_sequence_length; None for the shape's.
         more: other arguments of the pipeline.
         prompts: how many in one call. images: how many calls, each with the next seed.
+        compiled: how the transformer is compiled, see compiling.WAYS. mode: of torch.compile.
+        refused: a part of the sentence by which a capture of this is refused.
     """
 
     name: str
@@ -30,7 +32,9 @@ class Case:
     masks: tuple[str, ...] = ()
     no_t5: bool = False
     offload: str = ""
-    compiled: bool = False
+    compiled: str = ""
+    mode: str | None = None
+    refused: str = ""
     branches: tuple[str, ...] = ("cond", "uncond")
 
 
@@ -51,7 +55,13 @@ CASES = (
     Case("gates a head", gates="headwise"),
     Case("gates a channel", gates="elementwise"),
     Case("gates a channel, batch of 2", gates="elementwise", prompts=2),
-    Case("compiled", compiled=True),
+    Case("compiled by block", compiled="blocks"),
+    Case("compiled whole", compiled="whole"),
+    Case("compiled, wrapped", compiled="wrapped"),
+    Case("compiled, skip-layer", compiled="blocks", more=SKIP, branches=("cond", "uncond", "skip")),
+    Case("compiled, batch of 2", compiled="blocks", prompts=2),
+    Case("compiled, gates a head", compiled="blocks", gates="headwise"),
+    Case("compiled, reduce-overhead", compiled="blocks", mode="reduce-overhead", refused="CUDA graphs"),
     Case("offload by model", offload="model"),
     Case("offload by layer", offload="sequential"),
     Case("float16", dtype="float16"),
@@ -60,6 +70,7 @@ CASES = (
     Case("SD3.5-Medium, 768 × 1344", shape="medium", size=(0.75, 1.3125)),
     Case("SD3.5-Medium, batch of 2", shape="medium", prompts=2),
     Case("SD3.5-Medium, gates a head", shape="medium", gates="headwise"),
+    Case("SD3.5-Medium, compiled, gates a channel", shape="medium", compiled="blocks", gates="elementwise"),
     Case("SD3-Medium", shape="sd3-medium"),
     Case("SD3-Medium, float16", shape="sd3-medium", dtype="float16"),
 )

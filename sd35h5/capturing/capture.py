@@ -16,6 +16,7 @@ from sd35h5.capturing.generate import Generate, generating
 from sd35h5.capturing.run_job import finish
 from sd35h5.capturing.session import Session
 from sd35h5.errors import CaptureError, ConfigError
+from sd35h5.measuring.compiled import bare, compiled_how
 from sd35h5.measuring.processor import check_processors
 from sd35h5.planning.interventions import CausalOptions, parse_interventions
 from sd35h5.planning.options import Tiers
@@ -67,17 +68,11 @@ def capture(
 def _check_pipeline(pipe: object) -> None:
     if not isinstance(pipe, StableDiffusion3Pipeline):
         raise CaptureError(f"a capture needs a StableDiffusion3Pipeline, not a {type(pipe).__name__}")
-    if not isinstance(pipe.transformer, SD3Transformer2DModel):
+    if not isinstance(bare(pipe.transformer), SD3Transformer2DModel):
         raise CaptureError(
-            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, "
-            "not an SD3Transformer2DModel: capture before torch.compile, or without it"
+            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, not an SD3Transformer2DModel"
         )
-    for name, module in pipe.transformer.named_modules():
-        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            raise CaptureError(
-                f"{name or 'the transformer'} is compiled: what it fuses cannot be looked at to the bit, "
-                "capture before torch.compile, or without it"
-            )
+    compiled_how(pipe.transformer)
     check_processors(pipe.transformer)
 
 

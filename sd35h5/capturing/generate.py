@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sd35h5.capturing.call import Call, Drawing
 from sd35h5.capturing.encoder_masks import masked_encoders
@@ -20,6 +21,7 @@ from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.batch_probe import BatchProbe
+from sd35h5.measuring.compiled import followed
 from sd35h5.measuring.probe import Probe
 from sd35h5.measuring.processor import installed, regrouped_attentions
 
@@ -69,16 +71,8 @@ class Generate:
         """
         session, pipe = self._session, self._session.pipe
         watchers = self._watchers(drawing.samples, identities, on_step)
-        hooks = [
-            hook
-            for watcher in watchers
-            for hook in (
-                pipe.transformer.register_forward_pre_hook(watcher.before, with_kwargs=True),
-                pipe.transformer.register_forward_hook(watcher.after),
-            )
-        ]
         try:
-            with without_truncation_noise():
+            with without_truncation_noise(), _watched(pipe.transformer, watchers), self._stance():
                 result = pipe(**drawing.arguments)
             drawn = [watcher.finished(_pixels(result, place)) for place, watcher in enumerate(watchers)]
             if new := [each for each in drawn if each is not None]:
@@ -90,10 +84,12 @@ class Generate:
                 watcher.abandon(interrupted=isinstance(error, KeyboardInterrupt))
             session.sealing.wait()  # who handles the error finds the samples before sealed
             raise
-        finally:
-            for hook in hooks:
-                hook.remove()
         return result
+
+    def _stance(self) -> AbstractContextManager:
+        """Interventions alter attention from step to step, which no graph holds: they run eager."""
+        eager = self._session.compiled and self._session.interventions
+        return torch.compiler.set_stance("force_eager") if eager else nullcontext()
 
     def _watchers(
         self, calls: Sequence[Call], identities: Sequence[Identity], on_step: Callable[[], None] | None
@@ -114,6 +110,15 @@ class Generate:
 
 
 @contextmanager
+def _watched(transformer: nn.Module, watchers: Sequence[PassWatcher]) -> Iterator[None]:
+    """Let the watchers see each call of the transformer."""
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(followed(transformer, watcher.before, watcher.after))
+        yield
+
+
+@contextmanager
 def generating(session: Session) -> Iterator[Generate]:
     """The probe installed on the pipeline's transformer, and a `Generate` that uses it."""
     transformer = session.pipe.transformer
@@ -130,6 +135,10 @@ def generating(session: Session) -> Iterator[Generate]:
             "%d second attentions (attn2) are computed in sd-scripts' layout, whose heads are not those of the "
             "joint attention: only their gates are measured",
             len(second),
+        )
+    if session.compiled and session.interventions:
+        log.warning(
+            "the transformer is compiled: interventions are drawn without what torch.compile made of it"
         )
     with installed(transformer, probe), masked_encoders(session.pipe, session.encoder_masks):
         try:

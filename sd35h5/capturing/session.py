@@ -18,6 +18,7 @@ from sd35h5.capturing.call import Call
 from sd35h5.capturing.sample_facts import Layout
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
+from sd35h5.measuring.compiled import bare, compiled_how
 from sd35h5.measuring.processor import check_processors, regrouped_attentions
 from sd35h5.planning.interventions import CausalOptions, control_seed, parse_interventions
 from sd35h5.planning.options import Tiers
@@ -58,6 +59,7 @@ class Session:
         check_processors(pipe.transformer)
         causal = causal or CausalOptions()
         self.interventions, self.control = parse_interventions(causal), control_seed(causal)
+        self.compiled = compiled_how(pipe.transformer)
         self.gates = gates_of(pipe.transformer)
         self.attn2_layout = attn2_layout_of(pipe.transformer)
         config = pipe.transformer.config
@@ -78,7 +80,8 @@ class Session:
             provenance={
                 "config": json.dumps(settings, ensure_ascii=False),
                 "environment": json.dumps(_environment(pipe)),
-                "components": json.dumps(_components(pipe, sources or {})), "origin": json.dumps({"kind": "capture"}),
+                "components": json.dumps(_components(pipe, sources or {}, self.compiled)),
+                "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,
         )  # fmt: skip
@@ -169,18 +172,21 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _components(pipe: StableDiffusion3Pipeline, sources: Mapping[str, dict]) -> dict[str, dict]:
+def _components(
+    pipe: StableDiffusion3Pipeline, sources: Mapping[str, dict], compiled: Mapping[str, object]
+) -> dict[str, dict]:
     """Class, dtype and size of every model of the pipeline, and where its weights came from if that is
-    known; class and settings of the scheduler."""
+    known; how the transformer is compiled; class and settings of the scheduler."""
     found = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
             found[name] = {
-                "class": type(component).__name__,
+                "class": type(bare(component)).__name__,
                 "dtype": str(next(component.parameters()).dtype).removeprefix("torch."),
                 "parameters": sum(parameter.numel() for parameter in component.parameters()),
                 **sources.get(name, {}),
             }
+    found["transformer"] |= {"compiled": dict(compiled)} if compiled else {}
     if "gates" in sources:
         found["gates"] = sources["gates"]
     scheduler = pipe.scheduler

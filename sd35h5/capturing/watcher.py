@@ -285,5 +285,5 @@ class PassWatcher:
             "batch_size": self._samples,
             "model_shape": self._session.model_shape,
             "attn2_layout": self._session.attn2_layout,
-            "other": call.other(),
+            "other": call.other() | ({"compiled": self._session.compiled} if self._session.compiled else {}),
         }

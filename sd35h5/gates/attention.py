@@ -8,7 +8,7 @@ while the output stays bit for bit that of diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,16 +125,10 @@ class JointAttention:
 
     Args:
         regrouped: compute with heads as sd-scripts has them in attn2.
-        watch: called with the gates of each call.
     """
 
-    def __init__(
-        self,
-        gate: AttentionGate | None = None,
-        regrouped: bool = False,
-        watch: Callable[[tuple[Tensor, Tensor | None]], None] | None = None,
-    ):
-        self.gate, self.regrouped, self.watch = gate, regrouped, watch
+    def __init__(self, gate: AttentionGate | None = None, regrouped: bool = False):
+        self.gate, self.regrouped = gate, regrouped
 
     def __call__(
         self,
@@ -150,6 +144,4 @@ class JointAttention:
             joint.query, joint.key, joint.value, dropout_p=0.0, is_causal=False
         )
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
-        if gates is not None and self.watch is not None:
-            self.watch(gates)
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)

@@ -20,21 +20,37 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | 
     if torch.is_autocast_enabled(query.device.type):  # under which sdpa casts, and the operators do not
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    choice, tokens = torch._fused_sdp_choice(query, key, value), query.shape[2]
+    return attend_by(chosen_backend(query, key, value), query, key, value)
+
+
+def chosen_backend(query: Tensor, key: Tensor, value: Tensor) -> str:
+    """The backend that F.scaled_dot_product_attention would choose: one that keeps the log-sum-exp, or `other`."""
+    choice = torch._fused_sdp_choice(query, key, value)
     if choice == _FLASH and query.device.type == "cpu":
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-        return output, lse.float()
+        return "flash_cpu"
     if choice == _FLASH and query.is_cuda and query.shape[-1] % 8 == 0:
+        return "flash"
+    if query.is_cuda and choice in (_CUDNN, _EFFICIENT):
+        return "cudnn" if choice == _CUDNN else "efficient"
+    return "other"
+
+
+def attend_by(backend: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Attend by a backend of `chosen_backend`, with its log-sum-exp. Returns: as `attend`."""
+    tokens = query.shape[2]
+    if backend == "flash_cpu":
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    elif backend == "flash":
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
-        return output, lse[..., :tokens].float()
-    if choice == _CUDNN and query.is_cuda:
+    elif backend == "cudnn":
         output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[:2]
-        return output, lse.reshape(*query.shape[:2], -1)[..., :tokens].float()
-    if choice == _EFFICIENT and query.is_cuda:
+        lse = lse.reshape(*query.shape[:2], -1)
+    elif backend == "efficient":
         answer = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
         output, lse = answer[:2]
-        return output, lse[..., :tokens].float()
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False), None
+    else:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=0.0, is_causal=False), None
+    return output, lse[..., :tokens].float()
 
 
 def blocked_lse(query: Tensor, key: Tensor) -> Tensor:

@@ -191,6 +191,12 @@ class Probe:
             joint, lse, row, plan.patches, plan.top, self._reducer, gate
         )
 
+    def measure_second_gates(
+        self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None]
+    ) -> None:
+        """Of a second attention whose heads are others than the file's, its gates alone."""
+        self.take_second_gates(layer, gates)
+
     @torch.no_grad()
     def take_second_gates(self, layer: int, gates: tuple[Tensor, Tensor | None]) -> None:
         """Take the gates of one layer's second attention."""

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sd35h5.errors import CaptureError
-from sd35h5.gates.attention import JointAttention, JointQKV, finish_joint, project_joint
+from sd35h5.gates.attention import JointAttention, JointQKV, finish_joint, project_joint, regroup
+from sd35h5.measuring.compiled import free_slot, look, new_slot, traced_attend
 from sd35h5.measuring.probe import Probe, attend_plainly
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class ProbeProcessor:
     Args:
         measure: takes (layer, joint, lse, gates): `Probe.measure`, or `Probe.measure_second` for an attn2.
         attend: takes (layer, joint): `Probe.attend_joint`, `Probe.attend_second`, or `attend_plainly`.
+        regrouped: attend with heads as sd-scripts has them in attn2.
     """
 
     def __init__(
@@ -35,8 +38,14 @@ class ProbeProcessor:
         measure: Callable[..., None],
         gate: AttentionGate | None,
         attend: Callable[[int, JointQKV], tuple[JointQKV, Tensor, Tensor | None]] = attend_plainly,
+        regrouped: bool = False,
     ):
         self.layer, self.measure, self.gate, self.attend = layer, measure, gate, attend
+        self.regrouped, self.slot = regrouped, new_slot(partial(measure, layer))
+
+    def close(self) -> None:
+        """Look at nothing any more, in graphs that were compiled with it."""
+        free_slot(self.slot)
 
     def __call__(
         self,
@@ -48,9 +57,16 @@ class ProbeProcessor:
         **kwargs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         joint = project_joint(attn, hidden_states, encoder_hidden_states)
-        joint, attended, lse = self.attend(self.layer, joint)
+        if self.regrouped:
+            joint = regroup(joint, attn.heads)
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
-        self.measure(self.layer, joint, lse, gates)
+        if torch.compiler.is_compiling():
+            query, key, value = joint.query, joint.key, joint.value
+            attended, lse = traced_attend(query, key, value)
+            look(self.slot, query, key, value, lse, joint.image_tokens, *(gates or (None, None)))
+        else:
+            joint, attended, lse = self.attend(self.layer, joint)
+            self.measure(self.layer, joint, lse, gates)
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
 
 
@@ -88,13 +104,15 @@ def installed(transformer: SD3Transformer2DModel, probe: Probe | BatchProbe) -> 
         elif not getattr(processor, "regrouped", False):
             processors[name] = ProbeProcessor(layer, probe.measure_second, gate, probe.attend_second)
         elif gate is not None:
-            watch = partial(probe.take_second_gates, layer)
-            processors[name] = JointAttention(gate, processor.regrouped, watch)
-    transformer.set_attn_processor(processors)
+            processors[name] = ProbeProcessor(layer, probe.measure_second_gates, gate, regrouped=True)
+    transformer.set_attn_processor(dict(processors))  # which empties what it is given
     try:
         yield
     finally:
         transformer.set_attn_processor(dict(before))
+        for processor in processors.values():
+            if isinstance(processor, ProbeProcessor):
+                processor.close()
 
 
 def regrouped_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:

@@ -21,8 +21,11 @@ def test_every_case_is_met_on_a_cpu_and_written(tmp_path):
     text = (tmp_path / "coverage.md").read_text(encoding="utf-8")
     assert done.returncode == 0, text
     results = json.loads((tmp_path / "coverage.json").read_text(encoding="utf-8"))["results"]
-    assert len(results) == 25 and "**no**" not in text
-    assert "torch.compile" in results["compiled"]["refused"] and "offload by layer" not in results
+    assert len(results) == 32 and "**no**" not in text
+    assert (
+        "CUDA graphs" in results["compiled, reduce-overhead"]["refused"] and "offload by layer" not in results
+    )
+    assert results["compiled, skip-layer"]["latents"] == results["compiled whole"]["latents"] == "equal"
     assert results["skip-layer guidance"]["branches"] == ["cond", "uncond", "skip"]
     assert results["SD3.5-Medium, gates a head"]["holds"] == ["attn2", "gates"]
     assert results["2 prompts in a batch"]["samples"] == results["2 images of a prompt"]["samples"] == 2
