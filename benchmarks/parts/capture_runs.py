@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import psutil
 import torch
-from parts.compiling import settings
+from parts.compiling import backend_on
 from parts.shapes import SHAPES, make_pipeline
 
 import sd35h5
@@ -112,7 +112,7 @@ class Bench:
         blocks = self.pipe.transformer.transformer_blocks
         if wanted and not self._compiled_calls:
             for block in blocks:
-                block.compile(**settings(self.device))
+                block.compile(fullgraph=True, backend=backend_on(self.device))
             self._compiled_calls = [block._compiled_call_impl for block in blocks]
         for block, call in zip(blocks, self._compiled_calls, strict=False):
             block._compiled_call_impl = call if wanted else None

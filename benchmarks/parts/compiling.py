@@ -11,17 +11,18 @@ from diffusers import StableDiffusion3Pipeline
 WAYS = ("blocks", "whole", "wrapped")
 
 
-def settings(device: torch.device) -> dict[str, object]:
-    """What torch.compile is asked for: inductor on a GPU; elsewhere its graphs as they are, without a C++ compiler."""
-    return {"fullgraph": True, **({} if device.type == "cuda" else {"backend": "aot_eager"})}
+def backend_on(device: torch.device) -> str:
+    """Inductor on a GPU; elsewhere the graph with eager's kernels, which needs no C++ compiler."""
+    return "inductor" if device.type == "cuda" else "aot_eager"
 
 
 @contextmanager
-def compiled(pipe: StableDiffusion3Pipeline, way: str, mode: str | None = None) -> Iterator[None]:
+def compiled(
+    pipe: StableDiffusion3Pipeline, way: str, backend: str, mode: str | None = None
+) -> Iterator[None]:
     """The pipeline with its transformer compiled in one of WAYS, eager again afterwards."""
     transformer = pipe.transformer
-    asked = settings(transformer.device) | ({"mode": mode} if mode else {})
-    asked = {name: value for name, value in asked.items() if mode is None or name != "backend"}
+    asked = {"fullgraph": True, "backend": backend, "mode": mode}
     if way == "wrapped":
         pipe.transformer = torch.compile(transformer, **asked)
     for part in {"blocks": transformer.transformer_blocks, "whole": [transformer]}.get(way, ()):

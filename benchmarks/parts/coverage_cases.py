@@ -17,6 +17,7 @@ class Case:
         more: other arguments of the pipeline.
         prompts: how many in one call. images: how many calls, each with the next seed.
         compiled: how the transformer is compiled, see compiling.WAYS. mode: of torch.compile.
+        backend: of torch.compile; None for the device's, whose kernels may be timed and chosen anew each time.
         refused: a part of the sentence by which a capture of this is refused.
     """
 
@@ -34,6 +35,7 @@ class Case:
     offload: str = ""
     compiled: str = ""
     mode: str | None = None
+    backend: str | None = None
     refused: str = ""
     branches: tuple[str, ...] = ("cond", "uncond")
 
@@ -55,13 +57,20 @@ CASES = (
     Case("gates a head", gates="headwise"),
     Case("gates a channel", gates="elementwise"),
     Case("gates a channel, batch of 2", gates="elementwise", prompts=2),
+    Case("compiled, eager's kernels", compiled="blocks", backend="aot_eager"),
     Case("compiled by block", compiled="blocks"),
     Case("compiled whole", compiled="whole"),
     Case("compiled, wrapped", compiled="wrapped"),
     Case("compiled, skip-layer", compiled="blocks", more=SKIP, branches=("cond", "uncond", "skip")),
     Case("compiled, batch of 2", compiled="blocks", prompts=2),
     Case("compiled, gates a head", compiled="blocks", gates="headwise"),
-    Case("compiled, reduce-overhead", compiled="blocks", mode="reduce-overhead", refused="CUDA graphs"),
+    Case(
+        "compiled, reduce-overhead",
+        compiled="blocks",
+        mode="reduce-overhead",
+        backend="inductor",
+        refused="CUDA graphs",
+    ),
     Case("offload by model", offload="model"),
     Case("offload by layer", offload="sequential"),
     Case("float16", dtype="float16"),

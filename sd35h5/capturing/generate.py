@@ -21,7 +21,7 @@ from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.batch_probe import BatchProbe
-from sd35h5.measuring.compiled import followed
+from sd35h5.measuring.compiled import followed, room_for_graphs
 from sd35h5.measuring.probe import Probe
 from sd35h5.measuring.processor import installed, regrouped_attentions
 
@@ -140,7 +140,11 @@ def generating(session: Session) -> Iterator[Generate]:
         log.warning(
             "the transformer is compiled: interventions are drawn without what torch.compile made of it"
         )
-    with installed(transformer, probe), masked_encoders(session.pipe, session.encoder_masks):
+    with (
+        room_for_graphs(bool(session.compiled)),
+        installed(transformer, probe),
+        masked_encoders(session.pipe, session.encoder_masks),
+    ):
         try:
             yield Generate(session, probe)
         finally:

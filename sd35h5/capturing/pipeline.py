@@ -107,6 +107,10 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
         sources = {component: future.result() for component, future in told.items()}
     pipe.to(place)
     put_gates(pipe.transformer, choice)
+    for part in {"blocks": pipe.transformer.transformer_blocks, "whole": [pipe.transformer]}.get(
+        model.compile, ()
+    ):
+        part.compile(fullgraph=True)
     if model.offload:
         offload(pipe, choice.gates, device, model.offload)
     if choice.record:

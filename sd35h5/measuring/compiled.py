@@ -7,6 +7,7 @@ that one graph serves them all: an integer attribute would be compiled in, once 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -25,8 +26,11 @@ Measure = Callable[[JointQKV, Tensor | None, tuple[Tensor, Tensor | None] | None
 # Entries live as long as the processor of a capture is installed.
 _LOOKING: dict[int, Measure] = {}
 _NUMBERS = count()
+_MORE_GRAPHS = 16
+log = logging.getLogger("sd35h5")
+_SOME_TOKENS = 1024
 _SCHEMA = (
-    "(Tensor(a!) slot, Tensor query, Tensor key, Tensor value, Tensor? lse, int image_tokens, "
+    "(Tensor(a!) slot, Tensor query, Tensor key, Tensor value, Tensor? lse, SymInt image_tokens, "
     "Tensor? image_gate, Tensor? text_gate) -> ()"
 )
 
@@ -59,16 +63,18 @@ def free_slot(slot: Tensor) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _backend(shape: tuple[int, ...], keys: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Which backend attends for tensors of this kind: asked of the real ones while the graph is traced."""
-    query = torch.empty(shape, dtype=dtype, device=device)
-    key = torch.empty((*shape[:2], keys, shape[3]), dtype=dtype, device=device)
-    return chosen_backend(query, key, key)
+def _backend(heads: int, width: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Which backend attends for tensors of this kind: asked of real ones while the graph is traced.
+
+    Batch and tokens can be symbols of the graph, and do not decide it.
+    """
+    some = torch.empty((2, heads, _SOME_TOKENS, width), dtype=dtype, device=device)
+    return chosen_backend(some, some, some)
 
 
 def traced_attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     """As `attend.attend`, inside a graph."""
-    backend = _backend(tuple(query.shape), key.shape[2], query.dtype, query.device)
+    backend = _backend(query.shape[1], query.shape[3], query.dtype, query.device)
     return attend_by(backend, query, key, value)
 
 
@@ -127,6 +133,26 @@ def _settings(context: Any) -> dict[str, Any]:
     name = getattr(each, "compiler_name", None) or getattr(each, "__name__", type(each).__name__)
     options = {str(key): value for key, value in getattr(each, "config", {}).items()}
     return {"backend": name, **{key: options[key] for key in sorted(options)}}
+
+
+@contextmanager
+def room_for_graphs(compiled: bool) -> Iterator[None]:
+    """Let dynamo keep the graphs of a capture beside those of the plain pipeline: batch sizes come and go with
+    skip-layer guidance, and together they exceed what it keeps of one function. Says what falls back to eager."""
+    if not compiled:
+        yield
+        return
+    from torch._dynamo import config
+    from torch._dynamo.utils import counters
+
+    before = sum(counters["graph_break"].values())
+    with config.patch(recompile_limit=config.recompile_limit + _MORE_GRAPHS):
+        yield
+    if broken := sum(counters["graph_break"].values()) - before:
+        log.warning(
+            "torch.compile broke its graphs in %d places, which ran eager in between: they are measured, too, and "
+            "compiling with fullgraph=True tells where", broken,
+        )  # fmt: skip
 
 
 @contextmanager

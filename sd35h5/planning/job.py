@@ -84,6 +84,8 @@ def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt
     settings = config.flat()
     for name in ("prompt", "prompts_json", "limit"):
         del settings[name]
+    if settings["compile"] == "off":  # captures that were begun when there was no such option go on
+        del settings["compile"]
     height, width = check_size(config, facts)
     return settings | {
         "height": height,

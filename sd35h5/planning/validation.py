@@ -31,6 +31,11 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--device {model.device!r} is unknown: use auto, cpu, cuda or cuda:N")
     if model.no_t5 and model.t5xxl_path:
         raise ConfigError("--no_t5 leaves T5 out, and --t5xxl_path gives one: give one of the two")
+    if model.compile != "off" and model.offload:
+        raise ConfigError(
+            f"--offload {model.offload} moves weights while they compute, which no graph holds: leave out --compile "
+            f"{model.compile}, or --offload"
+        )
     if model.dit_path and model.transformer != "transformer":
         raise ConfigError(
             f"--dit_path and --transformer {model.transformer} both name the transformer: give one of the two"

@@ -21,7 +21,7 @@ def test_every_case_is_met_on_a_cpu_and_written(tmp_path):
     text = (tmp_path / "coverage.md").read_text(encoding="utf-8")
     assert done.returncode == 0, text
     results = json.loads((tmp_path / "coverage.json").read_text(encoding="utf-8"))["results"]
-    assert len(results) == 32 and "**no**" not in text
+    assert len(results) == 33 and "**no**" not in text
     assert (
         "CUDA graphs" in results["compiled, reduce-overhead"]["refused"] and "offload by layer" not in results
     )
