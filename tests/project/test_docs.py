@@ -7,8 +7,10 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import io
 import re
 import shlex
+import tokenize
 from dataclasses import fields
 from pathlib import Path
 
@@ -134,14 +136,42 @@ def test_the_readme_leads_to_every_page_and_stays_short():
     assert len(README.splitlines()) < 150
 
 
+SOURCES = [
+    *(
+        path
+        for folder in ("sd35h5", "dashboard", "benchmarks", "tests", "data")
+        for path in (ROOT / folder).rglob("*.py")
+    ),
+    ROOT / "capture_cli.py",
+]
+OF_OTHERS = {"mmditx.py", "sd3_impls.py"}  # of the original release
+
+
+def _remarks(source: Path) -> str:
+    """The docstrings and comments of a module."""
+    tokens = tokenize.generate_tokens(io.StringIO(source.read_text(encoding="utf-8")).readline)
+    told = (
+        token.string for token in tokens if token.type == tokenize.COMMENT or token.string.startswith('"""')
+    )
+    return "\n".join(told)
+
+
+def _absent(text: str) -> list[str]:
+    """Programs that a text names, by their name or the end of their path, and that are not there."""
+    there = tuple(f"/{path.relative_to(ROOT).as_posix()}" for path in SOURCES)
+    named = set(re.findall(r"[\w/]*\w\.py\b", text)) - OF_OTHERS
+    return sorted(name for name in named if not any(path.endswith(f"/{name}") for path in there))
+
+
+def test_every_program_that_a_page_a_docstring_or_a_comment_names_is_there():
+    others = [*(ROOT / "data").rglob("README.md"), *(ROOT / "benchmarks" / "results").glob("*.md")]
+    texts = PAGES | {path.as_posix(): path.read_text(encoding="utf-8") for path in others}
+    texts |= {path.as_posix(): _remarks(path) for path in SOURCES}
+    assert not {place: absent for place, text in texts.items() if (absent := _absent(text))}
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_program_and_module_that_a_page_names_is_there(page):
-    folders = ("sd35h5", "dashboard", "benchmarks", "tests", "data", "docs")
-    there = [path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")] + [
-        "/capture_cli.py"
-    ]
-    named = re.findall(r"[\w/]*\w\.py\b", PAGES[page])
-    assert not [name for name in named if not any(path.endswith("/" + name) for path in there)]
+def test_every_module_that_a_page_runs_or_imports_is_there(page):
     modules = re.findall(r"\bpython -m ((?:sd35h5|dashboard)[\w.]*)", PAGES[page])
     modules += re.findall(r"(?:from|import) ((?:sd35h5|dashboard)[\w.]*)", PAGES[page])
     assert not [name for name in modules if importlib.util.find_spec(name) is None]
@@ -152,6 +182,8 @@ def test_the_benchmarks_and_their_results_are_named():
     assert scripts == set(re.findall(r"^python benchmarks/(\w+\.py)", ALL, re.MULTILINE))
     results = {path.name for path in (ROOT / "benchmarks" / "results").glob("*.md")}
     assert not [name for name in results if f"benchmarks/results/{name})" not in ALL]
+    stems = tuple(name.removesuffix(".py") for name in scripts)
+    assert all(name.startswith(stems) for name in results)
 
 
 def test_ci_finds_the_test_line_and_contributing_has_the_same_two():
