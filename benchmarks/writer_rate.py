@@ -174,7 +174,9 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=400, help="raw values to write")
     parser.add_argument("--runs", type=int, default=5, help="runs of each kind")
     parser.add_argument("--folder", type=Path, default=None, help="where to write, on the disk to measure")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for writer.md and writer.json")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder for writer_rate.md and writer_rate.json"
+    )
     asked = parser.parse_args()
     if asked.megabytes < 1 or asked.runs < 1:
         parser.error("--megabytes and --runs are 1 or more")
@@ -191,8 +193,8 @@ def main() -> int:
     facts |= {"bytes": measured["bytes"], "seconds": measured["seconds"]}
     asked.out.mkdir(parents=True, exist_ok=True)
     text = table(results, facts)
-    (asked.out / "writer.md").write_text(text, encoding="utf-8")
-    (asked.out / "writer.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+    (asked.out / "writer_rate.md").write_text(text, encoding="utf-8")
+    (asked.out / "writer_rate.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
     print(text, end="")
     return 0
 

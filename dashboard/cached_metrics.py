@@ -68,7 +68,7 @@ def _step_sums(
     chosen: tuple[int, ...],
     shown: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return `scatter.step_sums`: a step's size is kept in place of all steps, for filters of layers and heads."""
+    """Return `per_sample.step_sums`: a step's size is kept in place of all steps, for filters of layers and heads."""
     read = metric if shown else _read
     return per_sample.step_sums(read(run, name, target, branch, chosen), steps)
 

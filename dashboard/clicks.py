@@ -63,7 +63,7 @@ def remember_token(view: View, key: str) -> None:
 
 
 def target_of(token: dict, samples: int) -> metrics.Target:
-    """Return what a clicked token of `data.tokens` means: itself in one sample, across several its word or group."""
+    """Return what a clicked row of `cached_reads.tokens` means: in one sample itself, else its word or group."""
     if token["group"] == "clip_bos":
         return metrics.FIRST_TOKEN
     if token["group"] in PADS or (samples > 1 and not token["word_text"]):

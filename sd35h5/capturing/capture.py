@@ -45,7 +45,7 @@ def capture(
         overwrite: remove what is at `out` first.
         encoder_masks: text encoders in which padding is masked, of `clip` and `t5`; the picture is then no
             longer the plain pipeline's.
-        options: fields of `config.Tiers`, such as `maps="off"` or `map_steps="all"`, and of
+        options: fields of `options.Tiers`, such as `maps="off"` or `map_steps="all"`, and of
             `interventions.CausalOptions`: `intervene="mask:clip_bos"`, `control="random:0"`.
 
     Raises:

@@ -40,7 +40,7 @@ class Comparison:
         cells: a row a (run, layer, head) of the asked metric, with the same columns.
         steps, rates, samples, kinds: what the figures draw, each with a column that names the run.
         skipped: a row a (run, measure) that could not be computed, with the reason.
-        points, scores: the joined scores beside the asked metric, and their summary; see comparison_scores.
+        points, scores: the joined scores beside the asked metric, and their summary; see score_changes.
     """
 
     question: Question

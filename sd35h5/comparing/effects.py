@@ -133,7 +133,7 @@ def bootstrap_interval(
     Formula: prompts are drawn with replacement, each with all its seeds (their mean); the quantiles are those of
     Hesterberg (2015): Φ(∓√(n ÷ (n − 1)) t_{n−1}), which undo the percentile interval's narrowness.
     Units: those of the metric.  Source: a resample of the prompts, the same for all cells.
-    Caveat: coverage is nominal from about 8 prompts on and some points short below (tests/test_effects.py
+    Caveat: coverage is nominal from about 8 prompts on and some points short below (tests/comparing/test_effects.py
     simulates it); seeds are nested in prompts, so more seeds narrow it only as far as prompts allow.
     Returns: low, high, float64 (cell).
     """

@@ -108,7 +108,7 @@ def paired_values(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Return a metric of both runs for the paired samples only, in the order of `pairing.pairs`.
 
-    Args: metric: a name of measures.MEASURES.
+    Args: metric: a name of metrics.MEASURES.
     Returns: two float64 (sample, step, layer, head), `sample` being the pair's number, 0-based, in both;
         one step, the mean, where the runs have other numbers of steps and the pairing allowed it.
     """

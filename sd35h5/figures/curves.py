@@ -101,7 +101,7 @@ def head_histogram(
 ) -> alt.LayerChart:
     """Draw how many heads have which mean, on a logarithmic axis; a dashed line marks uniform attention.
 
-    Args: frame: of `means.head_counts`.
+    Args: frame: of `metrics.head_counts`.
     """
     ends = [
         value for value in (frame["low"].min(), frame["high"].max(), uniform) if value and np.isfinite(value)

@@ -24,9 +24,9 @@ def gate_heatmap(
     """Draw the mean gate by layer and head on a scale from 0 to `largest`; ✕ marks dead heads, ○ open ones.
 
     Args:
-        frame: of `gating.gate_heads`.
+        frame: of `metrics.gate_heads`.
         largest: 1 for σ, 2 for 2σ: so that panels of one run, and runs, are compared on one scale.
-        chosen, select, brush: as in `charts.layer_head_heatmap`.
+        chosen, select, brush: as in `heatmaps.layer_head_heatmap`.
     """
     cells = heatmaps.layer_head_heatmap(
         frame.assign(value=frame["mean"]), f"mean gate (0 closed … {largest:g} open)", domain=(0.0, largest),
@@ -47,7 +47,7 @@ def gate_heatmap(
 def contribution_bars(frame: pd.DataFrame, *, height: int = 320, width: int | None = None) -> alt.LayerChart:
     """Draw, a row a kind of key, its part of the heaviest keys' mass (ring) and of what they add after the gate (bar).
 
-    Args: frame: of `gating.contribution_shares`.
+    Args: frame: of `metrics.contribution_shares`.
     """
     data = frame.sort_values("mass", ascending=False).copy()
     data["name"] = data["kind"].map(lambda kind: KIND_NAMES.get(kind, kind))

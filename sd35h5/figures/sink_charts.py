@@ -73,7 +73,7 @@ def key_kinds(
 ) -> alt.Chart:
     """Draw what the heaviest key is: for every layer (or top_step, run) a bar of kinds that sums to 1.
 
-    Args: frame: columns kind, share, chance and the one called `by`, of `topkeys.kind_shares(…, 1, by)`; brush: name
+    Args: frame: columns kind, share, chance and the one called `by`, of `metrics.kind_shares(…, 1, by)`; brush: name
         of an interval selection along x, none when None.
     """
     names = {"layer": "layer", "top_step": "denoising step", "run": None}

@@ -28,7 +28,7 @@ def token_chips(
     """Draw a prompt's tokens as chips in reading order, filled by mass, with a foot in the colour of their group.
 
     Args:
-        frame: of `chips.token_chips`.
+        frame: of `metrics.token_chips`.
         log: colours even in the logarithm of mass: one heavy token leaves the others apart.
         chosen: tokens to outline.
         select: name of a click selection of one chip (field token), none when None.
@@ -113,7 +113,7 @@ def _laid_out(frame: pd.DataFrame, width: int) -> tuple[pd.DataFrame, int]:
 def group_bars(frame: pd.DataFrame, *, width: int | None = None) -> alt.Chart:
     """Draw the mass of each group as ranked bars.
 
-    Args: frame: of `chips.group_totals`.
+    Args: frame: of `metrics.group_totals`.
     """
     names = list(frame["group"])
     bars = (
@@ -143,7 +143,7 @@ def group_bars(frame: pd.DataFrame, *, width: int | None = None) -> alt.Chart:
 def sample_bars(frame: pd.DataFrame, label: str, *, top: int = 40, width: int | None = None) -> alt.Chart:
     """Draw the mean of each sample as ranked bars, named by its prompt.
 
-    Args: frame: of `chips.sample_means`; label: what the value is, with its unit.
+    Args: frame: of `metrics.sample_means`; label: what the value is, with its unit.
     """
     data = frame.dropna(subset=["value"]).head(top).copy()
     data["name"] = [

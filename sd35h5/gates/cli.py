@@ -9,8 +9,6 @@ from typing import Any
 
 from sd35h5.errors import ConfigError
 
-FORMS = {"a": "fused rows of qkv", "b": "gate_proj", "c": "to_gate and add_gate (ours)"}
-
 
 def gates(args: argparse.Namespace) -> int:
     """Tell which gates a checkpoint holds (inspect), or write them as a gates file of our own (extract)."""
@@ -61,7 +59,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no readable file, or no gates in it.
     """
-    from sd35h5.gates.forms import is_zero, zero_attentions
+    from sd35h5.gates.forms import FORMS, is_zero, zero_attentions
     from sd35h5.gates.gate_files import read_gates
     from sd35h5.gates.texts import tell_layers
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SCALES = ("scale_weight", "weight_scale")  # as sd35h5.weights.scaled reads them
 FUSED, SEPARATE, OURS = "a", "b", "c"
+FORMS = {FUSED: "fused rows of qkv", SEPARATE: "gate_proj", OURS: "to_gate and add_gate (ours)"}
 _PREFIX = r"(?:model\.diffusion_model\.|diffusion_model\.)?"
 _ORIGINAL = re.compile(
     rf"(?P<prefix>{_PREFIX})joint_blocks\.(?P<layer>\d+)\.(?P<block>x_block|context_block)\."

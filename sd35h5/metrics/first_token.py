@@ -1,11 +1,10 @@
-"""Numbers that need only what is in a store: first-token metrics, group masses, entropy. Each has one definition.
+"""First-token metrics, group masses and entropy. Each number has one definition.
 
 Words. A[q,k] = softmax(q·kᵀ/√d) over the whole joint key axis, image and text together. The *mass* of key k
 is the mean of A[q,k] over the queries of one stream (image queries unless said otherwise); the mass of
 several keys is the sum of theirs. A `Target` says which keys: one token position, a group of the token table,
 or a word by its string. Every function returns all layers, heads and steps: filters are `.isel` on the
-result, means are in means.py. One sample's tokens are in token_masses.py, sinks in sinks.py and topkeys.py, gates in
-gating.py; docs/metrics.md holds all definitions.
+result, means are in averaging.py. docs/metrics.md holds all definitions, this folder a file for each kind of them.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def test_the_benchmark_writes_what_it_prints(tmp_path):
         [sys.executable, SCRIPT, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (tmp_path / "results" / "writer.md").read_text(encoding="utf-8")
-    written = json.loads((tmp_path / "results" / "writer.json").read_text(encoding="utf-8"))
+    assert done.stdout == (tmp_path / "results" / "writer_rate.md").read_text(encoding="utf-8")
+    written = json.loads((tmp_path / "results" / "writer_rate.json").read_text(encoding="utf-8"))
     assert f"{written['results']['sd35h5']['median']:.0f} (" in done.stdout
     assert written["bytes"]["disk"] == written["bytes"]["sd35h5"] < written["bytes"]["values"]
     assert [path.name for path in tmp_path.iterdir()] == ["results"]

@@ -1,4 +1,4 @@
-"""analyze and export write exactly the files they promise, with the numbers of metrics.py."""
+"""analyze and export write exactly the files they promise, with the numbers of sd35h5.metrics."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
 
 
 class GuardedFiles:
-    """What parts.Parts tells and reads, asked of a pool of readers. What they tell is taken by type and name."""
+    """What sample_files.Parts tells and reads, asked of a pool of readers. What they tell is taken by type and name."""
 
     def __init__(self, readers: Readers, path: Path, mark: tuple[int, ...]) -> None:
         self.path, self._readers, self._mark = path, readers, mark
