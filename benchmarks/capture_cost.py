@@ -235,7 +235,7 @@ def main() -> int:
 
     def keep(name: str, told: dict) -> None:
         results[name] = told
-        path = asked.out / f"capture_cost_{asked.shape}"
+        path = asked.out / f"capture_cost_{asked.shape}{asked.suffix and '_'}{asked.suffix}"
         path.with_suffix(".md").write_text(table(results, facts), encoding="utf-8")
         path.with_suffix(".json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
         print(json.dumps(told) if name in ("check", "growth") else line(name, told), flush=True)
@@ -266,6 +266,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=28, help="denoising steps of a whole run")
     parser.add_argument("--runs", type=int, default=3, help="turns of stock and row")
     parser.add_argument("--rows", nargs="+", choices=names, help="only these rows, after the self check")
+    parser.add_argument(
+        "--suffix", default="", help="of the results' names: chosen rows beside the whole table"
+    )
     parser.add_argument(
         "--folder", type=Path, help="where to write the captures; the system's default otherwise"
     )
