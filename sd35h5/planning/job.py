@@ -74,7 +74,7 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
     Raises:
         ConfigError: layers, heads, tokens or gates that this model does not have, or a budget too small.
     """
-    gates = decide(facts.sizes, facts.held, config.gating)
+    gates = decide(facts.sizes, facts.held, config.gating, facts.attn2)
     config = within_budget(config, facts, len(prompts) * config.prompts.num_images, gates)
     plan = make_plan(config, facts, gates)
     return Job(config, tuple(prompts), facts, gates, plan, _settings(config, facts, prompts))

@@ -30,7 +30,6 @@ _MARKS = {  # component -> layout -> how a key of it begins
     "vae": {"original": "decoder.up.", "diffusers": "decoder.up_blocks."},
 }
 _OTHERS = (  # a part of a key -> what such a file is
-    ("lora_", "a LoRA, which holds changes to a model and not the model"),
     ("single_transformer_blocks.", "a FLUX transformer"),
     ("double_blocks.", "a FLUX transformer"),
     ("input_blocks.", "a UNet of Stable Diffusion 1, 2 or XL"),

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from sd35h5.errors import ConfigError
 from sd35h5.gates.forms import find_gates
 from sd35h5.gates.gate_files import GateSource, source_of
-from sd35h5.weights.checkpoints import DTYPE_NAMES, FLOATS, sha256_of, stored_dtypes
+from sd35h5.weights.checkpoints import sha256_of, stored_dtypes
 from sd35h5.weights.layouts import HARMLESS, TITLES, Layout, Place
 from sd35h5.weights.scaled import split_factors
 from sd35h5.weights.sources import Part
@@ -79,7 +79,6 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
     """
     model = build(part.component, part.config)
     whole, (part, scaling) = part, split_factors(part)
-    _refuse_quantized(part)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = plan(part, expected)
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
@@ -171,23 +170,16 @@ def _refuse_surplus(part: Part, used: set[str]) -> None:
         log.info("%s: %s is not needed and left aside", part.files[0].name, ", ".join(harmless))
 
 
-def _refuse_quantized(part: Part) -> None:
-    for key, entry in part.entries.items():
-        if entry.dtype not in FLOATS and not HARMLESS.search(key):
-            raise ConfigError(
-                f"{part.said} holds {key} as {entry.dtype}: give weights of {', '.join(DTYPE_NAMES.values())}"
-            )
-
-
 def _open(part: Part, stack: ExitStack) -> dict[str, Tensor]:
     """The part's tensors, mapped from their files: a page is read when it is used, and can be dropped."""
     state: dict[str, Tensor] = {}
     for path in part.files:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
-            for key in part.entries.keys() & set(file.keys()):
-                rows = part.entries[key].shape[:1]  # fewer than the file's where gates were split off
-                state[key] = file.get_tensor(key)[: rows[0]] if rows else file.get_tensor(key)
+            for key, entry in part.entries.items():
+                if entry.file == path:
+                    tensor, rows = file.get_tensor(entry.name or key), entry.shape[:1]
+                    state[key] = tensor[: rows[0]] if rows else tensor  # fewer where gates were split off
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path} cannot be read as a safetensors file: {error}") from error
     return state
