@@ -31,12 +31,12 @@ _LEAVINGS = {  # what it is -> how its keys look
 }  # fmt: skip
 _KNOWN = tuple((what, re.compile(pattern)) for what, pattern in _LEAVINGS.items())
 _LORA = "a LoRA, which holds changes to a model and not the model"
-_LYCORIS = "a {} adapter (LyCORIS), which holds changes to a model and not the model"
+_LYCORIS = "{} adapter (LyCORIS), which holds changes to a model and not the model"
 _CONTROL = "a ControlNet, which steers a model and is none"
 _ADAPTERS = (  # what a key has in it -> what such a file is
-    (r"lokr_(?:w|t)\d", _LYCORIS.format("LoKr")),
-    (r"hada_(?:w|t)\d", _LYCORIS.format("LoHa")),
-    (r"(?:\.|_)(?:oft_(?:blocks|diag|r)|boft_\w+)(?:\.|$)", _LYCORIS.format("OFT")),
+    (r"lokr_(?:w|t)\d", _LYCORIS.format("a LoKr")),
+    (r"hada_(?:w|t)\d", _LYCORIS.format("a LoHa")),
+    (r"(?:\.|_)(?:oft_(?:blocks|diag|r)|boft_\w+)(?:\.|$)", _LYCORIS.format("an OFT")),
     (r"lora(?:_|\.)(?:up|down|mid|a|b|unet|te\d?|transformer|prior|magnitude_vector|embedding_[ab]|linear_layer)"
      r"(?:_|\.|$)|dora_scale|_lora\.|^lycoris_|\.diff(?:_b)?$|\.glora_|ia3_l", _LORA),
     (r"^(?:control_model|controlnet|control_net)\.|controlnet_(?:blocks|x_embedder|mode_embedder|cond_embedding|down_blocks)"

@@ -192,7 +192,8 @@ def _read_part(
     if layout is None:
         if optional:
             return None
-        what = adapter_in_words(metadata) or describe_keys(held.keys() or entries.keys())
+        alone = "" if held else f"{next(iter(left.values()))} alone"
+        what = adapter_in_words(metadata) or alone or describe_keys(held.keys())
         raise ConfigError(f"{said} holds {what}, expected {TITLES[component]}")
     if layout.gap is not None:
         raise ConfigError(f"{said} lacks block {layout.gap}: its keys tell of {layout.depth} blocks")
@@ -205,7 +206,7 @@ def _read_part(
         shapes = {key: entry.shape for key, entry in own.items()}
         config = derive_config(layout, shapes, base_config, files[0].name)
     _refuse_the_other_clip(component, said, config)
-    notes = _notes(files[0].name, entries, left)
+    notes = _notes(files[0].name, held, left)
     return Part(component, said, path, files, layout, own, config, derived, metadata, notes)
 
 
