@@ -5,6 +5,7 @@ Nothing here uses the key maps under test: keys and shapes follow Stability's co
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -308,6 +309,14 @@ def scaled_fp8(state: Mapping[str, Tensor], names: tuple[str, str]) -> tuple[dic
             module = key.removesuffix("weight")
             stored |= {module + names[0]: factor.reshape(()), module + names[1]: torch.ones(1)}
     return stored, expected
+
+
+def marked(state: Mapping[str, Tensor], told: object) -> dict[str, Tensor]:
+    """Scaled fp8 as ComfyUI writes it since: a mark `comfy_quant`, JSON as bytes, beside each `weight_scale`."""
+    layers = [key.removesuffix("weight_scale") for key in state if key.endswith(".weight_scale")]
+    left = {key: tensor for key, tensor in state.items() if not key.endswith("scaled_fp8")}
+    mark = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+    return left | {f"{layer}comfy_quant": mark.clone() for layer in layers}
 
 
 def original_state(component: str, model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from making.weights import DIT, T5, original_mmdit, output, plain_state, save, scaled_fp8, small_pipeline
+from making.weights import (
+    DIT,
+    T5,
+    marked,
+    original_mmdit,
+    output,
+    plain_state,
+    save,
+    scaled_fp8,
+    small_pipeline,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,17 +34,6 @@ def small():
     return small_pipeline()
 
 
-def _mark(told: object) -> Tensor:
-    return torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
-
-
-def _marked(state: dict[str, Tensor], told: object) -> dict[str, Tensor]:
-    """The same with a mark beside each weight that has a factor, as ComfyUI writes it."""
-    layers = [key.removesuffix("weight_scale") for key in state if key.endswith(".weight_scale")]
-    left = {key: tensor for key, tensor in state.items() if key != "scaled_fp8"}
-    return left | {f"{layer}comfy_quant": _mark(told) for layer in layers}
-
-
 def _drawn(component: str, file: Path) -> Tensor:
     part = find_part(component, Model(**{OPTIONS[component]: str(file)}), None)
     if part.derived and "eos_token_id" in part.config:
@@ -49,9 +48,9 @@ def test_marked_fp8_means_its_numbers_times_their_factor(component, small, tmp_p
     prefix = DIT if component == "transformer" else T5
     held, meant = scaled_fp8(state, NAMES)
     told = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
-    marked = {prefix + key: tensor for key, tensor in _marked(held, told).items()}
+    stored = {prefix + key: tensor for key, tensor in marked(held, told).items()}
     expected = _drawn(component, save(tmp_path / "meant.safetensors", meant))
-    assert torch.equal(_drawn(component, save(tmp_path / "fp8.safetensors", marked)), expected)
+    assert torch.equal(_drawn(component, save(tmp_path / "fp8.safetensors", stored)), expected)
     unscaled = {key: each.float() for key, each in held.items() if not key.endswith(("scale", "fp8"))}
     assert not torch.equal(_drawn(component, save(tmp_path / "unscaled.safetensors", unscaled)), expected)
 
@@ -59,7 +58,7 @@ def test_marked_fp8_means_its_numbers_times_their_factor(component, small, tmp_p
 @pytest.mark.parametrize("stored", ["nvfp4", "mxfp8", "int8_blockwise", "float8_e4m3fn_rowwise"])
 def test_another_format_is_refused_by_its_name(stored, small, tmp_path):
     held, _ = scaled_fp8(plain_state(small.text_encoder_3), NAMES)
-    file = save(tmp_path / "t5.safetensors", _marked(held, {"format": stored, "group_size": 16}))
+    file = save(tmp_path / "t5.safetensors", marked(held, {"format": stored, "group_size": 16}))
     with pytest.raises(
         ConfigError, match=rf"t5.safetensors holds encoder.* in ComfyUI's format {stored}, which is not"
     ):
