@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,11 @@ def overrides(model: Model) -> dict[str, tuple[str, Path]]:
         if path
     }
     if "transformer" in given and not Path(model.model_id).expanduser().exists():
-        keys = _keys_of_file(given["transformer"][1])
+        file = given["transformer"][1]
+        keys = read_entries((file,)).keys() if file.is_file() else ()
         beside = [each for each in wanted(model) if each not in given and find_layout(each, keys)]
         given |= {component: given["transformer"] for component in beside}
     return given
-
-
-def _keys_of_file(path: Path) -> Collection[str]:
-    """The tensors of an all-in-one file, by its header; none of a folder, or where nothing is."""
-    entries = read_entries((path,)) if path.is_file() else {}
-    return entries.keys() - leavings(entries).keys()
 
 
 def wanted(model: Model) -> tuple[str, ...]:
