@@ -24,7 +24,7 @@ from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.weights.held_gates import gates_to_apply
 from sd35h5.weights.layouts import COMPONENTS
-from sd35h5.weights.loading import build, load_part, provenance, split_gates
+from sd35h5.weights.loading import build, fill, plan_part, provenance, split_gates
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import DTYPES, Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base
@@ -103,7 +103,8 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
             bare = build("transformer", parts["transformer"].config)  # without memory: it only has sizes
             source = held if facts.gates_file is None else read_gates(facts.gates_file)
             choice = choose_gates(bare, source, gating or GateOptions(), attn2)
-            models = {component: load_part(part, dtype, place) for component, part in parts.items()}
+            planned = [plan_part(part) for part in parts.values()]  # all is refused before anything is read
+            models = {each.part.component: fill(each, dtype, place) for each in planned}
             pipe = StableDiffusion3Pipeline(
                 **{**dict.fromkeys(COMPONENTS), **models},
                 **{**dict.fromkeys(TOKENIZERS), **tokenizers},

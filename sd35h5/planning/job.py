@@ -82,8 +82,10 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
 
 def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt]) -> dict[str, object]:
     settings = config.flat()
-    for name in ("prompt", "prompts_json", "limit"):
+    for name in ("prompt", "prompts_json", "limit", "vae_is_sd3"):
         del settings[name]
+    if not config.model.variant:  # as captures say that were begun before there was a choice
+        del settings["variant"]
     height, width = check_size(config, facts)
     return settings | {
         "height": height,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import init_empty_weights
@@ -67,9 +67,26 @@ def split_gates(part: Part) -> tuple[Part, GateSource | None]:
     return replace(part, entries=entries), held
 
 
-def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
-    """Build a component and fill it: each tensor is read, cast and moved by itself, so that the weights are
-    never twice in the host's own memory.
+@dataclass(frozen=True)
+class Planned:
+    """A component of which every parameter has its place in the file; not a byte of its weights is read.
+
+    Args:
+        model: on the meta device.
+        part: without the factors of scaled fp8, which `whole` has.
+        places: parameter -> its place, None for an identity.
+        factors: weight's key -> that of its factor, of scaled fp8.
+    """
+
+    part: Part
+    whole: Part
+    model: nn.Module
+    places: Mapping[str, Place | None]
+    factors: Mapping[str, str]
+
+
+def plan_part(part: Part) -> Planned:
+    """Build a component and find its every parameter in the file.
 
     Args:
         part: a transformer's without its gates, see `split_gates`.
@@ -78,19 +95,35 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
         ConfigError: a sentence naming file, key and what was expected.
     """
     model = build(part.component, part.config)
-    whole, (part, scaling) = part, split_factors(part)
+    bare, factors = split_factors(part)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    places = plan(part, expected)
+    return Planned(bare, part, model, plan(bare, expected), factors)
+
+
+def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
+    """Build a component and fill it, see `plan_part` and `fill`."""
+    return fill(plan_part(part), dtype, device)
+
+
+def fill(planned: Planned, dtype: torch.dtype, device: str) -> nn.Module:
+    """Fill a component: each tensor is read, cast and moved by itself, so that the weights are never twice in the
+    host's own memory.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    model, part = planned.model, planned.part
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
     filled: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        state, factors = _open(part, stack), _factors(whole, scaling, stack)
-        for name, place in places.items():
+        state, factors = _open(part, stack), _factors(planned.whole, planned.factors, stack)
+        for name, place in planned.places.items():
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
             wide = any(module in name.split(".") for module in kept)
             target = torch.float32 if wide else dtype  # as transformers' own loader does
-            tensor = _identity(expected[name]) if place is None else _taken(state, place)
+            tensor = _identity(shapes[name]) if place is None else _taken(state, place)
             if place is not None and place.key in factors:
                 # in place: a product of its own would be one copy more
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])

@@ -37,6 +37,7 @@ class Part:
         derived: True if the config comes from the shapes and not from a config.json.
         metadata: what the file says of itself beside its tensors.
         notes: sentences on what of the file is left out.
+        beside_transformer: the file holds an SD3 transformer, too.
     """
 
     component: str
@@ -49,6 +50,7 @@ class Part:
     derived: bool
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    beside_transformer: bool = False
 
 
 def overrides(model: Model) -> dict[str, tuple[str, Path]]:
@@ -147,7 +149,7 @@ def find_part(component: str, model: Model, base: Path | None, folder: Path | No
         said, path = given
         base_config = _base_config(component, base)
         part = _read_part(component, said, path, base_config, model.variant)
-        if component == "vae" and model.vae_path:
+        if component == "vae" and model.vae_path and not part.beside_transformer:
             check_vae(
                 said, part.files, part.config, part.derived, part.metadata, base_config, model.vae_is_sd3
             )
@@ -202,7 +204,8 @@ def _read_part(
         config = derive_config(layout, shapes, base_config, files[0].name)
     _refuse_the_other_clip(component, said, config)
     notes = _notes(files[0].name, held, left)
-    return Part(component, said, path, files, layout, own, config, derived, metadata, notes)
+    beside = find_layout("transformer", held.keys()) is not None
+    return Part(component, said, path, files, layout, own, config, derived, metadata, notes, beside)
 
 
 def _notes(name: str, entries: Mapping[str, Entry], left: Mapping[str, str]) -> tuple[str, ...]:

@@ -92,3 +92,10 @@ def test_a_model_with_a_lora_beside_it_is_not_drawn_without_it(tmp_path):
     file: Path = save(tmp_path / "a.safetensors", state)
     with pytest.raises(ConfigError, match="holds a LoRA"):
         find_part("transformer", Model(dit_path=str(file)), None)
+
+
+def test_fluxs_transformer_is_not_taken_for_one_that_lacks_something(tmp_path):
+    keys = ("transformer_blocks.0.attn.to_q.weight", "single_transformer_blocks.0.attn.to_q.weight")
+    file = save(tmp_path / "a.safetensors", {key: torch.ones(2, 2) for key in keys})
+    with pytest.raises(ConfigError, match="holds a FLUX transformer, expected an SD3 transformer"):
+        find_part("transformer", Model(dit_path=str(file)), None)

@@ -157,3 +157,30 @@ def test_a_file_of_leavings_alone_is_no_model(tmp_path):
         ConfigError, match="holds an average of the weights .EMA. alone, expected an SD3 transformer"
     ):
         _part("transformer", file)
+
+
+def test_an_unknown_key_of_the_last_component_is_refused_before_the_first_is_read(small, tmp_path, caplog):
+    small.save_pretrained(tmp_path / "small")
+    state = all_in_one(small)
+    state = {
+        key: each.to(torch.float8_e4m3fn) if key.startswith("model.diffusion_model.") else each
+        for key, each in state.items()
+    }  # reading fp8 leaves a note
+    good = save(tmp_path / "good.safetensors", state)
+    state["first_stage_model.decoder.extra.weight"] = torch.ones(2)
+    bad = save(tmp_path / "bad.safetensors", state)
+    tokenizers = str(tmp_path / "small")
+    for file in (bad, good):
+        model, read = (
+            Model(model_id=str(file), tokenizer_path=tokenizers, device="cpu"),
+            "is stored as float8",
+        )
+        if file == bad:
+            with pytest.raises(
+                ConfigError, match="has the unknown key first_stage_model.decoder.extra.weight"
+            ):
+                load(model, read_facts(model))
+            assert read not in caplog.text
+        else:
+            load(model, read_facts(model))
+            assert read in caplog.text

@@ -79,4 +79,5 @@ def test_a_vae_of_other_shapes_or_beside_its_own_transformer_is_not_asked_about(
     file = sparse_file(tmp_path / "all.safetensors", held)
     assert find_part("vae", Model(model_id=str(file)), file).config["scaling_factor"] == 1.5305
     assert find_part("vae", Model(dit_path=str(file)), None).config["scaling_factor"] == 1.5305
+    assert _part(file).config["scaling_factor"] == 1.5305
     assert find_part("vae", Model(), small_folder)
