@@ -32,19 +32,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import torch
-import weights
 from demo_cost import PACKAGES
 from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from making import weights
 from parts.machine import RESULTS, machine
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sd35h5.capturing.pipeline import quiet
 from sd35h5.errors import Sd35h5Error
+from sd35h5.gates.decision import decide
 from sd35h5.gates.forms import fuse_gates, separate_gates
 from sd35h5.gates.gate_files import make_gates
-from sd35h5.gates.modules import build_gates, install_gates, save_gates
+from sd35h5.gates.gate_options import GateOptions
+from sd35h5.gates.modules import build_gates, install_gates, save_gates, sizes_of
 from sd35h5.planning.options import Model
 from sd35h5.weights.configs import COMPONENT_CONFIGS, TRANSFORMERS
 from sd35h5.weights.loading import load_part, split_gates
@@ -167,6 +169,10 @@ def fp8_cases(folder: Path, pipe: StableDiffusion3Pipeline) -> Iterator[Case]:
             path = weights.save(folder / f"{component}-{names[0]}.safetensors", prefixed)
             expected = weights.output(component, model)
             yield Case(component, f"scaled fp8 ({names[0]}), prefixed", "none", path, expected)
+            marked = weights.marked(prefixed, {"format": "float8_e4m3fn"})
+            if len(marked) > len(prefixed):
+                path = weights.save(folder / f"{component}-marked.safetensors", marked)
+                yield Case(component, "fp8 with marks (comfy_quant), prefixed", "none", path, expected)
 
 
 def _layouts(component: str, model: nn.Module, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -182,6 +188,12 @@ def _layouts(component: str, model: nn.Module, folder: Path) -> Iterator[tuple[s
     yield "folder", folder / "folder"
     model.save_pretrained(folder / "sharded", max_shard_size="2MB" if component == "transformer" else "100KB")
     yield "sharded folder", folder / "sharded"
+    model.save_pretrained(
+        folder / "variant", variant="fp16", max_shard_size="2MB" if component == "transformer" else "100KB"
+    )
+    yield "sharded variant", folder / "variant"
+    beside = {f"module.{key}": tensor for key, tensor in state.items()} | {"model_ema.decay": torch.ones(())}
+    yield "wrapped, EMA beside", weights.save(folder / "trained.safetensors", beside)
 
 
 @contextmanager
@@ -240,7 +252,8 @@ def _loaded(part: Part) -> nn.Module:
     base, held = split_gates(part)
     model = load_part(base, torch.float32, "cpu")
     if held is not None:
-        install_gates(model, make_gates(held, model))
+        answers = GateOptions(attn2_layout="diffusers" if sizes_of(model).second_layers else None)
+        install_gates(model, make_gates(held, model, decide(sizes_of(model), held.held, answers)))
     return model
 
 

@@ -15,14 +15,16 @@ from diffusers import StableDiffusion3Pipeline
 
 from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
 from sd35h5.gates.choice import choose_gates, put_gates
-from sd35h5.gates.gate_files import GateSource, read_gates
+from sd35h5.gates.gate_files import read_gates
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.gates.modules import Gates
+from sd35h5.weights.attn2_origin import attn2_of
 from sd35h5.weights.checkpoints import sha256_of
 from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
+from sd35h5.weights.held_gates import gates_to_apply
 from sd35h5.weights.layouts import COMPONENTS
-from sd35h5.weights.loading import build, load_part, provenance, split_gates
+from sd35h5.weights.loading import build, fill, plan_part, provenance, split_gates
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import DTYPES, Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base
@@ -81,18 +83,28 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
     place = "cpu" if model.offload else device
     dtype = getattr(torch, resolve_dtype(model.dtype, device))
     needed = {*from_base(model)} - ({"transformer"} if model.transformer != "transformer" else set())
-    base = local_base(model.model_id, {*needed, "scheduler"}) if needed else base_path(model.model_id)
+    base = (
+        local_base(model.model_id, {*needed, "scheduler"}, variant=model.variant)
+        if needed
+        else base_path(model.model_id)
+    )
     folder = transformer_folder(model, base) if "transformer" in from_base(model) else None
     parts = find_parts(model, base, folder)
+    for note in dict.fromkeys(note for part in parts.values() for note in part.notes):
+        log.info(note)
+    attn2 = attn2_of(parts["transformer"])
+    gates_to_apply(parts["transformer"], facts.gates_file, facts.layers)  # refuses gates from two files
     with quiet(), ThreadPoolExecutor(1) as hashing:  # the files are hashed while they are read
         told = {component: hashing.submit(provenance, part) for component, part in parts.items()}
         try:
-            tokenizers = load_tokenizers(model, base)
+            tokenizers = load_tokenizers(model, base, parts)
             parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
             parts["transformer"], held = split_gates(parts["transformer"])
             bare = build("transformer", parts["transformer"].config)  # without memory: it only has sizes
-            choice = choose_gates(bare, _one_source(held, facts.gates_file), gating or GateOptions())
-            models = {component: load_part(part, dtype, place) for component, part in parts.items()}
+            source = held if facts.gates_file is None else read_gates(facts.gates_file)
+            choice = choose_gates(bare, source, gating or GateOptions(), attn2)
+            planned = [plan_part(part) for part in parts.values()]  # all is refused before anything is read
+            models = {each.part.component: fill(each, dtype, place) for each in planned}
             pipe = StableDiffusion3Pipeline(
                 **{**dict.fromkeys(COMPONENTS), **models},
                 **{**dict.fromkeys(TOKENIZERS), **tokenizers},
@@ -116,19 +128,6 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
     if choice.record:
         sources["gates"] = choice.record | _told_of(facts.gates_file)
     return Loaded(pipe, choice.gates, sources)
-
-
-def _one_source(held: GateSource | None, gates_file: Path | None) -> GateSource | None:
-    """The gates of the transformer's own file, or of a file of gates.
-
-    Raises:
-        ConfigError: both have some, or the file cannot be read.
-    """
-    if gates_file is None:
-        return held
-    if held is not None:
-        raise ConfigError(f"{held.name} holds gates of its own, and {gates_file} others")
-    return read_gates(gates_file)
 
 
 def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str, how: str = "model") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sd35h5.gates.decision import Decision, decide
+from sd35h5.gates.decision import Attn2, Decision, decide
 from sd35h5.gates.gate_files import GateSource, make_gates
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.gates.modules import Gates, build_gates, install_gates, sizes_of
@@ -29,18 +29,23 @@ class Choice:
 
 
 def choose_gates(
-    transformer: SD3Transformer2DModel, source: GateSource | None, options: GateOptions
+    transformer: SD3Transformer2DModel,
+    source: GateSource | None,
+    options: GateOptions,
+    attn2: Attn2 | None = None,
 ) -> Choice:
     """Decide which gates the transformer draws with, and make them.
 
     Args:
         transformer: its sizes are asked, not its weights, so that it may be on the meta device.
         source: the gates of the model's own files or of --gates; None if there are none.
+        attn2: what the transformer's own file tells of how its second attention is computed.
 
     Raises:
         ConfigError: a flag that contradicts what there is, or a question that only the user can answer.
     """
-    decision = decide(sizes_of(transformer), None if source is None else source.held, options)
+    held = None if source is None else source.held
+    decision = decide(sizes_of(transformer), held, options, attn2)
     if decision.dropped:
         log.warning(
             "the gates of %s are left out (--gate_type none): this is not the baseline model, "

@@ -95,7 +95,7 @@ def _extract(args: argparse.Namespace) -> int:
 
     from sd35h5.gates.forms import OURS, zero_attentions
     from sd35h5.gates.gate_files import read_gates
-    from sd35h5.gates.texts import tell_places
+    from sd35h5.gates.texts import attn2_question, zeros_question
 
     if args.out is None:
         raise ConfigError("say with --out FILE.safetensors where to write the gates")
@@ -103,21 +103,18 @@ def _extract(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.out} is there already: remove it, or write to another file")
     source = read_gates(args.path)
     zeros = [] if source.form == OURS else zero_attentions(source.tensors, source.layers)
-    if zeros and not args.gate_zero_rows:
-        raise ConfigError(
-            f"{source.name}: the gate rows of {tell_places(zeros)} are all zero, and no file tells whether no gate "
-            "is applied there: say --gate_zero_rows off or --gate_zero_rows half"
-        )
     told = {"activation": args.gate_activation, "attn2_layout": args.attn2_layout}
     for name, asked in told.items():
         if asked and source.metadata.get(name, asked) != asked:
             raise ConfigError(f"{source.name} says {name}={source.metadata[name]}, but {asked} was given")
         told[name] = asked or source.metadata.get(name)
+    questions = []
     if source.form != OURS and source.second and not told["attn2_layout"]:
-        raise ConfigError(
-            f"{source.name} has a second attention (attn2), which some trainers compute with other heads: "
-            "say --attn2_layout sd-scripts if it was trained with sd-scripts, --attn2_layout diffusers if not"
-        )
+        questions.append(attn2_question(source.name, gated=True))
+    if zeros and not args.gate_zero_rows:
+        questions.append(zeros_question(source.name, tuple(zeros)))
+    if questions:
+        raise ConfigError("; and ".join(questions))
     off = (
         {f"transformer_blocks.{layer}.{where}." for layer, where in zeros}
         if args.gate_zero_rows == "off"

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from sd35h5.errors import ConfigError
 from sd35h5.gates.forms import OURS
 from sd35h5.gates.kinds import ACTIVATIONS, JOINT, LAYOUTS, SECOND, TARGETS, Place
-from sd35h5.gates.texts import forced_value, parse_layers, tell_layers, tell_places
+from sd35h5.gates.texts import (
+    attn2_question,
+    forced_value,
+    parse_layers,
+    tell_layers,
+    tell_places,
+    zeros_question,
+)
 
 if TYPE_CHECKING:
     from sd35h5.gates.gate_options import GateOptions
@@ -31,6 +38,19 @@ class Sizes:
     heads: int
     channels: int
     second_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attn2:
+    """What a transformer's own file tells of how its second attention splits channels into heads.
+
+    Args:
+        file: of an MMDiT-X in the original layout, in which trainers save, too; empty where nothing is asked.
+        told: `diffusers` or `sd-scripts`; empty where nothing tells.
+    """
+
+    file: str = ""
+    told: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,27 +103,35 @@ class Decision:
         return tuple(layer for layer, where in self.places if where == attention)
 
 
-def decide(sizes: Sizes, held: HeldGates | None, options: GateOptions) -> Decision:
+def decide(
+    sizes: Sizes, held: HeldGates | None, options: GateOptions, attn2: Attn2 | None = None
+) -> Decision:
     """Decide which gates a transformer draws with, and how its attn2 is computed.
+
+    Args:
+        attn2: what the transformer's own file tells of the latter.
 
     Raises:
         ConfigError: a file that does not fit, a flag that contradicts what there is, or questions that only the
             user can answer, asked together.
     """
+    attn2 = attn2 or Attn2()
     if held is None:
-        layout = _attn2_layout(sizes, None, options)
+        _ask(sizes, None, options, (), attn2)
+        layout = _attn2_layout(sizes, None, options, attn2)
         return replace(_untrained(sizes, options), attn2_layout=layout)
     if options.gate_init:
         raise ConfigError(f"--gate_init {options.gate_init}: {held.name} has gates already, leave it away")
     record = {"file": held.name, "form": held.form}
     if options.gate_type == "none":
-        layout = _attn2_layout(sizes, held, options)
+        _ask(sizes, held, options, (), attn2)
+        layout = _attn2_layout(sizes, held, options, attn2)
         return Decision(dropped=True, attn2_layout=layout, record=record | {"dropped": "yes"})
     _check_places(sizes, held)
     gate_type, activation = _type_of(sizes, held, options), _activation_of(held, options)
     zeros = zero_places(held)
-    _ask(sizes, held, options, zeros)
-    layout = _attn2_layout(sizes, held, options)
+    _ask(sizes, held, options, zeros, attn2)
+    layout = _attn2_layout(sizes, held, options, attn2)
     if zeros:
         record |= {"zero_rows": f"{options.gate_zero_rows}: {tell_places(zeros)}"}
     off = zeros if options.gate_zero_rows == "off" else ()
@@ -115,36 +143,30 @@ def decide(sizes: Sizes, held: HeldGates | None, options: GateOptions) -> Decisi
     return _chosen(found, options, held.name)
 
 
-def decide_attn2_layout(sizes: Sizes, held: HeldGates | None, options: GateOptions) -> str:
-    """How attn2 splits its channels into heads.
-
-    Raises:
-        ConfigError: it must be said, or what is said contradicts the model or the file.
-    """
-    _ask(sizes, held, options, ())
-    return _attn2_layout(sizes, held, options)
-
-
-def _ask(sizes: Sizes, held: HeldGates | None, options: GateOptions, zeros: tuple[Place, ...]) -> None:
+def _ask(
+    sizes: Sizes, held: HeldGates | None, options: GateOptions, zeros: tuple[Place, ...], attn2: Attn2
+) -> None:
     """Ask all that no file tells at once: who answers one question should not meet the next one later."""
     questions = []
-    told = held is not None and (held.form == OURS or held.metadata.get("attn2_layout"))
-    if held is not None and sizes.second_layers and held.second and not told and not options.attn2_layout:
-        questions.append(
-            f"{held.name} is a gated MMDiT-X in the original layout, whose second attention (attn2) some "
-            "trainers compute with other heads: say --attn2_layout sd-scripts if it was trained with sd-scripts, "
-            "--attn2_layout diffusers if not"
-        )
+    if sizes.second_layers and not (options.attn2_layout or _told_layout(held, attn2)):
+        if held is not None and held.form != OURS and held.second:
+            questions.append(attn2_question(held.name, gated=True))
+        elif attn2.file:
+            questions.append(attn2_question(attn2.file, gated=False))
     if held is not None and zeros and not options.gate_zero_rows:
-        questions.append(
-            f"{held.name}: the gate rows of {tell_places(zeros)} are all zero, which can mean that no gate is "
-            "applied there, or a gate of 0.5, and no file tells: say --gate_zero_rows off or --gate_zero_rows half"
-        )
+        questions.append(zeros_question(held.name, zeros))
     if questions:
         raise ConfigError("; and ".join(questions))
 
 
-def _attn2_layout(sizes: Sizes, held: HeldGates | None, options: GateOptions) -> str:
+def _told_layout(held: HeldGates | None, attn2: Attn2) -> str:
+    """What the gates' file tells, else the transformer's own, which knows nothing of another checkpoint's gates."""
+    told = "" if held is None else held.metadata.get("attn2_layout", "")
+    of_another = held is not None and held.form != OURS and held.second and held.name != attn2.file
+    return told or ("" if of_another else attn2.told)
+
+
+def _attn2_layout(sizes: Sizes, held: HeldGates | None, options: GateOptions, attn2: Attn2) -> str:
     asked, told = options.attn2_layout, None if held is None else held.metadata.get("attn2_layout")
     if not sizes.second_layers:
         if asked:
@@ -154,7 +176,7 @@ def _attn2_layout(sizes: Sizes, held: HeldGates | None, options: GateOptions) ->
         raise ConfigError(f"{held.name} says attn2_layout={told}, which is neither diffusers nor sd-scripts")
     if asked and told and asked != told:
         raise ConfigError(f"{held.name} says attn2_layout={told}, but --attn2_layout {asked} was given")
-    return asked or told or "diffusers"
+    return asked or _told_layout(held, attn2) or "diffusers"
 
 
 def _untrained(sizes: Sizes, options: GateOptions) -> Decision:

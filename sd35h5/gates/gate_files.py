@@ -23,11 +23,8 @@ from sd35h5.gates.forms import (
 )
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.gates.kinds import JOINT, SECOND
-from sd35h5.gates.modules import (
-    Gates,
-    gate_for,
-    sizes_of,
-)
+from sd35h5.gates.modules import Gates, gate_for, sizes_of
+from sd35h5.gates.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -68,7 +65,7 @@ def read_gates(path: Path) -> GateSource:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}
+            slices = {unwrapped(key): file.get_slice(key) for key in file.keys()}
             shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
             found = find_gates(shapes)
             refuse_others(path.name, shapes, found)

@@ -32,8 +32,8 @@ class GateOptions:
     """Which attentions' gates to use: the joint one, MMDiT-X's second one (attn2), or all that the file
     has."""
     gate_layers: Text = ""
-    """Layers whose gates to use, such as 0-11,24; all of the file's if not given. With --gate_override, the
-    layers to force: the others keep their gates."""
+    """Layers whose gates to use, such as 0-11,24 or "0 1 2"; all of the file's if not given, or with `all`. With
+    --gate_override, the layers to force: the others keep their gates."""
     gate_activation: Literal["auto", "sigmoid", "2sigmoid"] = "auto"
     """What is applied to the gate's output. Files of other programs do not tell; `auto` is then sigmoid."""
     gate_zero_rows: ZeroRows = None
@@ -46,7 +46,8 @@ class GateOptions:
     """Force gates: `open` (1, as if there were none), `closed` (0), or a number. Same weights otherwise."""
     attn2_layout: Attn2Layout = None
     """How the second attention splits its channels into heads: sd-scripts computes it with a head size that
-    is the number of heads. Must be said for gated MMDiT-X files in the original layout."""
+    is the number of heads. Must be said for MMDiT-X files in the original layout of which nothing tells who wrote
+    them."""
 
 
 def validate_gate_options(options: GateOptions) -> None:

@@ -1,4 +1,5 @@
-"""How layers and forced gates are written, in options and in a store's attributes: `0-11,24`, `open`. Torch-free."""
+"""How layers and forced gates are written, in options and in a store's attributes: `0-11,24`, `open`; and what is
+asked of the user. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,16 +15,20 @@ _FORCED = {"open": 1.0, "closed": 0.0}
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Read `0-11,24` as layers, ascending; nothing as none.
+    """Read `0-11,24`, or `0 1 2` as sd-scripts writes it, as layers, ascending; nothing or `all` as none.
 
     Raises:
         ConfigError: another text.
     """
+    if text.strip() == "all":
+        return ()
     layers: set[int] = set()
-    for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", part)
+    for part in re.split(r"[,\s]+", text.strip()) if text.strip() else ():
+        match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"--gate_layers {text!r} is not understood: write layers such as 0-11,24")
+            raise ConfigError(
+                f"--gate_layers {text!r} is not understood: write layers such as 0-11,24, or all"
+            )
         layers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(layers))
 
@@ -63,3 +68,20 @@ def tell_places(places: Iterable[Place]) -> str:
         if layers := [layer for layer, where in places if where == attention]:
             told.append(f"{name} layer{'s' * (len(layers) > 1)} {tell_layers(layers)}")
     return " and ".join(told)
+
+
+def attn2_question(name: str, gated: bool) -> str:
+    """What to say of a file of which nothing tells how its attn2 is computed."""
+    return (
+        f"{name} is {'a gated' if gated else 'an'} MMDiT-X in the original layout, whose second attention (attn2) "
+        "some trainers compute with other heads: say --attn2_layout sd-scripts if it was trained with sd-scripts, "
+        "--attn2_layout diffusers if not"
+    )
+
+
+def zeros_question(name: str, zeros: tuple[Place, ...]) -> str:
+    """What to say of gates whose rows are all zero."""
+    return (
+        f"{name}: the gate rows of {tell_places(zeros)} are all zero, which can mean that no gate is applied there, "
+        "or a gate of 0.5, and no file tells: say --gate_zero_rows off or --gate_zero_rows half"
+    )

@@ -74,7 +74,7 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
     Raises:
         ConfigError: layers, heads, tokens or gates that this model does not have, or a budget too small.
     """
-    gates = decide(facts.sizes, facts.held, config.gating)
+    gates = decide(facts.sizes, facts.held, config.gating, facts.attn2)
     config = within_budget(config, facts, len(prompts) * config.prompts.num_images, gates)
     plan = make_plan(config, facts, gates)
     return Job(config, tuple(prompts), facts, gates, plan, _settings(config, facts, prompts))
@@ -82,10 +82,11 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
 
 def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt]) -> dict[str, object]:
     settings = config.flat()
-    for name in ("prompt", "prompts_json", "limit"):
+    for name in ("prompt", "prompts_json", "limit", "vae_is_sd3"):
         del settings[name]
-    if settings["compile"] == "off":  # captures that were begun when there was no such option go on
-        del settings["compile"]
+    for name, default in (("compile", "off"), ("variant", "")):
+        if settings[name] == default:  # captures that were begun when there was no such option go on
+            del settings[name]
     height, width = check_size(config, facts)
     return settings | {
         "height": height,

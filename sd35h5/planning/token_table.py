@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from sd35h5.errors import ConfigError
+from sd35h5.planning.token_spans import stripped, whole_spans
 from sd35h5.store.schema import ENCODERS, GROUPS, TOKEN_ENCODERS
 
 CLIP_TOKENS = 77
@@ -78,24 +79,18 @@ def encode(tokenizer: Tokenizer, prompt: str, max_length: int) -> Encoded:
     whole = tokenizer(prompt, **options)
     ids = [int(i) for i in padded["input_ids"]]
     pieces = tokenizer.convert_ids_to_tokens(ids)
-    spans = [_stripped(prompt, *span) for span in padded["offset_mapping"]]
+    every = whole_spans(prompt, [stripped(prompt, *span) for span in whole["offset_mapping"]])
+    truncated = len(every) > max_length
+    read = every[: max_length - 1] if truncated else every  # the end token takes the last place
+    spans = [*read, *[(-1, -1)] * (max_length - len(read))]
     texts = []
     for piece, (start, end) in zip(pieces, spans, strict=True):
         texts.append(prompt[start:end] if start >= 0 else piece)
-    truncated = len(whole["input_ids"]) > max_length
-    kept = max((end for _, end in spans), default=0) if truncated else len(prompt)
+    is_read = not prompt.strip() or any(start >= 0 for start, _ in spans)
+    kept = len(prompt) if is_read and not truncated else max(end for _, end in spans)
     return Encoded(
         prompt, tuple(ids), tuple(texts), tuple(spans), sum(padded["attention_mask"]), max(kept, 0)
     )
-
-
-def _stripped(prompt: str, start: int, end: int) -> tuple[int, int]:
-    """A span without white space at its ends (T5's pieces may carry it), or (-1, -1) if that was all."""
-    while start < end and prompt[start].isspace():
-        start += 1
-    while end > start and prompt[end - 1].isspace():
-        end -= 1
-    return (start, end) if start < end else (-1, -1)
 
 
 def token_table(clip_l: Encoded, clip_g: Encoded, t5: Encoded | None, t5_tokens: int) -> TokenTable:

@@ -10,10 +10,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sd35h5.errors import ConfigError
+from sd35h5.gates.wrappers import unwrapped
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -24,87 +25,61 @@ DTYPE_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-_PREFERRED = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' own names
-_NOT_WEIGHTS = ("gates.safetensors",)
+PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _MAX_HEADER = 100 << 20
 _HASH_IS_QUICK = 64 << 20  # smaller files are hashed every time: no file is put beside them
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file, as the header tells it; `offset` is that of its first byte in the file."""
+    """One tensor of a file, as the header tells it.
+
+    Args:
+        offset: of its first byte in the file.
+        name: its key in the file, where wrappers were taken off.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int = 0
+    name: str = ""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in its file."""
+        return ITEM_BYTES.get(self.dtype, 0) * math.prod(self.shape)
 
-def weight_files(path: Path, option: str) -> tuple[Path, ...]:
-    """The safetensors files behind a path: the file itself, or those of a component's folder.
-
-    Args:
-        option: how the path was given, for the sentence: `--vae_path vae.safetensors`.
-
-    Raises:
-        ConfigError: nothing there, pickled weights only, or several files to choose from.
-    """
-    if path.is_file():
-        return (path,)
-    if not path.is_dir():
-        raise ConfigError(f"{option}: there is no such file or folder")
-    found = sorted(file for file in path.glob("*.safetensors") if file.name not in _NOT_WEIGHTS)
-    plain = [file for file in found if "." not in file.stem]  # model.fp16.safetensors is a variant
-    for name in _PREFERRED:
-        if path / f"{name}.safetensors" in plain:
-            return (path / f"{name}.safetensors",)
-        if (index := path / f"{name}.safetensors.index.json").is_file():
-            return _shards(index)
-    for files in (plain, found):
-        if len(files) == 1:
-            return tuple(files)
-    if found:
-        names = ", ".join(file.name for file in found[:4])
-        raise ConfigError(f"{option} holds several weight files ({names}): give one of them")
-    pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
-    if pickled:
-        raise ConfigError(_pickled(path / pickled[0]))
-    raise ConfigError(f"{option} holds no weights: there is no .safetensors file in it")
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        strange = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{index} is no index of weight files: it has no weight_map") from error
-    if strange or not names:
-        raise ConfigError(f"{index} names no files of its own folder: {strange[:1] or 'none'}")
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise ConfigError(f"{index.parent} is incomplete: {name}, named in {index.name}, is missing")
-    return tuple(index.parent / name for name in names)
+    def read(self, start: int = 0, size: int | None = None) -> bytes:
+        """The tensor's bytes as stored, from `start` on, at most `size` of them."""
+        left = self.nbytes - start
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset + start)
+            return stream.read(left if size is None else min(size, left))
 
 
 def read_entries(files: Iterable[Path]) -> dict[str, Entry]:
-    """Read the headers. Returns: the tensors of all files by key.
+    """Read the headers. Returns: the tensors of all files by key, without the wrappers that stand in it.
 
     Raises:
         ConfigError: pickled, truncated or otherwise no safetensors file, or a key that comes twice.
     """
     entries: dict[str, Entry] = {}
     for file in files:
-        for key, entry in _read_header(file).items():
-            if key in entries:
+        for name, entry in _read_header(file).items():
+            if (key := unwrapped(name)) in entries:
+                other = entries[key]
                 raise ConfigError(
-                    f"{key} is in both {entries[key].file.name} and {file.name} of {file.parent}"
+                    f"{key} is in {file} twice, as {other.name} and as {name}"
+                    if other.file == file
+                    else f"{key} is in both {other.file.name} and {file.name} of {file.parent}"
                 )
-            entries[key] = entry
+            entries[key] = replace(entry, name=name)
     return entries
 
 
-def _pickled(file: Path) -> str:
+def pickled_sentence(file: Path) -> str:
+    """Why a pickled file is refused."""
     return (
         f"{file} is a pickled PyTorch file, which can run code when it is read: nothing is unpickled here; "
         "get or make a .safetensors file of it"
@@ -126,8 +101,10 @@ def _read_header(file: Path) -> dict[str, Entry]:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         is_header = len(start) == 8 and 2 <= length <= _MAX_HEADER
-        if file.suffix in _PICKLED or (not is_header and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start)):
-            raise ConfigError(_pickled(file))
+        if file.suffix in PICKLED_SUFFIXES or (
+            not is_header and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start)
+        ):
+            raise ConfigError(pickled_sentence(file))
         if start.startswith(b"version "):
             raise ConfigError(f"{file} is a git-lfs pointer, not the weights: fetch them with `git lfs pull`")
         if not is_header:
@@ -162,11 +139,11 @@ def _read_header(file: Path) -> dict[str, Entry]:
 
 
 def stored_dtypes(entries: Iterable[Entry]) -> str:
-    """The dtypes in which tensors are stored, the commonest first: `float16`, `float8_e4m3fn, float32`."""
+    """The dtypes in which weights are stored, the commonest first: `float16`, `float8_e4m3fn, float32`."""
     counts: dict[str, int] = {}
     for entry in entries:
-        name = DTYPE_NAMES.get(entry.dtype, entry.dtype)
-        counts[name] = counts.get(name, 0) + math.prod(entry.shape)
+        if name := DTYPE_NAMES.get(entry.dtype):
+            counts[name] = counts.get(name, 0) + math.prod(entry.shape)
     return ", ".join(sorted(counts, key=counts.__getitem__, reverse=True))
 
 

@@ -31,6 +31,54 @@ def gates_in_part(part: Part) -> HeldGates | None:
         raise ConfigError(f"{part.said}: {error}") from error
 
 
+def gates_to_apply(part: Part | None, path: Path | None, layers: int) -> HeldGates | None:
+    """The gates of a file of gates, else those of the transformer's own file, if it holds any.
+
+    Args:
+        part: the transformer; None where only its config is at hand.
+        path: --gates, or the gates.safetensors beside the transformer.
+
+    Raises:
+        ConfigError: both hold gates, and not the same; or a file that cannot be read.
+    """
+    own = None if part is None else gates_in_part(part)
+    if path is None:
+        return own
+    if own is not None and not _are_taken_from(path, part, own):
+        raise ConfigError(
+            f"{own.name} holds gates of its own, and {path} others: leave one of them out (--gates takes what "
+            "`python -m sd35h5 gates extract` made of this very file, or of another if the model has no gates)"
+        )
+    return gates_in_file(path, layers)
+
+
+def _are_taken_from(path: Path, part: Part, own: HeldGates) -> bool:
+    """Whether a file holds a checkpoint's own gates, byte for byte, and lacks only those whose rows are zero."""
+    if not path.is_file():
+        return False
+    taken = read_entries((path,))
+    there = find_gates({key: entry.shape for key, entry in taken.items()})
+    rows = find_gates({key: entry.shape for key, entry in part.entries.items()})
+    if not there.keys() <= rows.keys():
+        return False
+    left_out = {place_of(key) for key in rows.keys() - there.keys()}
+    return left_out <= set(own.zeros) and all(
+        _stored(taken[there[key].source], there[key]) == _stored(part.entries[rows[key].source], rows[key])
+        for key in there
+    )
+
+
+def _stored(entry: Entry, rows: GateRows) -> tuple[str, bytes]:
+    row = math.prod(entry.shape[1:]) * ITEM_BYTES[entry.dtype]
+    return entry.dtype, entry.read(rows.start * row, (rows.stop - rows.start) * row)
+
+
+def place_of(key: str) -> Place:
+    """The attention of a gate, by its form (c) key."""
+    _, layer, attention, *_ = key.split(".")
+    return int(layer), attention
+
+
 def gates_in_file(path: Path, layers: int) -> HeldGates:
     """The gates of a safetensors file, a whole model or gates alone.
 
@@ -81,12 +129,9 @@ def _is_zero(entry: Entry, rows: GateRows) -> bool:
     """Whether these rows of a tensor are zero; the file is read as far as the first value that is not."""
     item = ITEM_BYTES[entry.dtype]
     row = math.prod(entry.shape[1:]) * item
-    begin, left = entry.offset + rows.start * row, (rows.stop - rows.start) * row
-    with entry.file.open("rb") as stream:
-        stream.seek(begin)
-        while left > 0:
-            block = np.frombuffer(stream.read(min(_BLOCK, left)), f"<u{item}")
-            if (block & block.dtype.type(_SIGNLESS[item])).any():
-                return False
-            left -= block.nbytes
+    begin, end = rows.start * row, rows.stop * row
+    for start in range(begin, end, _BLOCK):
+        block = np.frombuffer(entry.read(start, min(_BLOCK, end - start)), f"<u{item}")
+        if (block & block.dtype.type(_SIGNLESS[item])).any():
+            return False
     return True

@@ -30,7 +30,6 @@ _MARKS = {  # component -> layout -> how a key of it begins
     "vae": {"original": "decoder.up.", "diffusers": "decoder.up_blocks."},
 }
 _OTHERS = (  # a part of a key -> what such a file is
-    ("lora_", "a LoRA, which holds changes to a model and not the model"),
     ("single_transformer_blocks.", "a FLUX transformer"),
     ("double_blocks.", "a FLUX transformer"),
     ("input_blocks.", "a UNet of Stable Diffusion 1, 2 or XL"),
@@ -92,6 +91,8 @@ class Layout:
 
 def find_layout(component: str, keys: Collection[str]) -> Layout | None:
     """Tell how a component is laid out in a file with these keys; None if it is not there."""
+    if component == "transformer" and any("single_transformer_blocks." in key for key in keys):
+        return None  # FLUX's, which also has transformer_blocks
     for prefix in (*_PREFIXES[component], ""):
         for name, mark in _MARKS[component].items():
             block = re.compile(re.escape(prefix + mark) + r"(?:\D*\.)?(\d{1,4})\.")

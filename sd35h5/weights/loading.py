@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import init_empty_weights
@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from sd35h5.errors import ConfigError
 from sd35h5.gates.forms import find_gates
 from sd35h5.gates.gate_files import GateSource, source_of
-from sd35h5.weights.checkpoints import DTYPE_NAMES, FLOATS, sha256_of, stored_dtypes
+from sd35h5.weights.checkpoints import sha256_of, stored_dtypes
 from sd35h5.weights.layouts import HARMLESS, TITLES, Layout, Place
 from sd35h5.weights.scaled import split_factors
 from sd35h5.weights.sources import Part
@@ -67,9 +67,26 @@ def split_gates(part: Part) -> tuple[Part, GateSource | None]:
     return replace(part, entries=entries), held
 
 
-def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
-    """Build a component and fill it: each tensor is read, cast and moved by itself, so that the weights are
-    never twice in the host's own memory.
+@dataclass(frozen=True)
+class Planned:
+    """A component of which every parameter has its place in the file; not a byte of its weights is read.
+
+    Args:
+        model: on the meta device.
+        part: without the factors of scaled fp8, which `whole` has.
+        places: parameter -> its place, None for an identity.
+        factors: weight's key -> that of its factor, of scaled fp8.
+    """
+
+    part: Part
+    whole: Part
+    model: nn.Module
+    places: Mapping[str, Place | None]
+    factors: Mapping[str, str]
+
+
+def plan_part(part: Part) -> Planned:
+    """Build a component and find its every parameter in the file.
 
     Args:
         part: a transformer's without its gates, see `split_gates`.
@@ -78,20 +95,35 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
         ConfigError: a sentence naming file, key and what was expected.
     """
     model = build(part.component, part.config)
-    whole, (part, scaling) = part, split_factors(part)
-    _refuse_quantized(part)
+    bare, factors = split_factors(part)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    places = plan(part, expected)
+    return Planned(bare, part, model, plan(bare, expected), factors)
+
+
+def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
+    """Build a component and fill it, see `plan_part` and `fill`."""
+    return fill(plan_part(part), dtype, device)
+
+
+def fill(planned: Planned, dtype: torch.dtype, device: str) -> nn.Module:
+    """Fill a component: each tensor is read, cast and moved by itself, so that the weights are never twice in the
+    host's own memory.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    model, part = planned.model, planned.part
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
     filled: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        state, factors = _open(part, stack), _factors(whole, scaling, stack)
-        for name, place in places.items():
+        state, factors = _open(part, stack), _factors(planned.whole, planned.factors, stack)
+        for name, place in planned.places.items():
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
             wide = any(module in name.split(".") for module in kept)
             target = torch.float32 if wide else dtype  # as transformers' own loader does
-            tensor = _identity(expected[name]) if place is None else _taken(state, place)
+            tensor = _identity(shapes[name]) if place is None else _taken(state, place)
             if place is not None and place.key in factors:
                 # in place: a product of its own would be one copy more
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
@@ -171,23 +203,16 @@ def _refuse_surplus(part: Part, used: set[str]) -> None:
         log.info("%s: %s is not needed and left aside", part.files[0].name, ", ".join(harmless))
 
 
-def _refuse_quantized(part: Part) -> None:
-    for key, entry in part.entries.items():
-        if entry.dtype not in FLOATS and not HARMLESS.search(key):
-            raise ConfigError(
-                f"{part.said} holds {key} as {entry.dtype}: give weights of {', '.join(DTYPE_NAMES.values())}"
-            )
-
-
 def _open(part: Part, stack: ExitStack) -> dict[str, Tensor]:
     """The part's tensors, mapped from their files: a page is read when it is used, and can be dropped."""
     state: dict[str, Tensor] = {}
     for path in part.files:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
-            for key in part.entries.keys() & set(file.keys()):
-                rows = part.entries[key].shape[:1]  # fewer than the file's where gates were split off
-                state[key] = file.get_tensor(key)[: rows[0]] if rows else file.get_tensor(key)
+            for key, entry in part.entries.items():
+                if entry.file == path:
+                    tensor, rows = file.get_tensor(entry.name or key), entry.shape[:1]
+                    state[key] = tensor[: rows[0]] if rows else tensor  # fewer where gates were split off
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path} cannot be read as a safetensors file: {error}") from error
     return state

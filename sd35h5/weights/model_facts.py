@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd35h5.errors import CaptureError, ConfigError
-from sd35h5.gates.decision import HeldGates, Sizes
+from sd35h5.gates.decision import Attn2, HeldGates, Sizes
+from sd35h5.weights.attn2_origin import attn2_of
 from sd35h5.weights.configs import COMPONENT_CONFIGS, SCHEDULER, TRANSFORMERS
-from sd35h5.weights.held_gates import gates_in_file, gates_in_part
-from sd35h5.weights.layouts import COMPONENTS
+from sd35h5.weights.held_gates import gates_to_apply
+from sd35h5.weights.layouts import COMPONENTS, TITLES
 from sd35h5.weights.model_options import Model
-from sd35h5.weights.sources import Part, find_part, find_parts, from_base
+from sd35h5.weights.sources import (
+    OPTIONS,
+    TOKENIZERS,
+    Part,
+    bundled_tokenizers,
+    find_part,
+    find_parts,
+    from_base,
+    overrides,
+)
 
 GATES_NAME = "gates.safetensors"
 _FILES = {
@@ -35,6 +45,7 @@ class ModelFacts:
         revision: commit of the hub, or empty.
         held: the gates of `gates_file` or of the transformer's own file, None without any or where only the
             hub has them.
+        attn2: what the transformer's own file tells of how its second attention is computed.
     """
 
     layers: int
@@ -48,6 +59,7 @@ class ModelFacts:
     gates_file: Path | None
     revision: str
     held: HeldGates | None = None
+    attn2: Attn2 = Attn2()
 
     @property
     def sizes(self) -> Sizes:
@@ -84,11 +96,10 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
     elif from_base(model):
         try:
             revision, read, hub_gates = _from_hub(model.model_id)
-        except CaptureError:
-            if offline_guess and model.model_id in TRANSFORMERS:
-                read = _published(model.model_id)
-            else:
-                raise
+        except CaptureError as error:
+            if not (offline_guess and model.model_id in TRANSFORMERS):
+                raise CaptureError(f"{error}{_asked_of_the_hub(model)}") from error
+            read = _published(model.model_id)
     folder = None if "transformer" in alone else transformer_folder(model, base)
     if "transformer" in alone:
         shape = alone["transformer"].config
@@ -98,6 +109,7 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
     scheduler = read.get("scheduler") or {"_class_name": "FlowMatchEulerDiscreteScheduler", **SCHEDULER}
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     beside = gates_file(model, folder or _own_folder(model)) or hub_gates
+    part = alone.get("transformer") or _in_folder(model, base, folder)
     return ModelFacts(
         layers=shape["num_layers"],
         heads=shape["num_attention_heads"],
@@ -109,8 +121,21 @@ def read_facts(model: Model, offline_guess: bool = False) -> ModelFacts:
         second_layers=tuple(shape.get("dual_attention_layers") or ()),
         gates_file=beside,
         revision=revision,
-        held=_held(beside, alone.get("transformer") or _in_folder(model, base, folder), shape["num_layers"]),
+        held=gates_to_apply(part, beside, shape["num_layers"]),
+        attn2=Attn2() if part is None else attn2_of(part),
     )
+
+
+def _asked_of_the_hub(model: Model) -> str:
+    """Which components are wanted from there, and how to give them, for whoever has given others as files."""
+    if not overrides(model):
+        return ""
+    wanted = [
+        f"{TITLES[each]} (--{OPTIONS[each]}{' or --no_t5' * (each == 'text_encoder_3')})"
+        for each in from_base(model)
+        if each in OPTIONS
+    ]
+    return f"; from there would come {', '.join(wanted)}"
 
 
 def _own_folder(model: Model) -> Path | None:
@@ -125,20 +150,6 @@ def _in_folder(model: Model, base: Path | None, folder: Path | None) -> Part | N
         [] if folder is None else [file for file in folder.glob("*.safetensors") if file.name != GATES_NAME]
     )
     return find_part("transformer", model, base, folder) if weights else None
-
-
-def _held(gates: Path | None, part: Part | None, layers: int) -> HeldGates | None:
-    """The gates of the transformer's own file, or of a file of gates.
-
-    Raises:
-        ConfigError: both have some, or a file cannot be read.
-    """
-    own = None if part is None else gates_in_part(part)
-    if gates is None:
-        return own
-    if own is not None:
-        raise ConfigError(f"{own.name} holds gates of its own, and {gates} others")
-    return gates_in_file(gates, layers)
 
 
 def _has_t5(read: dict[str, dict]) -> bool:
@@ -163,23 +174,21 @@ def _check_class(model_id: str, index: dict) -> None:
 
 
 def check_single_file(model: Model, base: Path | None) -> None:
-    """Refuse a single file without --tokenizer_path, or with --transformer.
+    """Refuse a single file with --transformer, and weights in files where no tokenizers are at hand.
 
     Raises:
         ConfigError: as said.
     """
-    if base is None or not base.is_file():
-        return
-    if model.transformer != "transformer":
+    if base is not None and base.is_file() and model.transformer != "transformer":
         raise ConfigError(
             f"--transformer {model.transformer}: --model_id {model.model_id} is a single file, in which there are "
             "no folders; give the transformer with --dit_path"
         )
-    if not model.tokenizer_path:
-        raise ConfigError(
-            f"--model_id {model.model_id} is a single file, which holds no tokenizers: give --tokenizer_path, "
-            "a folder with tokenizer, tokenizer_2 and tokenizer_3, such as any SD3 folder in diffusers' layout"
-        )
+    names = TOKENIZERS[: 2 if model.no_t5 else 3]
+    has_own = base is not None and all((base / name).is_dir() for name in names[:2])
+    on_hub = base is None and bool(from_base(model))
+    if not (model.tokenizer_path or has_own or on_hub):
+        bundled_tokenizers()
 
 
 def base_path(model_id: str, option: str = "--model_id") -> Path | None:

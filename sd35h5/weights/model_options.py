@@ -24,13 +24,13 @@ class Model:
     """Which model draws, and where. A folder that carries gates (gates.safetensors) is drawn with them."""
 
     model_id: str = DEFAULT_MODEL
-    """A folder in diffusers' layout, a hub id, or one safetensors file that holds all (--tokenizer_path then
-    gives the tokenizers)."""
+    """A folder in diffusers' layout, a hub id, or one safetensors file that holds all."""
     transformer: str = "transformer"
     """Subfolder of the model, or a folder anywhere, that holds the transformer to use:
     `transformer_headwise`, say."""
     dit_path: Annotated[Text, arg(aliases=["--ckpt_path"])] = ""
-    """The transformer alone: a safetensors file, Stability's MMDiT or diffusers', or a folder."""
+    """The transformer alone: a safetensors file, Stability's MMDiT or diffusers', or a folder. What else the file
+    holds is used in place of what would come from the hub."""
     clip_l_path: Annotated[Text, arg(aliases=["--clip_l"])] = ""
     """CLIP-L alone, a file or folder. What is not given alone comes from --model_id."""
     clip_g_path: Annotated[Text, arg(aliases=["--clip_g"])] = ""
@@ -39,9 +39,15 @@ class Model:
     """The T5 encoder alone, a file or folder; fp8 is cast, with a note."""
     vae_path: Text = ""
     """The VAE alone, a file or folder; Stability's layout or diffusers'."""
+    vae_is_sd3: Flag = False
+    """The file of --vae_path is SD3's VAE. Must be said where nothing in the file tells: FLUX's has the same
+    shapes, and draws wrong colours."""
+    variant: Text = ""
+    """Which variant of the weights to read from folders and the hub, such as `fp16`; a component without it gives
+    its plain weights."""
     tokenizer_path: Text = ""
     """A folder or hub id with the subfolders tokenizer, tokenizer_2 and tokenizer_3, in place of the model's
-    own."""
+    own, or of the bundled ones, with which single files are drawn."""
     no_t5: Flag = False
     """Draw without T5, which leaves 77 empty positions in its place."""
     offload: Offload = None

@@ -7,11 +7,12 @@ import re
 from dataclasses import replace
 
 from sd35h5.errors import ConfigError
+from sd35h5.weights.quantized import COMFY_MARK
 from sd35h5.weights.sources import Part
 
 _FACTOR = re.compile(r"(.+\.)(?:scale_weight|weight_scale)")  # the older name and the newer
-# a mark without a value, and factors of the activations, which only arithmetic in fp8 needs
-_ASIDE = re.compile(r"(?:.+\.)?(?:scaled_fp8|scale_input|input_scale)")
+# marks (`quantized` has read what they say), and factors of the activations, which only arithmetic in fp8 needs
+_ASIDE = re.compile(rf"(?:.+\.)?(?:scaled_fp8|{COMFY_MARK}|scale_input|input_scale)")
 
 
 def split_factors(part: Part) -> tuple[Part, dict[str, str]]:

@@ -29,5 +29,8 @@ def test_every_layout_of_every_component_passes(tmp_path):
         ("transformer", "scaled fp8"),
         ("text_encoder_3", "scaled fp8"),
         ("text_encoder_2", "OpenCLIP"),
+        ("transformer", "fp8 with marks"),
+        ("vae", "sharded variant"),
+        ("vae", "wrapped, EMA beside"),
     } <= layouts
     assert len(written["audits"]) == 8 and "FAIL" not in done.stdout

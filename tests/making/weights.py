@@ -5,6 +5,7 @@ Nothing here uses the key maps under test: keys and shapes follow Stability's co
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -310,6 +311,14 @@ def scaled_fp8(state: Mapping[str, Tensor], names: tuple[str, str]) -> tuple[dic
     return stored, expected
 
 
+def marked(state: Mapping[str, Tensor], told: object) -> dict[str, Tensor]:
+    """Scaled fp8 as ComfyUI writes it since: a mark `comfy_quant`, JSON as bytes, beside each `weight_scale`."""
+    layers = [key.removesuffix("weight_scale") for key in state if key.endswith(".weight_scale")]
+    left = {key: tensor for key, tensor in state.items() if not key.endswith("scaled_fp8")}
+    mark = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+    return left | {f"{layer}comfy_quant": mark.clone() for layer in layers}
+
+
 def original_state(component: str, model: nn.Module) -> dict[str, Tensor]:
     """A component as a single file of the original release holds it."""
     makers = {"transformer": original_mmdit, "vae": original_vae}
@@ -333,9 +342,14 @@ def save(path: Path, state: Mapping[str, Tensor]) -> Path:
 
 
 def small_pipeline(
-    qk_norm: str | None = "rms_norm", dual: tuple[int, ...] = (), width: int = 16, seed: int = 0
-):
-    """A random pipeline whose every config follows from its weights' shapes, as the published ones' do."""
+    qk_norm: str | None = "rms_norm", dual: tuple[int, ...] = (), width: int = 16, seed: int = 0,
+    tokenizers: tuple | None = None,
+):  # fmt: skip
+    """A random pipeline whose every config follows from its weights' shapes, as the published ones' do.
+
+    Args:
+        tokenizers: CLIP-L's, CLIP-G's and T5's, in place of tiny ones.
+    """
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
@@ -345,7 +359,9 @@ def small_pipeline(
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
-    clip_l, clip_g, t5 = make_clip_tokenizer(), make_clip_tokenizer(pad_token="!"), make_t5_tokenizer()
+    clip_l, clip_g, t5 = tokenizers or (
+        make_clip_tokenizer(), make_clip_tokenizer(pad_token="!"), make_t5_tokenizer()
+    )  # fmt: skip
     head_dim = 8 if qk_norm else 64
     width = width if qk_norm else 128
     transformer = SD3Transformer2DModel(
@@ -363,7 +379,7 @@ def small_pipeline(
         )  # fmt: skip
         encoders.append(CLIPTextModelWithProjection(config).eval())
     t5_config = T5Config(
-        vocab_size=len(t5), d_model=192, d_kv=8, d_ff=64, num_layers=2, num_heads=3,
+        vocab_size=32128 if tokenizers else len(t5), d_model=192, d_kv=8, d_ff=64, num_layers=2, num_heads=3,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
     vae = AutoencoderKL(

@@ -118,12 +118,12 @@ def test_the_pairing_key_depends_on_every_field_and_on_nothing_else():
         pairing_key({"prompt": "a"})
 
 
-def test_a_missing_folder_and_a_file_without_tokenizers_are_refused_and_told_from_a_hub_id(tmp_path):
+def test_a_missing_folder_and_an_empty_file_are_refused_and_told_from_a_hub_id(tmp_path):
     file = tmp_path / "model.safetensors"
     file.touch()
     for name, said in (
         (str(tmp_path / "none" / "there"), "no such folder"),
-        (str(file), "is a single file, which holds no tokenizers"),
+        (str(file), "is no safetensors file"),
         (str(tmp_path), "model_index.json"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -26,6 +26,7 @@ from sd35h5.weights.loading import load_part, split_gates
 from sd35h5.weights.model_facts import read_facts
 from sd35h5.weights.sources import OPTIONS, find_part
 
+DIFFUSERS = GateOptions(attn2_layout="diffusers")  # no file here tells who wrote it
 CALL = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": T5_TOKENS}
 
 
@@ -63,7 +64,7 @@ def test_an_all_in_one_file_draws_the_same_picture(small, tokenizers, tmp_path):
     facts = read_facts(model)
     assert (facts.layers, facts.heads, facts.head_dim, facts.scale, facts.pixels) == (3, 2, 8, 16, 256)
     assert facts.has_t5 and facts.second_layers == (0,)
-    loaded = load(model, facts)
+    loaded = load(model, facts, DIFFUSERS)
     assert np.array_equal(
         plain_image(loaded.pipe, "a red apple", 3, **CALL), plain_image(small, "a red apple", 3, **CALL)
     )
@@ -81,13 +82,13 @@ def test_five_files_and_tokenizers_need_no_base_and_no_hub(small, tokenizers, tm
         for component, option in OPTIONS.items()
     }
     model = Model(**files, tokenizer_path=str(tokenizers), device="cpu")  # --model_id stays the hub's Large
-    loaded = load(model, read_facts(model))
+    loaded = load(model, read_facts(model), DIFFUSERS)
     assert np.array_equal(
         plain_image(loaded.pipe, "a cat", 1, **CALL), plain_image(small, "a cat", 1, **CALL)
     )
     assert loaded.pipe.scheduler.config.shift == 3.0
     with_base = Model(model_id=str(tokenizers), **files, device="cpu")  # a folder with tokenizers alone
-    assert load(with_base, read_facts(with_base)).pipe.tokenizer_3 is not None
+    assert load(with_base, read_facts(with_base), DIFFUSERS).pipe.tokenizer_3 is not None
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -96,7 +97,7 @@ def test_one_component_alone_replaces_that_of_the_base_and_no_other(
 ):
     file = save(tmp_path / "one.safetensors", original_state(component, getattr(other, component)))
     model = Model(model_id=str(small_folder), **{OPTIONS[component]: str(file)}, device="cpu")
-    loaded = load(model, read_facts(model)).pipe
+    loaded = load(model, read_facts(model), DIFFUSERS).pipe
     for each in COMPONENTS:
         expected = getattr(other if each == component else small, each)
         assert torch.equal(output(each, getattr(loaded, each)), output(each, expected)), each
@@ -111,7 +112,7 @@ def test_without_t5_there_are_77_empty_positions_and_no_weights_of_it(
         Model(model_id=str(file), tokenizer_path=str(tokenizers), no_t5=True, device="cpu"),
     ):
         facts = read_facts(model)
-        loaded = load(model, facts)
+        loaded = load(model, facts, DIFFUSERS)
         assert not facts.has_t5 and loaded.pipe.text_encoder_3 is None and loaded.pipe.tokenizer_3 is None
         assert "text_encoder_3" not in loaded.sources
         assert loaded.pipe("a cat", **CALL).images[0].size == (96, 64)
@@ -169,6 +170,7 @@ def test_the_store_keeps_source_size_sha256_and_dtype_of_every_component(
         tmp_path / "dit.safetensors", {k: t.half() for k, t in original_mmdit(small.transformer).items()}
     )
     flags = ["--model_id", str(small_folder), "--ckpt_path", str(file), "--no_t5", "--prompt", "a cat"]
+    flags += ["--attn2_layout", "diffusers"]
     flags += ["--height", "64", "--width", "96", "--steps", "2", "--out", str(tmp_path / "a.h5")]
     assert capture_cli.main(flags) == 0, capsys.readouterr().err
     with open_store(tmp_path / "a.h5") as store:
