@@ -14,7 +14,8 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
-from sd35h5.store.runs import RUN_FILE, packed_indices, part_files, parts_of, read_run, reason
+from sd35h5.store.opening import opened, reading
+from sd35h5.store.runs import RUN_FILE, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
 
 
@@ -32,7 +33,7 @@ class Parts:
         self.provenance: dict[str, Any] = {}
         names: set[str] = set()
         for file_path in paths:
-            with opened(file_path) as file:
+            with reading(file_path) as file:
                 check_version(file, file_path.name)
                 names |= set(variables_in(file))
                 self._join(file, file_path)
@@ -152,15 +153,6 @@ def find_parts(path: Path) -> Parts:
         hint = f": open one of its runs ({', '.join(others[:4])})" if others else ""
         raise StoreNotFoundError(f"{path.name} is a folder without sealed samples{hint}")
     return Parts(path, files, run)
-
-
-def opened(path: Path) -> h5py.File:
-    """Open a file read-only."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        why = reason(error) if error.errno else "it is no HDF5 file, or it is damaged or half-written"
-        raise StoreError(f"{path.name} cannot be opened: {why}") from error
 
 
 def check_version(file: h5py.File, name: str) -> None:

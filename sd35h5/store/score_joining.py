@@ -14,8 +14,9 @@ import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
-from sd35h5.store.runs import RUN_FILE, lock, parts_of, reason
-from sd35h5.store.sample_files import check_version, opened
+from sd35h5.store.opening import reading, reason
+from sd35h5.store.runs import RUN_FILE, lock, parts_of
+from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import PARTS_SUFFIX, variable
 from sd35h5.store.scores_csv import read_scores
 from sd35h5.store.skeleton import TEXT, create_variable, publish
@@ -85,7 +86,7 @@ def _packed(path: Path) -> Path:
 
 
 def _new_scores(path: Path, table: Path, names: Sequence[str], overwrite: bool) -> dict[str, np.ndarray]:
-    with opened(path) as file:
+    with reading(path) as file:
         check_version(file, path.name)
         there = set(file.get("scores", ()))
         try:

@@ -13,6 +13,7 @@ import numpy as np
 from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
+from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
 
@@ -25,9 +26,7 @@ MAX_PROVENANCE_BYTES = 16 << 20
 def check_file(path: Path, deep: bool) -> list[str]:
     """Sentences for the problems of one file, [] for a good one."""
     try:
-        with told_as("it is no HDF5 file, or it is damaged or half-written"):
-            file = h5py.File(path, "r", locking=False)  # files are replaced whole, never changed in place
-        with file:
+        with _opened(path) as file:
             with told_as("it cannot be walked through: it is damaged"):
                 _check_identity(file)
                 names = list(walk(file))
@@ -43,6 +42,15 @@ def check_file(path: Path, deep: bool) -> list[str]:
     except Problem as problem:
         return [str(problem)]
     return problems[:MAX_PROBLEMS]
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return unlocked(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of h5py
+        raise Problem(wrong_file(path, error)) from error
 
 
 def _each(check: Callable, file: h5py.File, names: Iterable[str], *more: object) -> list[str]:
