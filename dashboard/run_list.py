@@ -15,6 +15,7 @@ import streamlit as st
 
 from dashboard.caching import kept
 from sd35h5.errors import Sd35h5Error
+from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.verifying import verify
@@ -154,12 +155,21 @@ def verified(marks: Sequence[Mark]) -> dict[Mark, str]:
         with suppress(KeyError):
             said[mark] = kept().get(("verified", mark))
     if unknown := [mark for mark in marks if mark not in said]:
-        ask = partial(problem, readers())
+        ask = partial(_judged, readers())
         with st.spinner("Verifying files …"), ThreadPoolExecutor(VERIFIED_AT_ONCE) as threads:
-            said |= zip(unknown, threads.map(ask, unknown), strict=True)
-        for mark in unknown:
+            judged = dict(zip(unknown, threads.map(ask, unknown), strict=True))
+        said |= {mark: sentence for mark, (sentence, _) in judged.items()}
+        for mark in (mark for mark, (_, is_of_file) in judged.items() if is_of_file):
             kept().put(("verified", mark), said[mark])
     return said
+
+
+def _judged(pool: Readers, mark: Mark) -> tuple[str, bool]:
+    """Return what `problem` does, and whether the file is to blame: else it is asked again with the next page."""
+    try:
+        return problem(pool, mark), True
+    except CannotStartError as error:
+        return without_paths(str(error), mark[0]), False
 
 
 def problem(pool: Readers, mark: Mark) -> str:
@@ -173,6 +183,8 @@ def problem(pool: Readers, mark: Mark) -> str:
         opened = open_through(pool, *mark)
         if not opened.sizes["sample"]:
             return f"It is being captured: 0 of {opened.planned} samples are there yet, reload in a moment."
+    except CannotStartError:
+        raise
     except Sd35h5Error as error:
         return without_paths(str(error), path)
     except OSError:

@@ -294,7 +294,7 @@ def test_many_flipped_bits_never_reach_the_asking_process(good, tmp_path):
 def test_a_check_that_crashes_hangs_or_swells_is_told(good, tmp_path, monkeypatch, script, sentence):
     """The interpreter that verify starts is replaced by a program that ends as HDF5 can."""
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.write_text(f"#!/bin/sh\necho '{{\"ready\": true}}'\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(program))
     (problem,) = verify(good, seconds=1).problems

@@ -14,6 +14,7 @@ from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
 from sd35h5.store.opening import unlocked, wrong_file
+from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
 
@@ -179,6 +180,7 @@ def _limit(seconds: int, memory: int) -> None:
 
 def main() -> int:
     """Check the requested files; print a JSON line for each file begun and each problem."""
+    print(READY.decode(), end="", flush=True)
     request = json.load(sys.stdin)
     _limit(request["seconds"], request["memory"])
     for path in map(Path, request["files"]):
