@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.gates.cli import add_gates
+from sd35h5.store.opening import reason
 from sd35h5.store.runs import parts_of
 
 DESCRIPTION = """Look at, check, pack, analyse, compare and export the attention captured from Stable Diffusion 3.5.
@@ -225,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns: 0, or 1 after an error in one line on stderr."""
     args = parser().parse_args(arguments)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except Sd35h5Error as error:
         if args.debug:
             raise
@@ -233,9 +236,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:  # `... | head`, or where the output goes is full
+        if error.filename is None:  # what is left of the output is not tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        if args.debug:
+            raise
+        print(f"error: {error.filename or 'the output'}: {reason(error)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

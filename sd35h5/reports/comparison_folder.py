@@ -8,7 +8,7 @@ from pathlib import Path
 from sd35h5.comparing.comparison import Question, measure
 from sd35h5.errors import StoreError
 from sd35h5.reports import comparison_files, comparison_page
-from sd35h5.reports.output_files import make_folder
+from sd35h5.reports.output_files import make_folder, write
 from sd35h5.store.reader import Store, open_store
 
 
@@ -35,7 +35,7 @@ def compare_runs(
         out = make_folder(out_dir)
         written, pictures = comparison_files.write_tables(found, out), comparison_files.draw(found, out)
         page = out / "report.html"
-        page.write_text(comparison_page.page(found, pictures), encoding="utf-8")
+        write(page, comparison_page.page(found, pictures).encode())
     finally:
         for store in stores.values():
             store.close()
