@@ -42,6 +42,11 @@ def part_files(parts: Path) -> list[Path]:
     return sorted(p for p in parts.glob(f"*{SUFFIX}") if p.stem.isdecimal() and p.is_file())
 
 
+def is_companion(name: str) -> bool:
+    """Whether other systems leave files of that name beside ours: `._x.h5`, `.DS_Store`, `Thumbs.db`."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def sealed_indices(parts: Path) -> set[int]:
     """Indices of the samples that need no capture: those in the folder, and those packed beside it."""
     out = out_of(parts)
@@ -93,8 +98,9 @@ def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) ->
 
 def forget_run(parts: Path) -> None:
     """Remove a capture that was begun and has nothing yet; what holds anything else stays."""
-    if parts.is_dir() and {path.name for path in parts.iterdir()} <= {RUN_FILE}:
-        (parts / RUN_FILE).unlink(missing_ok=True)
+    if parts.is_dir() and all(path.name == RUN_FILE or is_companion(path.name) for path in parts.iterdir()):
+        for path in parts.iterdir():
+            path.unlink()
         parts.rmdir()
 
 

@@ -15,8 +15,9 @@ from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
 from sd35h5.store.opening import opened, reading
-from sd35h5.store.runs import RUN_FILE, packed_indices, part_files, parts_of, read_run
+from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
+from sd35h5.store.texts import as_text, well_formed_json
 
 
 class Parts:
@@ -42,7 +43,7 @@ class Parts:
         self._where = [(file_path, position) for _, file_path, position in self._sources]
         self.variables = tuple(sorted(names, key=_schema_order))
         self.planned = max(len(self), run["planned"] if run else 0)
-        self.config = self.provenance.get("config") or (run["config"] if run else {})
+        self.config = self.provenance.get("config") or (well_formed_json(run["config"]) if run else {})
 
     def __len__(self) -> int:
         return len(self._where)
@@ -98,8 +99,12 @@ class Parts:
         own = scales.pop("sample")
         if not self._sources:
             self.scales = scales
-            self.attributes = {name: _as_text(value) for name, value in file.attrs.items()}
-            self.provenance = {name: _parsed(file["provenance"][name]) for name in file.get("provenance", ())}
+            self.attributes = {name: as_text(value) for name, value in file.attrs.items()}
+            self.provenance = {
+                name: _parsed(held)
+                for name, held in file.get("provenance", {}).items()
+                if isinstance(held, h5py.Dataset)  # a later version may keep groups there
+            }
         for name, values in scales.items():
             if not np.array_equal(self.scales.get(name), values, equal_nan=True):
                 raise StoreError(
@@ -149,7 +154,7 @@ def find_parts(path: Path) -> Parts:
     run = read_run(path) if (path / RUN_FILE).is_file() else None
     files = part_files(path)
     if not files and run is None:
-        others = sorted(p.name for p in path.glob(f"*{SUFFIX}"))
+        others = sorted(p.name for p in path.glob(f"*{SUFFIX}") if not is_companion(p.name))
         hint = f": open one of its runs ({', '.join(others[:4])})" if others else ""
         raise StoreNotFoundError(f"{path.name} is a folder without sealed samples{hint}")
     return Parts(path, files, run)
@@ -157,9 +162,9 @@ def find_parts(path: Path) -> Parts:
 
 def check_version(file: h5py.File, name: str) -> None:
     """Refuse a file of another format or of a major version that this reader does not know."""
-    if _as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
+    if as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
         raise StoreError(f"{name} is HDF5, but no sd35h5 store")
-    version = _as_text(file.attrs.get("schema_version", ""))
+    version = as_text(file.attrs.get("schema_version", ""))
     major = version.partition(".")[0]
     if major != schema.SCHEMA_VERSION.partition(".")[0]:
         told = f"has schema version {version}" if version else "does not say its schema version"
@@ -176,7 +181,7 @@ def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.
         return np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)
     chunks = dataset.chunks or dataset.shape
     pieces = [_pieces(w, chunk) for w, chunk in zip(wanted, chunks, strict=True)]
-    source = dataset.asstr() if _is_text(dataset) else dataset
+    source = dataset.asstr(errors="replace") if _is_text(dataset) else dataset
     out = np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)
     for combined in product(*pieces):
         into, spans, picks = zip(*combined, strict=True)
@@ -197,15 +202,11 @@ def _is_text(dataset: h5py.Dataset) -> bool:
     return h5py.check_string_dtype(dataset.dtype) is not None
 
 
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def _parsed(dataset: h5py.Dataset) -> Any:
     try:
-        return json.loads(dataset[()])
+        return well_formed_json(json.loads(dataset[()]))
     except (ValueError, RecursionError):
-        return _as_text(dataset[()])
+        return as_text(dataset[()])
 
 
 def _schema_order(name: str) -> tuple[int, str]:

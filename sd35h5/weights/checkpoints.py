@@ -54,7 +54,9 @@ def weight_files(path: Path, option: str) -> tuple[Path, ...]:
         return (path,)
     if not path.is_dir():
         raise ConfigError(f"{option}: there is no such file or folder")
-    found = sorted(file for file in path.glob("*.safetensors") if file.name not in _NOT_WEIGHTS)
+    found = sorted(
+        file for file in path.glob("*.safetensors") if file.name not in _NOT_WEIGHTS and file.name[0] != "."
+    )
     plain = [file for file in found if "." not in file.stem]  # model.fp16.safetensors is a variant
     for name in _PREFERRED:
         if path / f"{name}.safetensors" in plain:

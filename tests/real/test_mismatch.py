@@ -12,7 +12,7 @@ from making.stores import make_store
 
 from sd35h5 import StoreError, compare, open_store
 from sd35h5.__main__ import main
-from sd35h5.comparing.paired_samples import SAMPLE_FIELDS, is_free
+from sd35h5.comparing.paired_samples import is_free
 from sd35h5.planning.options import CaptureConfig, Output, Prompts, Sampling, Tiers
 from sd35h5.store.writer import begin_run
 
@@ -50,8 +50,8 @@ def test_steps_alone_have_to_be_allowed_between_a_baseline_and_a_gated_run(tmp_p
         "map_layers": "all",
     }
     gated = {"steps": 6, "gates": "g.safetensors", "transformer": "t2", "atlas": True, "rows": ["centre"],
-             "map_layers": "0", "raw": ["layers:0"], "dit_path": "x.safetensors", "offload": "model", "device": "cuda:1",
-             "gate_zero_rows": "drop", "budget": "4GB"}  # fmt: skip
+             "map_layers": "0", "raw": ["layers:0"], "dit_path": "x.safetensors", "offload": "model",
+             "device": "cuda:1", "gate_zero_rows": "drop", "budget": "4GB"}  # fmt: skip
     paths = both(tmp_path, plain, gated)
     assert main(["compare", *map(str, paths), "--out_dir", str(tmp_path / "out"), "--resamples", "100",
                  "--allow_mismatch", "steps"]) == 0  # fmt: skip
@@ -109,10 +109,7 @@ def test_what_may_always_differ_may_be_allowed_too_and_other_words_are_refused(t
 
 def test_every_option_of_a_capture_is_free_or_decides_what_is_measured():
     """A new option has to be thought of: left out here it would prevent pairing, or be passed over."""
-    deciding = {*Sampling.__dataclass_fields__, "dtype", "no_t5", "attn2_layout"} | set(SAMPLE_FIELDS) - {
-        "prompt",
-        "seed",
-    }
+    deciding = {*Sampling.__dataclass_fields__, "dtype", "no_t5", "attn2_layout", "negative_prompt"}
     names = set(CaptureConfig().flat())
     assert {name for name in names if not is_free(name)} == deciding & names
     for free in (Tiers, Output, set(Prompts.__dataclass_fields__) - {"negative_prompt"}):

@@ -10,6 +10,7 @@ import numpy as np
 from sd35h5.errors import StoreError
 from sd35h5.store.processes.reader_pool import NONSENSE, Readers
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.texts import as_text, well_formed_json
 
 SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
 
@@ -23,8 +24,10 @@ class GuardedFiles:
         try:
             self.name = str(told["name"])
             self._samples, self.planned = int(told["samples"]), int(told["planned"])
-            self.attributes = {str(name): str(value) for name, value in told["attributes"].items()}
-            self.provenance, self.config = dict(told["provenance"]), dict(told["config"])
+            self.attributes = {as_text(name): as_text(value) for name, value in told["attributes"].items()}
+            self.provenance, self.config = (
+                well_formed_json(dict(told[what])) for what in ("provenance", "config")
+            )
             self.variables = tuple(variable(name).name for name in told["variables"])
             self.scales = {
                 name: np.array(values, SCALES[name].dtype).reshape(len(values))
@@ -56,7 +59,7 @@ class GuardedFiles:
             texts = self._ask("values", **_selection(spec, wanted)).get("texts")
             if not isinstance(texts, list) or len(texts) != out.size:
                 raise StoreError(f"{self.path.name}: {NONSENSE}")
-            out[...] = np.array([str(text) for text in texts], object).reshape(out.shape)
+            out[...] = np.array([as_text(text) for text in texts], object).reshape(out.shape)
             return
         pieces = min(self._readers.count, len(wanted[0])) if out.nbytes > SPLIT_BYTES else 1
         rows = np.array_split(np.arange(len(wanted[0])), max(1, pieces))
