@@ -74,9 +74,9 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
             refused.append(
                 (place.name, f"The folder {place.name} holds no .h5 store: capture one into it first.")
             )
-        out = {path for path in inside if leads_out(path, homes)}
-        refused += [(path.name, LEADS_OUT) for path in inside if path in out]
-        paths += [path for path in inside if path not in out]
+        kept_back = {path: why for path in inside if (why := _kept_back(path, homes))}
+        refused += [(path.name, why) for path, why in kept_back.items()]
+        paths += [path for path in inside if path not in kept_back]
     marks = [(str(path), stamp(path)) for path in dict.fromkeys(paths)]
     said = verified(marks)
     sound = [mark for mark in marks if not said[mark]]
@@ -84,6 +84,13 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
     refused += [(Path(path).name, said[path, mark]) for path, mark in marks if said[path, mark]]
     runs = tuple(Run(name, *mark) for name, mark in zip(names, sound, strict=True))
     return Found(runs, tuple((well_formed(name), well_formed(sentence)) for name, sentence in refused))
+
+
+def _kept_back(path: Path, homes: Sequence[str]) -> str:
+    """Return why a store is not even verified, "" if nothing speaks against it."""
+    if well_formed(str(path)) != str(path):
+        return "Its name, or that of a folder above it, is not UTF-8, and no page can show it: rename it."
+    return LEADS_OUT if leads_out(path, homes) else ""
 
 
 def _given(arguments: tuple[str, ...]) -> list[Path]:
@@ -161,9 +168,9 @@ def _stat(path: Path) -> os.stat_result | None:
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a
     number."""
-    stems = [well_formed(path.name.removesuffix(PARTS).removesuffix(".h5")) for path in paths]
+    stems = [path.name.removesuffix(PARTS).removesuffix(".h5") for path in paths]
     names = [
-        stem if stems.count(stem) == 1 else f"{well_formed(path.parent.name)}/{stem}"
+        stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}"
         for stem, path in zip(stems, paths, strict=True)
     ]
     return [
@@ -222,7 +229,8 @@ def problem(pool: Readers, mark: Mark) -> str:
 def without_paths(text: str, path: str) -> str:
     """Return the text without the server's folders: a store is called by its file name only."""
     place = Path(path)
-    for folder in (place.resolve().parent, place.absolute().parent, place.parent):
+    real = Path(os.path.realpath(path))  # also of a link that leads to itself
+    for folder in (real.parent, place.absolute().parent, place.parent):
         if str(folder) not in (".", "/", ""):
             text = text.replace(f"{folder}/", "")
     return text

@@ -18,6 +18,7 @@ from sd35h5.store.opening import opened, reading
 from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
 from sd35h5.store.texts import as_text, well_formed_json
+from sd35h5.store.versions import version_problem
 
 
 class Parts:
@@ -161,14 +162,12 @@ def find_parts(path: Path) -> Parts:
 
 
 def check_version(file: h5py.File, name: str) -> None:
-    """Refuse a file of another format or of a major version that this reader does not know."""
+    """Refuse a file of another format, or of a version that this reader may not read."""
     if as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
         raise StoreError(f"{name} is HDF5, but no sd35h5 store")
-    version = as_text(file.attrs.get("schema_version", ""))
-    major = version.partition(".")[0]
-    if major != schema.SCHEMA_VERSION.partition(".")[0]:
-        told = f"has schema version {version}" if version else "does not say its schema version"
-        raise StoreError(f"{name} {told}, this reader knows {schema.SCHEMA_VERSION}: update sd35h5")
+    told = {attribute: as_text(file.attrs.get(attribute, "")) for attribute in ("schema_version", "min_reader")}
+    if problem := version_problem(told):
+        raise StoreError(f"{name} cannot be read: {problem}")
 
 
 def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -17,6 +17,7 @@ from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
+from sd35h5.store.versions import version_problem
 
 OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
@@ -73,12 +74,8 @@ def _check_identity(file: h5py.File) -> None:
         raise Problem(
             "it is HDF5, but no sd35h5 store, or it is damaged: it has no attribute schema_name = sd35h5"
         )
-    known = schema.SCHEMA_VERSION.partition(".")[0]
-    for name in ("schema_version", "min_reader"):
-        if not found[name]:
-            raise Problem(f"it has no {name}")
-        if found[name].partition(".")[0] != known:
-            raise Problem(f"its {name} is {shown(found[name])}, this reader knows {known}.x: update sd35h5")
+    if problem := version_problem(found):
+        raise Problem(problem)
     for name, allowed in (("kind", schema.KINDS), ("status", schema.STATUSES)):
         if found[name] not in allowed:
             raise Problem(f"its {name} is '{shown(found[name])}', it must be one of {', '.join(allowed)}")
