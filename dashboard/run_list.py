@@ -25,8 +25,8 @@ from sd35h5.store.verifying import verify
 PARTS = ".parts"
 VERIFIED_AT_ONCE = 3
 LEADS_OUT = (
-    "It is a link, or holds one, to a file outside of the folders that were given: "
-    "start the dashboard with the folder of that file, too, or put the file itself here."
+    "It is a link, or holds one, that leads out of the folders that were given: "
+    "start the dashboard with the folder it leads to, too, or put the file itself here."
 )
 UNREADABLE = "It cannot be read: it was removed, or may not be opened by this server."
 

@@ -23,9 +23,10 @@ To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app
 def info(args: argparse.Namespace) -> int:
     """Print what is inside."""
     from sd35h5.reports.info import as_text, describe
-    from sd35h5.store.reader import open_store
+    from sd35h5.store.processes.guarded_store import open_checked
+    from sd35h5.store.processes.reader_pool import Readers
 
-    with open_store(args.path) as store:
+    with Readers(1) as readers, open_checked(args.path, readers, check=False) as store:
         told = describe(store)
     print(
         json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
@@ -58,7 +59,9 @@ def pack(args: argparse.Namespace) -> int:
     """Make one file of the sealed samples of a capture."""
     from sd35h5.store.packing import pack
     from sd35h5.store.runs import out_of, read_run, sealed_indices
+    from sd35h5.store.verifying import refuse_problems
 
+    refuse_problems(args.path)
     parts = args.path if args.path.is_dir() else parts_of(args.path)
     out = args.out or out_of(parts)
     if out is None:

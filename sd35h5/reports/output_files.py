@@ -14,7 +14,7 @@ import altair as alt
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.figures import printing
 from sd35h5.store.opening import reason
-from sd35h5.store.reader import open_store
+from sd35h5.store.processes.guarded_store import open_checked
 
 if TYPE_CHECKING:
     from sd35h5.store.opening import reason
@@ -27,7 +27,7 @@ def save_chart(chart: alt.TopLevelMixin, path: Path) -> Path:
 
 
 def open_with_samples(path: str | Path) -> Store:
-    store = open_store(path)
+    store = open_checked(path)
     if not store.sizes["sample"]:
         store.close()
         raise StoreError(f"{store.name} has no sealed sample yet: wait for the first of {store.planned}")

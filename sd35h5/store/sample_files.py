@@ -165,7 +165,9 @@ def check_version(file: h5py.File, name: str) -> None:
     """Refuse a file of another format, or of a version that this reader may not read."""
     if as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
         raise StoreError(f"{name} is HDF5, but no sd35h5 store")
-    told = {attribute: as_text(file.attrs.get(attribute, "")) for attribute in ("schema_version", "min_reader")}
+    told = {
+        attribute: as_text(file.attrs.get(attribute, "")) for attribute in ("schema_version", "min_reader")
+    }
     if problem := version_problem(told):
         raise StoreError(f"{name} cannot be read: {problem}")
 

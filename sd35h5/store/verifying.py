@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35h5.errors import StoreNotFoundError
+from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store.processes import children
 from sd35h5.store.runs import part_files, parts_of
 
@@ -42,7 +42,7 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     """
     files = _files(Path(path))
     if seconds is None:
-        megabytes = sum(file.stat().st_size for file in files) >> 20
+        megabytes = sum(_stored(file) for file in files) >> 20
         seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
     problems: list[str] = []
     deadline = time.monotonic() + seconds
@@ -62,6 +62,14 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     return Report(not problems, tuple(problems))
 
 
+def refuse_problems(path: str | Path) -> None:
+    """Verify the structure of what is to be opened. Raises: StoreError with the first problem."""
+    problems = verify(path).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise StoreError(f"{Path(path).name} cannot be opened: {problems[0]}{more}")
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path, *part_files(parts_of(path))]
@@ -72,6 +80,12 @@ def _files(path: Path) -> list[Path]:
     if not files and not (folder / "run.json").is_file():
         raise StoreNotFoundError(f"{path.name} is a folder without sealed samples")
     return files
+
+
+def _stored(file: Path) -> int:
+    """Bytes that a file takes on its disk: one with holes may claim any length."""
+    told = file.stat()
+    return min(told.st_size, 512 * getattr(told, "st_blocks", told.st_size))
 
 
 def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[str, str]], str]:

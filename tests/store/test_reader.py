@@ -338,7 +338,7 @@ def test_an_untrusted_file_is_verified_first(run, tmp_path):
     with open_store(run, trusted=False) as store:
         assert len(store) == 3
     (tmp_path / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
-    with pytest.raises(StoreError, match="bad.h5 is not safe to open: it is cut off, it has only 1008 bytes"):
+    with pytest.raises(StoreError, match="bad.h5 cannot be opened: it is cut off, it has only 1008 bytes"):
         open_store(tmp_path / "bad.h5", trusted=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,8 @@ OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
 MAX_TEXT_BYTES = 1 << 20
 MAX_PROVENANCE_BYTES = 16 << 20
+SLACK_BYTES = 1 << 16
+MAX_UNHELD_BYTES = 64 << 20
 
 
 def check_file(path: Path, deep: bool) -> list[str]:
@@ -32,7 +35,9 @@ def check_file(path: Path, deep: bool) -> list[str]:
             with told_as("it cannot be walked through: it is damaged"):
                 _check_identity(file)
                 names = list(walk(file))
-            problems = _each(check_object, file, names, path.stat().st_size)
+            size = path.stat().st_size
+            _check_claims(file, size)
+            problems = _each(check_object, file, names, size)
             if not problems:
                 problems = _each(_check_scale, file, SCALES)
             if not problems:
@@ -79,6 +84,25 @@ def _check_identity(file: h5py.File) -> None:
     for name, allowed in (("kind", schema.KINDS), ("status", schema.STATUSES)):
         if found[name] not in allowed:
             raise Problem(f"its {name} is '{shown(found[name])}', it must be one of {', '.join(allowed)}")
+
+
+def _check_claims(file: h5py.File, size: int) -> None:
+    """Refuse what would be read and cannot be there: unwritten values take no room in a file, but all of it in
+    memory. A sample has its hash of 64 characters, a text at least its place."""
+    with told_as("its sizes cannot be read: it is damaged"):
+        sizes = sizes_in(file)
+        samples = sizes.get("sample", 0)
+        cells = math.prod(sizes.get(dim, 1) for dim in ("sample", "step", "layer", "head"))
+        texts = {name: file[name].size or 0 for name in variables_in(file) if variable(name).is_text}
+    if 64 * samples > size + SLACK_BYTES:
+        raise Problem(f"it claims {samples} samples, which {size} bytes cannot hold")
+    if 4 * cells > MAX_UNHELD_BYTES + 16 * size:  # one number of each is what every chart begins with
+        raise Problem(
+            f"it claims {cells} heads at all layers, steps and samples, which {size} bytes cannot hold"
+        )
+    for name, count in texts.items():
+        if count > size + SLACK_BYTES:
+            raise Problem(f"{name} claims {count} texts, which {size} bytes cannot hold")
 
 
 def _check_scale(file: h5py.File, name: str) -> None:

@@ -18,8 +18,10 @@ SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
 class GuardedFiles:
     """What sample_files.Parts tells and reads, asked of a pool of readers. What they tell is taken by type and name."""
 
-    def __init__(self, readers: Readers, path: Path, mark: tuple[int, ...]) -> None:
-        self.path, self._readers, self._mark = path, readers, mark
+    def __init__(
+        self, readers: Readers, path: Path, mark: tuple[int, ...], owned: Readers | None = None
+    ) -> None:
+        self.path, self._readers, self._mark, self._owned = path, readers, mark, owned
         told = self._ask("describe")
         try:
             self.name = str(told["name"])
@@ -40,7 +42,9 @@ class GuardedFiles:
         return self._samples
 
     def close(self) -> None:
-        """Nothing is open here: the readers close what they have not read for long."""
+        """End the readers that were started for these files alone; others close what they have not read for long."""
+        if self._owned is not None:
+            self._owned.close()
 
     def bytes_on_disk(self, name: str | None) -> int:
         return int(self._value("bytes", (int,), name=name))

@@ -53,6 +53,7 @@ class Readers:
         self._readers = [_Reader(seconds, memory) for _ in range(count)]
         self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()
         self._threads = ThreadPoolExecutor(count, "read")
+        self._closed = False
         self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, str]] = {}
         for reader in self._readers:
             reader.start()
@@ -68,6 +69,8 @@ class Readers:
             into: contiguous numbers to fill with the bytes that follow the answer.
         Raises: StoreError, one sentence; a file that ended its reader is refused for a minute.
         """
+        if self._closed:
+            raise StoreError(f"{Path(path).name} is closed")
         self._refuse_ended(path, mark)
         line = json.dumps({**request, "path": path, "mark": mark}).encode() + b"\n"
         try:
@@ -90,11 +93,18 @@ class Readers:
         for future in futures:
             future.result()
 
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the processes."""
-        self._threads.shutdown()
+        """End the processes, also those that read: whoever waits for one gets a sentence."""
+        self._closed = True
         for reader in self._readers:
             reader.end()
+        self._threads.shutdown()
 
     def processes(self) -> list[int]:
         """Process ids of the readers that are at work or ready for it."""
@@ -110,7 +120,7 @@ class Readers:
             try:
                 return reader.ask(line, into)
             except _ReaderEnded as end:
-                if end.late:
+                if end.late or self._closed:
                     raise
             return reader.ask(line, into)
         finally:
