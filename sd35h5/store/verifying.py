@@ -105,6 +105,7 @@ def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[s
             output, end = process.communicate()[0], TOO_LONG
         finally:
             process.kill()  # also when this thread was interrupted
+            process.wait()
     return [json.loads(line) for line in output.decode().splitlines() if line.endswith("}")], end
 
 

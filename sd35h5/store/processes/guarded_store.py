@@ -26,7 +26,7 @@ def open_through(readers: Readers, path: str | Path, mark: tuple[int, ...] = ())
 
 def own_readers() -> Readers:
     """Start the readers of a command."""
-    return Readers(2, OWN_SECONDS, OWN_MEMORY_BYTES)
+    return Readers(2, OWN_SECONDS, OWN_MEMORY_BYTES, started=1)
 
 
 def open_checked(path: str | Path, readers: Readers | None = None, check: bool = True) -> Store:

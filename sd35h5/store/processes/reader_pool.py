@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sd35h5.errors import StoreError
+from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store.processes import children
 
 _PROCESS = "sd35h5.store.processes.reader_process"
@@ -46,17 +46,21 @@ class Readers:
         count: processes; so many reads run at the same time.
         seconds: how long an answer may take, and how long one waits for an idle reader.
         memory: bytes of address space of each.
+        started: how many are started now; the others are when they are needed.
     """
 
-    def __init__(self, count: int = 3, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, count: int = 3, seconds: float = SECONDS, memory: int = MEMORY_BYTES, started: int | None = None
+    ) -> None:
         self.count, self.seconds = count, seconds
         self._readers = [_Reader(seconds, memory) for _ in range(count)]
         self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()
         self._threads = ThreadPoolExecutor(count, "read")
         self._closed = False
         self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, str]] = {}
-        for reader in self._readers:
-            reader.start()
+        for place, reader in enumerate(self._readers):
+            if started is None or count - place <= started:  # the last to be put is the first to be taken
+                reader.start()
             self._idle.put(reader)
 
     def ask(
@@ -82,7 +86,8 @@ class Readers:
             self._ended[path, mark] = (time.monotonic(), sentence)
             raise StoreError(f"{Path(path).name}: {sentence}") from None
         if "error" in told:
-            raise StoreError(one_line(told["error"]))
+            kind = StoreNotFoundError if told.get("missing") is True else StoreError
+            raise kind(one_line(told["error"]))
         return told
 
     def ask_together(

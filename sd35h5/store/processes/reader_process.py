@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sd35h5.errors import Sd35h5Error
+from sd35h5.errors import Sd35h5Error, StoreNotFoundError
 from sd35h5.store.blocks import fill_of, numpy_dtype
 from sd35h5.store.processes.children import READY
 from sd35h5.store.sample_files import Parts, find_parts
@@ -97,7 +97,8 @@ def serve(source: BinaryIO, sink: BinaryIO, seconds: int) -> None:
             told, numbers = answer(files, json.loads(line))
             head = json.dumps(told)
         except Sd35h5Error as error:
-            head, numbers = json.dumps({"error": str(error)}), None
+            is_missing = isinstance(error, StoreNotFoundError)
+            head, numbers = json.dumps({"error": str(error), "missing": is_missing}), None
         except MemoryError:
             head, numbers = json.dumps({"error": TOO_LARGE}), None
         except Exception:  # whatever a damaged file makes of h5py: the other side shows one sentence
