@@ -15,6 +15,7 @@ from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
 from sd35h5.store.opening import opened, reading, reason
 from sd35h5.store.runs import lock, packed_indices, part_files
+from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.skeleton import create_variable, publish, write_head
 
@@ -77,6 +78,7 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
     recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
     for path in paths:
         with opened(path) as part:
+            check_version(part, path.name)
             _check_alike(part, scales, attributes, path)
             if not _copy_part(part, target, sizes, tables, rows[path]):
                 recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]

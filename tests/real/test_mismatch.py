@@ -109,7 +109,14 @@ def test_what_may_always_differ_may_be_allowed_too_and_other_words_are_refused(t
 
 def test_every_option_of_a_capture_is_free_or_decides_what_is_measured():
     """A new option has to be thought of: left out here it would prevent pairing, or be passed over."""
-    deciding = {*Sampling.__dataclass_fields__, "dtype", "no_t5", "attn2_layout", "negative_prompt"}
+    deciding = {
+        *Sampling.__dataclass_fields__,
+        "dtype",
+        "compile",
+        "no_t5",
+        "attn2_layout",
+        "negative_prompt",
+    }
     names = set(CaptureConfig().flat())
     assert {name for name in names if not is_free(name)} == deciding & names
     for free in (Tiers, Output, set(Prompts.__dataclass_fields__) - {"negative_prompt"}):
