@@ -15,13 +15,20 @@ import streamlit as st
 
 from dashboard.caching import kept
 from sd35h5.errors import Sd35h5Error
+from sd35h5.store.file_texts import well_formed
+from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
+from sd35h5.store.runs import is_companion
 from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
 VERIFIED_AT_ONCE = 3
-LEADS_OUT = "It is a link, or holds one, that leads out of the folder: put the file itself there."
+LEADS_OUT = (
+    "It is a link, or holds one, that leads out of the folders that were given: "
+    "start the dashboard with the folder it leads to, too, or put the file itself here."
+)
+UNREADABLE = "It cannot be read: it was removed, or may not be opened by this server."
 
 
 @dataclass(frozen=True)
@@ -50,25 +57,40 @@ def readers() -> Readers:
 def find(arguments: tuple[str, ...], root: Path) -> Found:
     """Look for runs at the given paths, or in runs/ and the example stores when there are none."""
     paths, refused = [], []
-    for place in _given(arguments) if arguments else _usual(root):
-        if not place.exists() and not parts_of(place).is_dir():
-            refused.append(
-                (place.name, f"There is nothing called {place.name} at that path: check the spelling.")
-            )
+    places = _given(arguments) if arguments else _usual(root)
+    homes = [home for place in places for home in homes_of(place)]
+    for place in places:
+        try:
+            if not place.exists() and not parts_of(place).is_dir():
+                refused.append(
+                    (place.name, f"There is nothing called {place.name} at that path: check the spelling.")
+                )
+                continue
+            inside = stores_in(place)
+        except OSError:
+            refused.append((place.name, UNREADABLE))
             continue
-        inside = stores_in(place)
         if arguments and not inside:
             refused.append(
                 (place.name, f"The folder {place.name} holds no .h5 store: capture one into it first.")
             )
-        refused += [(path.name, LEADS_OUT) for path in inside if leads_out(path, place)]
-        paths += [path for path in inside if not leads_out(path, place)]
+        kept_back = {path: why for path in inside if (why := _kept_back(path, homes))}
+        refused += [(path.name, why) for path, why in kept_back.items()]
+        paths += [path for path in inside if path not in kept_back]
     marks = [(str(path), stamp(path)) for path in dict.fromkeys(paths)]
     said = verified(marks)
     sound = [mark for mark in marks if not said[mark]]
     names = distinct_names([Path(path) for path, _ in sound])
     refused += [(Path(path).name, said[path, mark]) for path, mark in marks if said[path, mark]]
-    return Found(tuple(Run(name, *mark) for name, mark in zip(names, sound, strict=True)), tuple(refused))
+    runs = tuple(Run(name, *mark) for name, mark in zip(names, sound, strict=True))
+    return Found(runs, tuple((well_formed(name), well_formed(sentence)) for name, sentence in refused))
+
+
+def _kept_back(path: Path, homes: Sequence[str]) -> str:
+    """Return why a store is not even verified, "" if nothing speaks against it."""
+    if well_formed(str(path)) != str(path):
+        return "Its name, or that of a folder above it, is not UTF-8, and no page can show it: rename it."
+    return LEADS_OUT if leads_out(path, homes) else ""
 
 
 def _given(arguments: tuple[str, ...]) -> list[Path]:
@@ -84,25 +106,37 @@ def stores_in(place: Path) -> list[Path]:
     """Return the stores at a path: itself, or what a folder holds."""
     if not place.is_dir() or place.name.endswith(PARTS) or (place / "run.json").exists():
         return [place]
-    inside = list(place.iterdir())
-    files = {path for path in inside if path.suffix == ".h5" and path.is_file()}
-    running = {path for path in inside if path.name.endswith(".h5" + PARTS) and path.is_dir()}
+    inside = [path for path in place.iterdir() if not is_companion(path.name)]
+    files = {path for path in inside if path.suffix == ".h5" and not _is_folder(path)}
+    running = {path for path in inside if path.name.endswith(".h5" + PARTS) and _is_folder(path)}
     running = {path for path in running if path.with_name(path.name.removesuffix(PARTS)) not in files}
     numbered = files and all(path.stem.isdigit() for path in files)
     return [place] if numbered and not running else sorted(files | running)
 
 
-def leads_out(path: Path, place: Path) -> bool:
-    """Whether a run at a given place, or one of its files, is a link to somewhere else.
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder; what may not be looked at counts as a file, and is told of when it is opened."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
-    The given path itself may be a link: who started the server chose it.
-    """
-    own = [place.resolve()] if place.is_dir() else [place.resolve(), place.parent.resolve()]
-    folders = [folder for folder in (path, parts_of(path)) if folder.is_dir()]
+
+def homes_of(place: Path) -> list[str]:
+    """Return where links may lead because a path was given: into its folder, to itself, or into the `blobs` of
+    Hugging Face's cache, whose `snapshots` hold links alone. The path itself may be a link: it was chosen."""
+    real = Path(os.path.realpath(place))
+    homes = [real] if _is_folder(place) else [real, Path(os.path.realpath(place.parent))]
+    caches = [above for one in (place, real) for above in (one, *one.parents) if above.name == "snapshots"]
+    return [str(home) for home in (*homes, *(os.path.realpath(above.parent / "blobs") for above in caches))]
+
+
+def leads_out(path: Path, homes: Sequence[str]) -> bool:
+    """Whether a run, or one of its files, is a link that ends in none of these places."""
+    folders = [folder for folder in (path, parts_of(path)) if _is_folder(folder)]
     files = [file for folder in folders for file in (folder / "run.json", *folder.glob("*.h5"))]
-    return not all(
-        any(file.resolve().is_relative_to(folder) for folder in own) for file in (path, *folders, *files)
-    )
+    ends = {Path(os.path.realpath(one)) for one in (path, *folders, *files)}
+    return not all(any(end.is_relative_to(home) for home in homes) for end in ends)
 
 
 def parts_of(path: Path) -> Path:
@@ -114,7 +148,7 @@ def stamp(path: Path) -> tuple[int, ...]:
     """Return what changes when the file, or a file of the folder, does: times and sizes."""
     marks = []
     for place in (path, parts_of(path)):
-        if place.is_dir():
+        if _is_folder(place):
             stats = [stat for entry in sorted(place.glob("*.h5")) if (stat := _stat(entry))]
             marks += [len(stats), max((stat.st_mtime_ns for stat in stats), default=0)]
         elif stat := _stat(place):
@@ -123,10 +157,11 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Return a file's times and sizes; None for one that is gone, as samples are when a capture packs them."""
+    """Return a file's times and sizes; None for one that is gone, as samples are when a capture packs them, or
+    that nobody may look at."""
     try:
         return path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
@@ -154,12 +189,21 @@ def verified(marks: Sequence[Mark]) -> dict[Mark, str]:
         with suppress(KeyError):
             said[mark] = kept().get(("verified", mark))
     if unknown := [mark for mark in marks if mark not in said]:
-        ask = partial(problem, readers())
+        ask = partial(_judged, readers())
         with st.spinner("Verifying files …"), ThreadPoolExecutor(VERIFIED_AT_ONCE) as threads:
-            said |= zip(unknown, threads.map(ask, unknown), strict=True)
-        for mark in unknown:
+            judged = dict(zip(unknown, threads.map(ask, unknown), strict=True))
+        said |= {mark: sentence for mark, (sentence, _) in judged.items()}
+        for mark in (mark for mark, (_, is_of_file) in judged.items() if is_of_file):
             kept().put(("verified", mark), said[mark])
     return said
+
+
+def _judged(pool: Readers, mark: Mark) -> tuple[str, bool]:
+    """Return what `problem` does, and whether the file is to blame: else it is asked again with the next page."""
+    try:
+        return problem(pool, mark), True
+    except CannotStartError as error:
+        return without_paths(str(error), mark[0]), False
 
 
 def problem(pool: Readers, mark: Mark) -> str:
@@ -173,17 +217,20 @@ def problem(pool: Readers, mark: Mark) -> str:
         opened = open_through(pool, *mark)
         if not opened.sizes["sample"]:
             return f"It is being captured: 0 of {opened.planned} samples are there yet, reload in a moment."
+    except CannotStartError:
+        raise
     except Sd35h5Error as error:
         return without_paths(str(error), path)
     except OSError:
-        return "It cannot be read: it was removed, or may not be opened by this server."
+        return UNREADABLE
     return ""
 
 
 def without_paths(text: str, path: str) -> str:
     """Return the text without the server's folders: a store is called by its file name only."""
     place = Path(path)
-    for folder in (place.resolve().parent, place.absolute().parent, place.parent):
+    real = Path(os.path.realpath(path))  # also of a link that leads to itself
+    for folder in (real.parent, place.absolute().parent, place.parent):
         if str(folder) not in (".", "/", ""):
             text = text.replace(f"{folder}/", "")
     return text

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.gates.cli import add_gates
+from sd35h5.store.opening import reason
 from sd35h5.store.runs import parts_of
 
 DESCRIPTION = """Look at, check, pack, analyse, compare and export the attention captured from Stable Diffusion 3.5.
@@ -22,9 +23,10 @@ To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app
 def info(args: argparse.Namespace) -> int:
     """Print what is inside."""
     from sd35h5.reports.info import as_text, describe
-    from sd35h5.store.reader import open_store
+    from sd35h5.store.processes.guarded_store import open_checked
+    from sd35h5.store.processes.reader_pool import Readers
 
-    with open_store(args.path) as store:
+    with Readers(1) as readers, open_checked(args.path, readers, check=False) as store:
         told = describe(store)
     print(
         json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
@@ -57,7 +59,9 @@ def pack(args: argparse.Namespace) -> int:
     """Make one file of the sealed samples of a capture."""
     from sd35h5.store.packing import pack
     from sd35h5.store.runs import out_of, read_run, sealed_indices
+    from sd35h5.store.verifying import refuse_problems
 
+    refuse_problems(args.path)
     parts = args.path if args.path.is_dir() else parts_of(args.path)
     out = args.out or out_of(parts)
     if out is None:
@@ -225,7 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns: 0, or 1 after an error in one line on stderr."""
     args = parser().parse_args(arguments)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except Sd35h5Error as error:
         if args.debug:
             raise
@@ -233,9 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:  # `... | head`, or where the output goes is full
+        if error.filename is None:  # what is left of the output is not tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        if args.debug:
+            raise
+        print(f"error: {error.filename or 'the output'}: {reason(error)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -74,11 +74,8 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
     }
     for name, pairing in pairings.items():
         if pairing.pairs.empty:
-            why = "; ".join(dict.fromkeys(f"{row.field}: {row.value}, {row.nearest} in the other" for row in
-                                          pairing.unpaired[pairing.unpaired["run"] == name].itertuples()))  # fmt: skip
             raise StoreError(
-                f"no sample of {name} pairs with one of {reference} ({why[:300]}): compare runs with equal prompts, "
-                "seeds and settings, or name the fields that may differ with --allow_mismatch"
+                _nothing_pairs(stores[reference], stores[name], pairing, question.allow_mismatch)
             )
     overall, skipped, asked = [], [], {}
     for name, pairing in pairings.items():
@@ -105,6 +102,20 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
         _kinds(stores, reference, pairings, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
         points, score_changes.summary(points, reference, pairings, question.resamples, question.seed),
     )  # fmt: skip
+
+
+def _nothing_pairs(
+    reference: Store, other: Store, pairing: paired_samples.Pairing, allowed: tuple[str, ...]
+) -> str:
+    """Return the sentence for runs of which no sample pairs: what differs, and all that would have to be allowed."""
+    own = pairing.unpaired[pairing.unpaired["run"] == pairing.other].itertuples()
+    why = "; ".join(dict.fromkeys(f"{row.field}: {row.value}, {row.nearest} in the other" for row in own))
+    fields = paired_samples.must_be_allowed(reference, other, pairing, allowed)
+    allow = f", or allow what differs: --allow_mismatch {' '.join(fields)}" if fields else ""
+    return (
+        f"no sample of {pairing.other} pairs with one of {pairing.reference} ({why[:300]}): "
+        f"compare runs with equal prompts, seeds and settings{allow}"
+    )
 
 
 def _held(run: str, stores: tuple[Store, Store], asked: str, skipped: list[list[str]]) -> list[str]:

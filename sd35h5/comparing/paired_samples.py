@@ -25,15 +25,22 @@ from sd35h5.metrics.catalogue import computed
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
-#: what may differ between two runs that are compared, or says nothing about the attention itself
+#: what may differ between two runs that are compared: what a run is, and what says nothing of the attention itself
 FREE_FIELDS = frozenset({
-    "model_id", "model_revision", "transformer", "gates", "gate_type", "gate_target", "gate_layers",
-    "gate_activation", "gate_zero_rows", "gate_init",
-    "gate_override", "device", "out", "overwrite", "prompt", "prompts", "prompts_json", "prompt_ids", "limit",
-    "seed", "num_images", "maps", "words", "map_steps", "map_heads", "map_pool", "topk", "top_steps",
-    "text_queries", "branches", "precision", "no_images", "no_unconditional", "intervene",
-    "control",
+    "model_id", "model_revision", "variant", "transformer", "dit_path", "clip_l_path", "clip_g_path", "t5xxl_path",
+    "vae_path", "tokenizer_path", "weights", "fingerprint", "gates", "device", "offload",
+    "intervene", "control", "intervention", "intervention_control",
+    "prompt", "prompts", "prompts_json", "prompt_ids", "limit", "seed", "num_images",
+    "maps", "words", "map_steps", "map_layers", "map_heads", "map_pool", "topk", "top_steps", "branches",
+    "no_unconditional", "text_queries", "rows", "atlas", "raw", "precision", "no_images",
+    "out", "overwrite", "budget",
 })  # fmt: skip
+FREE_KINDS = ("gate_",)  # how the names of such fields begin
+#: what is told twice: a size or an option, and the setting that decides it, which is told where it is known
+_DECIDED_BY = {
+    "pixel_ys": ("height",), "pixel_xs": ("width",), "tokens": ("max_sequence_length", "t5"), "no_t5": ("t5",),
+    "layers": ("model_shape",), "heads": ("model_shape",),
+}  # fmt: skip
 SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
 PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]
 MISMATCH_COLUMNS = ["field", "reference", "other"]
@@ -74,6 +81,11 @@ def pair(
             does differ is in the result's `mismatch`.
     """
     first, second = names or (reference.name, other.name)
+    for name, store in ((first, reference), (second, other)):
+        if not len(store):
+            raise StoreError(
+                f"{name} has no sealed sample yet to compare: wait for the first of {store.planned}"
+            )
     fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
     keys = ["pairing_key"]
     if allow_mismatch:
@@ -150,6 +162,18 @@ def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.Da
     return pd.DataFrame(rows, columns=["field", *settings])
 
 
+def is_free(field: str) -> bool:
+    """Whether a setting may differ between runs that are compared without being allowed to."""
+    return field in FREE_FIELDS or field.startswith(FREE_KINDS)
+
+
+def must_be_allowed(reference: Store, other: Store, pairing: Pairing, allowed: Sequence[str]) -> list[str]:
+    """Return all fields that `allow_mismatch` has to name for samples to pair, those it names already too."""
+    settings = setting_differences({"reference": reference, "other": other}, free=False)["field"]
+    of_samples = {*pairing.unpaired["field"], *allowed}
+    return [*settings, *(name for name in SAMPLE_FIELDS if name in of_samples and name not in set(settings))]
+
+
 def sentence(first: xr.DataArray, second: xr.DataArray, pairing: Pairing, what: str) -> str:
     """Say the mean of both runs over their pairs, and the change, in one sentence made from the numbers."""
     before, after = (float(finite_mean(values, values.dims)) for values in (first, second))
@@ -167,7 +191,7 @@ def _numbered(samples: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _refuse_unknown(allowed: Sequence[str], reference: Store, other: Store) -> None:
     known = {*SAMPLE_FIELDS, *_settings(reference, free=False), *_settings(other, free=False)}
-    unknown = sorted(set(allowed) - known)
+    unknown = sorted(name for name in set(allowed) - known if not is_free(name))
     if unknown:
         raise StoreError(
             f"allow_mismatch names {', '.join(unknown)}, which is no field: the fields are {', '.join(sorted(known))}"
@@ -228,23 +252,25 @@ def _settings(store: Store, free: bool) -> dict[str, str]:
     found |= {name: value for name, value in store.attributes.items() if name.startswith(("model_", "gate_"))}
     found |= {name: value for name, value in store.config.items() if name not in found}
     found |= {name: value for name, value in _component_settings(store).items() if name not in found}
+    for name, deciding in _DECIDED_BY.items():
+        if found.keys() >= set(deciding):
+            found.pop(name, None)
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
         for name, value in found.items()
-        if free or name not in FREE_FIELDS
+        if free or not is_free(name)
     }
 
 
 def _component_settings(store: Store) -> dict[str, object]:
-    """Return what a capture from Python does not have in its config: scheduler, dtypes, and whether T5 is
-    there."""
+    """Return what a capture from Python does not have in its config: scheduler, dtype, and whether T5 is there."""
     components = store.provenance.get("components")
     if not isinstance(components, dict):
         return {}
     parts = {name: part for name, part in components.items() if isinstance(part, dict)}
     return {
         "scheduler": parts.get("scheduler", {}),
-        "dtypes": {name: part["dtype"] for name, part in parts.items() if "dtype" in part},
+        "dtype": parts.get("transformer", {}).get("dtype", "unknown"),
         "t5": "text_encoder_3" in parts,
     }
 

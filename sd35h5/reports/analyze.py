@@ -13,7 +13,7 @@ import xarray as xr
 from sd35h5 import metrics
 from sd35h5.errors import StoreError
 from sd35h5.figures import curves, heatmaps, overlays, scales, token_charts
-from sd35h5.reports.output_files import make_folder, open_with_samples, safe_name, save_chart
+from sd35h5.reports.output_files import make_folder, open_with_samples, safe_name, save_chart, writing
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -62,7 +62,7 @@ def analyze(
 def _metrics_csv(store: Store, target: metrics.Target, branches: Sequence[str], path: Path) -> Path:
     """Write a row a (branch, sample, step, layer, head), a sample at a time, so that memory stays small."""
     prompt_ids = list(store.samples["prompt_id"])
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with writing(path, "w") as file:
         for place, (branch, sample) in enumerate((b, s) for b in branches for s in range(len(prompt_ids))):
             table = metrics_table(store, target, branch, sample)
             table["prompt_id"] = prompt_ids[sample]

@@ -17,7 +17,7 @@ from sd35h5.figures.scatter_chart import scatter
 from sd35h5.metrics import sink_rates
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports import comparison_page
-from sd35h5.reports.output_files import save_chart
+from sd35h5.reports.output_files import save_chart, write, writing
 
 if TYPE_CHECKING:
     from sd35h5.comparing.comparison import Comparison
@@ -127,12 +127,12 @@ def _settings(found: Comparison, path: Path) -> Path:
             for name, store in found.stores.items()
         },
     }  # fmt: skip
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def _csv(table: pd.DataFrame, path: Path) -> Path:
-    table.to_csv(path, index=False, float_format="%.9g")
+    with writing(path, "w") as file:
+        table.to_csv(file, index=False, float_format="%.9g")
     return path
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from sd35h5.comparing.comparison import Question, measure
 from sd35h5.errors import StoreError
 from sd35h5.reports import comparison_files, comparison_page
-from sd35h5.reports.output_files import make_folder
-from sd35h5.store.reader import Store, open_store
+from sd35h5.reports.output_files import make_folder, write
+from sd35h5.store.processes.guarded_store import open_checked, own_readers
+from sd35h5.store.reader import Store
 
 
 def compare_runs(
@@ -26,19 +27,16 @@ def compare_runs(
         raise StoreError(
             f"{question.resamples} resamples give no interval: choose 100 at least, 9999 for a report"
         )
-    stores = {}
-    try:
+    with own_readers() as readers:
+        stores: dict[str, Store] = {}
         for path in paths:
-            store = open_store(path)
+            store = open_checked(path, readers)
             stores[_distinct(store.name, stores)] = store
         found = measure(stores, question)
         out = make_folder(out_dir)
         written, pictures = comparison_files.write_tables(found, out), comparison_files.draw(found, out)
         page = out / "report.html"
-        page.write_text(comparison_page.page(found, pictures), encoding="utf-8")
-    finally:
-        for store in stores.values():
-            store.close()
+        write(page, comparison_page.page(found, pictures).encode())
     return [page, *written, *pictures.values()]
 
 

@@ -1,29 +1,33 @@
-"""What all reports write with: folders, file names made safe, charts as PNG."""
+"""What all reports write with: files that appear whole or not at all, folders, file names made safe, charts as PNG."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import altair as alt
 
-from sd35h5.errors import StoreError
+from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.figures import printing
-from sd35h5.store.reader import open_store
+from sd35h5.store.opening import reason
+from sd35h5.store.processes.guarded_store import open_checked
 
 if TYPE_CHECKING:
-    from sd35h5.store.reader import Store
+    from sd35h5.store.opening import reason
+from sd35h5.store.reader import Store
 
 
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> Path:
     """Write the chart as PNG."""
-    path.write_bytes(printing.png(chart))
-    return path
+    return write(path, printing.png(chart))
 
 
 def open_with_samples(path: str | Path) -> Store:
-    store = open_store(path)
+    store = open_checked(path)
     if not store.sizes["sample"]:
         store.close()
         raise StoreError(f"{store.name} has no sealed sample yet: wait for the first of {store.planned}")
@@ -42,9 +46,41 @@ def make_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise StoreError(f"{folder} is a file: give --out_dir a folder") from None
+    except OSError as error:
+        raise _refused(folder, error) from error
     return folder
 
 
+@contextmanager
+def writing(path: Path, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that gets its name once it is whole; after an error, nothing of it is left.
+
+    Args: mode: "wb", or "w" for text.
+    Raises: StoreError, one sentence, for what the system refuses.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with temporary.open(mode, **text) as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):  # the folder may be gone, or have become read-only
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, Sd35h5Error):
+            raise _refused(path, error) from error
+        raise
+
+
 def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
+    """Write a whole file, see `writing`."""
+    with writing(path) as file:
+        file.write(content)
     return path
+
+
+def _refused(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be written: {reason(error)}: make room there or give --out_dir another folder, "
+        "then give the same command again"
+    )

@@ -13,7 +13,9 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
-from sd35h5.store.runs import lock, packed_indices, part_files, reason
+from sd35h5.store.opening import opened, reading, reason
+from sd35h5.store.runs import lock, packed_indices, part_files
+from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.skeleton import create_variable, publish, write_head
 
@@ -45,7 +47,7 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
         publish(temporary, out)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, StoreError):
+        if isinstance(error, OSError | RuntimeError) and not isinstance(error, StoreError):
             raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
         raise
     finally:
@@ -56,7 +58,7 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
 
 
 def _config(path: Path) -> object:
-    with h5py.File(path, "r") as file:
+    with reading(path) as file:
         return json.loads(_text(file, "config"))
 
 
@@ -66,7 +68,7 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
     for row, (_, path, position) in enumerate(sources):
         rows.setdefault(path, {})[position] = row
     paths = list(rows)
-    with h5py.File(paths[0], "r") as first:
+    with reading(paths[0]) as first:
         scales = {name: first[name][:] for name in SCALES if name in first}
         attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
     scales["sample"] = np.array([index for index, _, _ in sources])
@@ -75,7 +77,8 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
     tables: dict[str, np.ndarray] = {}
     recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
     for path in paths:
-        with h5py.File(path, "r") as part:
+        with opened(path) as part:
+            check_version(part, path.name)
             _check_alike(part, scales, attributes, path)
             if not _copy_part(part, target, sizes, tables, rows[path]):
                 recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]
@@ -178,7 +181,7 @@ def _provenance(paths: list[Path]) -> dict[str, str]:
     merged: dict[str, str] = {}
     events: list[object] = []
     for path in paths:
-        with h5py.File(path, "r") as part:
+        with reading(path) as part:
             texts = {name: _text(part, name) for name in schema.PROVENANCE if f"provenance/{name}" in part}
         for name, text in texts.items():
             if name == "events":

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from sd35h5.store.processes.guarded_files import GuardedFiles
 
 _FLAG_DIMS = tuple(name for name, scale in SCALES.items() if scale.labels and scale.is_dimension)
+_MAX_PIXELS = 1 << 26  # 8192 x 8192
+_UNASKED_BYTES, _MOST_DEFLATED = (
+    32 << 20,
+    100,
+)  # a larger read has to be of something: rounded values deflate to half
 _TRUE_STEPS = ("step", "top_step", "map_step", "raw_step")
 
 
@@ -34,12 +39,9 @@ def open_store(path: str | Path, trusted: bool = True) -> Store:
     Raises: StoreError with the first problem; StoreNotFoundError.
     """
     if not trusted:
-        from sd35h5.store.verifying import verify
+        from sd35h5.store.verifying import refuse_problems
 
-        report = verify(path)
-        if not report.ok:
-            more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
-            raise StoreError(f"{Path(path).name} is not safe to open: {report.problems[0]}{more}")
+        refuse_problems(path)
     return Store(find_parts(Path(path)))
 
 
@@ -152,6 +154,12 @@ class Store:
         if name not in self:
             return None
         spec = self._spec(name)
+        height, width = self.sizes["pixel_y"], self.sizes["pixel_x"]
+        if height * width > _MAX_PIXELS:
+            raise StoreError(
+                f"the images of {self.name} are {width} x {height} pixels, more than {_MAX_PIXELS:,}: "
+                "a picture of that size is not drawn, read it with h5py"
+            )
         position = self._key(spec, {"sample": sample})["sample"]
         if not self._parts.is_stored(name, position):
             return None
@@ -218,14 +226,24 @@ class Store:
         lists = tuple(np.atleast_1d(w) for w in wanted)
         shape, dtype = [len(w) for w in lists], numpy_dtype(spec)
         nbytes = math.prod(shape) * dtype.itemsize
-        if self._max_read_bytes is not None and nbytes > self._max_read_bytes:
+        if self._max_read_bytes is not None:
+            self._refuse_too_large(name, nbytes)
+        out = np.full(shape, fill_of(spec), dtype)
+        self._parts.read_into(out, spec, lists)
+        return out[tuple(0 if isinstance(w, int) else slice(None) for w in wanted)]
+
+    def _refuse_too_large(self, name: str, nbytes: int) -> None:
+        """Refuse a read by what it would take, before anything is read."""
+        if nbytes > self._max_read_bytes:
             raise StoreError(
                 f"{name} of {self.name}: this part of it takes {nbytes >> 20} MiB, more than the "
                 f"{self._max_read_bytes >> 20} MiB that are read at once: choose fewer samples or steps"
             )
-        out = np.full(shape, fill_of(spec), dtype)
-        self._parts.read_into(out, spec, lists)
-        return out[tuple(0 if isinstance(w, int) else slice(None) for w in wanted)]
+        if nbytes > _UNASKED_BYTES and nbytes > _MOST_DEFLATED * (stored := self.bytes_on_disk(name)):
+            raise StoreError(
+                f"{name} of {self.name}: this part of it would take {nbytes >> 20} MiB, of which the file holds "
+                f"{stored} bytes: nearly nothing was measured there, or it is made to exhaust readers"
+            )
 
     def _coords(self, spec: Variable, key: Mapping[str, Any]) -> dict[str, Any]:
         coords: dict[str, Any] = {}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import h5py
 
 from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.store.opening import reading, reason
 from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
 from sd35h5.store.skeleton import publish
 
@@ -39,6 +40,11 @@ def part_name(index: int) -> str:
 def part_files(parts: Path) -> list[Path]:
     """Sealed files of a folder, by index; unfinished ones have another ending."""
     return sorted(p for p in parts.glob(f"*{SUFFIX}") if p.stem.isdecimal() and p.is_file())
+
+
+def is_companion(name: str) -> bool:
+    """Whether other systems leave files of that name beside ours: `._x.h5`, `.DS_Store`, `Thumbs.db`."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def sealed_indices(parts: Path) -> set[int]:
@@ -92,8 +98,9 @@ def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) ->
 
 def forget_run(parts: Path) -> None:
     """Remove a capture that was begun and has nothing yet; what holds anything else stays."""
-    if parts.is_dir() and {path.name for path in parts.iterdir()} <= {RUN_FILE}:
-        (parts / RUN_FILE).unlink(missing_ok=True)
+    if parts.is_dir() and all(path.name == RUN_FILE or is_companion(path.name) for path in parts.iterdir()):
+        for path in parts.iterdir():
+            path.unlink()
         parts.rmdir()
 
 
@@ -142,17 +149,6 @@ def lock(path: Path) -> BinaryIO:
     return held
 
 
-def reason(error: OSError | RuntimeError) -> str:
-    """Why the system refused, in its own few words and without paths."""
-    if isinstance(error, BlockingIOError):
-        return "another process is writing it"
-    told = re.search(r"errno = (\d+)", str(error))  # HDF5 tells it in its message
-    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
-    if number:
-        return os.strerror(number).lower()
-    return str(error).split("(")[0].strip().lower() or "the system refused"
-
-
 def _config_before(out: Path, parts: Path) -> dict | None:
     if (parts / RUN_FILE).is_file():
         return read_run(parts)["config"]
@@ -162,17 +158,14 @@ def _config_before(out: Path, parts: Path) -> dict | None:
     return None
 
 
-def _opened(out: Path) -> h5py.File:
-    try:
-        file = h5py.File(out, "r")
-    except OSError as error:
-        raise StoreError(
-            f"{out.name} is there and is no store: choose another output file, or overwrite it"
-        ) from error
-    if "sample" not in file or "provenance/config" not in file:
-        file.close()
-        raise StoreError(f"{out.name} is there and is no store: choose another output file, or overwrite it")
-    return file
+@contextmanager
+def _opened(out: Path) -> Iterator[h5py.File]:
+    with reading(out) as file:
+        if "sample" not in file or "provenance/config" not in file:
+            raise StoreError(
+                f"{out.name} is there and is another HDF5 file, no store: choose another output file, or overwrite it"
+            )
+        yield file
 
 
 def _differing(before: dict, now: dict) -> list[str]:

@@ -14,8 +14,11 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
-from sd35h5.store.runs import RUN_FILE, packed_indices, part_files, parts_of, read_run, reason
+from sd35h5.store.file_texts import as_text, well_formed_json
+from sd35h5.store.opening import opened, reading
+from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
+from sd35h5.store.versions import version_problem
 
 
 class Parts:
@@ -32,7 +35,7 @@ class Parts:
         self.provenance: dict[str, Any] = {}
         names: set[str] = set()
         for file_path in paths:
-            with opened(file_path) as file:
+            with reading(file_path) as file:
                 check_version(file, file_path.name)
                 names |= set(variables_in(file))
                 self._join(file, file_path)
@@ -41,7 +44,7 @@ class Parts:
         self._where = [(file_path, position) for _, file_path, position in self._sources]
         self.variables = tuple(sorted(names, key=_schema_order))
         self.planned = max(len(self), run["planned"] if run else 0)
-        self.config = self.provenance.get("config") or (run["config"] if run else {})
+        self.config = self.provenance.get("config") or (well_formed_json(run["config"]) if run else {})
 
     def __len__(self) -> int:
         return len(self._where)
@@ -97,8 +100,12 @@ class Parts:
         own = scales.pop("sample")
         if not self._sources:
             self.scales = scales
-            self.attributes = {name: _as_text(value) for name, value in file.attrs.items()}
-            self.provenance = {name: _parsed(file["provenance"][name]) for name in file.get("provenance", ())}
+            self.attributes = {name: as_text(value) for name, value in file.attrs.items()}
+            self.provenance = {
+                name: _parsed(held)
+                for name, held in file.get("provenance", {}).items()
+                if isinstance(held, h5py.Dataset)  # a later version may keep groups there
+            }
         for name, values in scales.items():
             if not np.array_equal(self.scales.get(name), values, equal_nan=True):
                 raise StoreError(
@@ -148,30 +155,21 @@ def find_parts(path: Path) -> Parts:
     run = read_run(path) if (path / RUN_FILE).is_file() else None
     files = part_files(path)
     if not files and run is None:
-        others = sorted(p.name for p in path.glob(f"*{SUFFIX}"))
+        others = sorted(p.name for p in path.glob(f"*{SUFFIX}") if not is_companion(p.name))
         hint = f": open one of its runs ({', '.join(others[:4])})" if others else ""
         raise StoreNotFoundError(f"{path.name} is a folder without sealed samples{hint}")
     return Parts(path, files, run)
 
 
-def opened(path: Path) -> h5py.File:
-    """Open a file read-only."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        why = reason(error) if error.errno else "it is no HDF5 file, or it is damaged or half-written"
-        raise StoreError(f"{path.name} cannot be opened: {why}") from error
-
-
 def check_version(file: h5py.File, name: str) -> None:
-    """Refuse a file of another format or of a major version that this reader does not know."""
-    if _as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
+    """Refuse a file of another format, or of a version that this reader may not read."""
+    if as_text(file.attrs.get("schema_name", "")) != schema.SCHEMA_NAME or "sample" not in file:
         raise StoreError(f"{name} is HDF5, but no sd35h5 store")
-    version = _as_text(file.attrs.get("schema_version", ""))
-    major = version.partition(".")[0]
-    if major != schema.SCHEMA_VERSION.partition(".")[0]:
-        told = f"has schema version {version}" if version else "does not say its schema version"
-        raise StoreError(f"{name} {told}, this reader knows {schema.SCHEMA_VERSION}: update sd35h5")
+    told = {
+        attribute: as_text(file.attrs.get(attribute, "")) for attribute in ("schema_version", "min_reader")
+    }
+    if problem := version_problem(told):
+        raise StoreError(f"{name} cannot be read: {problem}")
 
 
 def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -184,7 +182,7 @@ def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.
         return np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)
     chunks = dataset.chunks or dataset.shape
     pieces = [_pieces(w, chunk) for w, chunk in zip(wanted, chunks, strict=True)]
-    source = dataset.asstr() if _is_text(dataset) else dataset
+    source = dataset.asstr(errors="replace") if _is_text(dataset) else dataset
     out = np.empty([len(w) for w in wanted], object if _is_text(dataset) else dataset.dtype)
     for combined in product(*pieces):
         into, spans, picks = zip(*combined, strict=True)
@@ -205,15 +203,11 @@ def _is_text(dataset: h5py.Dataset) -> bool:
     return h5py.check_string_dtype(dataset.dtype) is not None
 
 
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def _parsed(dataset: h5py.Dataset) -> Any:
     try:
-        return json.loads(dataset[()])
+        return well_formed_json(json.loads(dataset[()]))
     except (ValueError, RecursionError):
-        return _as_text(dataset[()])
+        return as_text(dataset[()])
 
 
 def _schema_order(name: str) -> tuple[int, str]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
-from sd35h5.store.runs import RUN_FILE, lock, parts_of, reason
-from sd35h5.store.sample_files import check_version, opened
+from sd35h5.store.opening import reading, reason
+from sd35h5.store.runs import RUN_FILE, lock, parts_of
+from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import PARTS_SUFFIX, variable
 from sd35h5.store.scores_csv import read_scores
 from sd35h5.store.skeleton import TEXT, create_variable, publish
-from sd35h5.store.verifying import verify
+from sd35h5.store.verifying import refuse_problems, verify
 
 EVENTS = "provenance/events"
+_PIECE = 4 << 20  # bytes
 
 
 def join_scores(
@@ -47,8 +52,9 @@ def join_scores(
     except OSError as error:
         raise StoreError(f"{path.name} cannot be written: {reason(error)}") from error
     try:
+        refuse_problems(path)
         scores = _new_scores(path, table, names, overwrite)
-        shutil.copyfile(path, temporary)
+        copy_data(path, temporary)
         shutil.copymode(path, temporary)
         with h5py.File(temporary, "r+", libver=schema.LIBVER, locking=False) as file:
             _write(file, scores, table)
@@ -64,6 +70,33 @@ def join_scores(
     finally:
         held.close()
     return {name: int(np.isfinite(values).sum()) for name, values in scores.items()}
+
+
+def copy_data(source: Path, target: Path) -> None:
+    """Copy a file's bytes, and leave out its holes: a file that claims 100 GB may hold a few kilobytes."""
+    with source.open("rb", buffering=0) as file, target.open("wb", buffering=0) as copy:
+        size = file.seek(0, os.SEEK_END)
+        copy.truncate(size)
+        position = 0
+        while position < size:
+            begin, end = _data_from(file, position, size)
+            for place in range(begin, end, _PIECE):
+                file.seek(place), copy.seek(place)
+                rest = memoryview(file.read(min(_PIECE, end - place)))
+                while rest:
+                    rest = rest[copy.write(rest) :]
+            position = end
+
+
+def _data_from(file: BinaryIO, position: int, size: int) -> tuple[int, int]:
+    """The next stretch of a file that is no hole; all of it where the system knows no holes."""
+    if not hasattr(os, "SEEK_DATA"):
+        return position, size
+    try:
+        begin = file.seek(position, os.SEEK_DATA)
+        return begin, file.seek(begin, os.SEEK_HOLE)
+    except OSError as error:
+        return (size, size) if error.errno == errno.ENXIO else (position, size)
 
 
 def _packed(path: Path) -> Path:
@@ -85,7 +118,7 @@ def _packed(path: Path) -> Path:
 
 
 def _new_scores(path: Path, table: Path, names: Sequence[str], overwrite: bool) -> dict[str, np.ndarray]:
-    with opened(path) as file:
+    with reading(path) as file:
         check_version(file, path.name)
         there = set(file.get("scores", ()))
         try:

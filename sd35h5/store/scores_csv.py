@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
-from sd35h5.store.runs import reason
+from sd35h5.store.opening import reason
 from sd35h5.store.schema import MAX_SCORE_NAME, is_sample_column, is_score
 
 KEYS = (("sample_id",), ("prompt_id", "seed"))  # columns that name a sample, the first that are there

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,7 +84,8 @@ def publish(temporary: Path, path: Path) -> None:
     """Give a closed file its final name: a reader sees it whole or not at all, also after a power cut."""
     _fsync(temporary)
     os.replace(temporary, path)
-    _fsync(path.parent)
+    with suppress(OSError):  # SMB, FUSE, WSL's drives: what they refuse for a folder, the file does not need
+        _fsync(path.parent)
 
 
 def schema_json() -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35h5.errors import StoreNotFoundError
+from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.store.processes import children
 from sd35h5.store.runs import part_files, parts_of
 
+_CHECKER = "sd35h5.store.processes.checker"
 MEMORY_BYTES = 2 << 30
 MAX_ENDS = 5  # files that may end the check before the rest is not looked at
 TOO_LARGE = "reading it takes more than 2 GiB of memory: it is damaged, or made to exhaust readers"
@@ -38,11 +38,11 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     Args:
         deep: besides structure, types, links and sizes, read every value and compare it with what was sealed.
         seconds: how long it may take; by default 30 and some more for large files and many files.
-    Raises: StoreNotFoundError.
+    Raises: StoreNotFoundError; CannotStartError where nothing can be checked, for which no file is to blame.
     """
     files = _files(Path(path))
     if seconds is None:
-        megabytes = sum(file.stat().st_size for file in files) >> 20
+        megabytes = sum(_stored(file) for file in files) >> 20
         seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
     problems: list[str] = []
     deadline = time.monotonic() + seconds
@@ -62,6 +62,14 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     return Report(not problems, tuple(problems))
 
 
+def refuse_problems(path: str | Path) -> None:
+    """Verify the structure of what is to be opened. Raises: StoreError with the first problem."""
+    problems = verify(path).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise StoreError(f"{Path(path).name} cannot be opened: {problems[0]}{more}")
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path, *part_files(parts_of(path))]
@@ -74,30 +82,40 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
+def _stored(file: Path) -> int:
+    """Bytes that a file takes on its disk: one with holes may claim any length."""
+    told = file.stat()
+    return min(told.st_size, 512 * getattr(told, "st_blocks", told.st_size))
+
+
 def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[str, str]], str]:
-    """Run sd35h5.store.processes.checker. Returns: its lines, and why it ended early, "" if it came to its end."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    """Run the checker. Returns: its lines, and why it ended early, "" if it came to its end.
+
+    Raises: CannotStartError.
+    """
     paths = [str(file.resolve()) for file in files]
     request = json.dumps({"files": paths, "deep": deep, "seconds": seconds, "memory": MEMORY_BYTES})
-    command = [sys.executable, "-m", "sd35h5.store.processes.checker"]
-    try:
-        done = subprocess.run(
-            command, input=request.encode(), capture_output=True, env=environment, timeout=seconds + 2
-        )
-        output, end = done.stdout, _end(done)
-    except subprocess.TimeoutExpired as late:
-        output, end = late.stdout or b"", TOO_LONG
+    with children.started(_CHECKER) as process:
+        try:
+            children.await_ready(process, _CHECKER)
+            output, words = process.communicate(request.encode(), timeout=seconds + 2)
+            end = _end(process.returncode, words)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, end = process.communicate()[0], TOO_LONG
+        finally:
+            process.kill()  # also when this thread was interrupted
+            process.wait()
     return [json.loads(line) for line in output.decode().splitlines() if line.endswith("}")], end
 
 
-def _end(done: subprocess.CompletedProcess) -> str:
+def _end(status: int, words: bytes) -> str:
     """Why a check ended early, from how its process ended; "" if it came to its end."""
-    if done.returncode == 0:
+    if status == 0:
         return ""
-    if done.returncode == 64:  # sd35h5.store.processes.checker.OUT_OF_MEMORY
+    if status == 64:  # sd35h5.store.processes.checker.OUT_OF_MEMORY
         return TOO_LARGE
-    if done.returncode < 0:  # a signal
-        return TOO_LONG if -done.returncode == getattr(signal, "SIGXCPU", 0) else CRASHED
-    told = done.stderr.decode(errors="replace").strip().splitlines() or ["no word"]
+    if status < 0:  # a signal
+        return TOO_LONG if -status == getattr(signal, "SIGXCPU", 0) else CRASHED
+    told = words.decode(errors="replace").strip().splitlines() or ["no word"]
     return f"the check itself failed ({told[-1].partition(':')[0][:60]}): please report it"

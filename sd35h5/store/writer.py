@@ -32,8 +32,9 @@ from sd35h5.store.blocks import (
 )
 from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.chunks import encode_chunk
+from sd35h5.store.opening import reason
 from sd35h5.store.packing import pack
-from sd35h5.store.runs import begin_run, lock, part_name, read_run, reason, sealed_indices
+from sd35h5.store.runs import begin_run, lock, part_name, read_run, sealed_indices
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.skeleton import create_variable, publish, write_head
 

@@ -54,7 +54,7 @@ def _identity(file: str) -> tuple[str, str] | None:
     """(name, variant) of the set that a file belongs to; None for a file that is neither weights nor an index."""
     plain = _SHARD.sub("", file)
     name, *rest = plain.split(".")
-    if rest[-1:] == ["safetensors"] and file not in _NOT_WEIGHTS:
+    if rest[-1:] == ["safetensors"] and file not in _NOT_WEIGHTS and file[0] != ".":
         return name, ".".join(rest[:-1])
     if rest[-1:] == ["json"] and "safetensors" in rest and "index" in rest:
         return name, ".".join(part for part in rest[:-1] if part not in ("safetensors", "index"))

@@ -119,7 +119,9 @@ def test_verify_exits_by_what_it_finds(run, tmp_path, capsys):
     assert capsys.readouterr().out == "run.h5: well-formed and safe to open, every value as sealed\n"
     (tmp_path / "bad.h5").write_text("no")
     assert main(["verify", str(tmp_path / "bad.h5")]) == 1
-    assert capsys.readouterr().out == "bad.h5: it is no HDF5 file, or it is damaged or half-written\n"
+    assert (
+        capsys.readouterr().out == "bad.h5: it is a text, not HDF5, and begins with “no”: download it again\n"
+    )
     assert main(["verify", "--json", str(tmp_path / "bad.h5")]) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
 

@@ -155,7 +155,7 @@ def test_files_that_are_not_there_or_no_store_are_told(run, tmp_path):
     with pytest.raises(StoreError, match="^latin.csv is no table of comma-separated values in UTF-8"):
         join_scores(run, tmp_path / "latin.csv")
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(StoreError, match="^text.h5 cannot be opened: it is no HDF5 file"):
+    with pytest.raises(StoreError, match="^text.h5 cannot be opened: it is a text, not HDF5"):
         join_scores(tmp_path / "text.h5", table(run, GOOD))
 
 

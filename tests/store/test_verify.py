@@ -33,8 +33,10 @@ def test_a_good_file_is_good(good):
 def test_a_running_capture_is_checked_file_by_file(tmp_path):
     parts = make_store(tmp_path / "run.h5", samples=3, packed=False, planned=4)
     assert verify(tmp_path / "run.h5", deep=True).ok
-    (parts / "000001.h5").write_bytes((parts / "000001.h5").read_bytes()[:9000])
-    assert verify(parts).problems == ("000001.h5: it is no HDF5 file, or it is damaged or half-written",)
+    whole = (parts / "000001.h5").read_bytes()
+    (parts / "000001.h5").write_bytes(whole[:9000])
+    cut = f"it is cut off, it has 9000 of {len(whole)} bytes: copy or download it again"
+    assert verify(parts).problems == (f"000001.h5: {cut}",)
 
 
 def test_a_capture_without_samples_is_not_broken(tmp_path):
@@ -243,8 +245,10 @@ def test_basic_verification_reads_no_large_values_and_deep_does(good, tmp_path):
 def test_a_cut_off_file_is_told(good, tmp_path, share):
     path = tmp_path / "cut.h5"
     data = good.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    assert verify(path).problems == ("it is no HDF5 file, or it is damaged or half-written",)
+    left = int(len(data) * share)
+    path.write_bytes(data[:left])
+    cut = f"it is cut off, it has {left} of {len(data)} bytes: copy or download it again"
+    assert verify(path).problems == (cut if left else "it is empty: get or copy it again",)
 
 
 def flips(good: Path, folder: Path, count: int, seed: int) -> None:
@@ -290,7 +294,7 @@ def test_many_flipped_bits_never_reach_the_asking_process(good, tmp_path):
 def test_a_check_that_crashes_hangs_or_swells_is_told(good, tmp_path, monkeypatch, script, sentence):
     """The interpreter that verify starts is replaced by a program that ends as HDF5 can."""
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.write_text(f"#!/bin/sh\necho '{{\"ready\": true}}'\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(program))
     (problem,) = verify(good, seconds=1).problems
@@ -314,7 +318,7 @@ def test_a_file_that_ends_the_check_does_not_hide_the_others(tmp_path, monkeypat
     monkeypatch.setattr(sys, "executable", str(program))
     assert verify(parts).problems == (
         "000001.h5: reading it crashed the HDF5 library: it is damaged",
-        "000003.h5: it is no HDF5 file, or it is damaged or half-written",
+        "000003.h5: it is empty: get or copy it again",
     )
 
 

@@ -332,7 +332,7 @@ def test_a_packed_run_counts_as_sealed_and_guards_its_configuration(tmp_path):
 
 def test_a_file_that_is_no_store_is_not_taken_for_a_run(tmp_path):
     (tmp_path / "notes.h5").write_text("my notes")
-    with pytest.raises(StoreError, match="notes.h5 is there and is no store"):
+    with pytest.raises(StoreError, match="^notes.h5 cannot be opened: it is a text, not HDF5"):
         begin_run(tmp_path / "notes.h5", {}, planned=1)
     assert (tmp_path / "notes.h5").read_text() == "my notes"
 

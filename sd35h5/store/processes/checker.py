@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,25 +14,30 @@ import numpy as np
 from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
+from sd35h5.store.opening import unlocked, wrong_file
+from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
+from sd35h5.store.versions import version_problem
 
 OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
 MAX_TEXT_BYTES = 1 << 20
 MAX_PROVENANCE_BYTES = 16 << 20
+SLACK_BYTES = 1 << 16
+MAX_UNHELD_BYTES = 64 << 20
 
 
 def check_file(path: Path, deep: bool) -> list[str]:
     """Sentences for the problems of one file, [] for a good one."""
     try:
-        with told_as("it is no HDF5 file, or it is damaged or half-written"):
-            file = h5py.File(path, "r", locking=False)  # files are replaced whole, never changed in place
-        with file:
+        with _opened(path) as file:
             with told_as("it cannot be walked through: it is damaged"):
                 _check_identity(file)
                 names = list(walk(file))
-            problems = _each(check_object, file, names, path.stat().st_size)
+            size = path.stat().st_size
+            _check_claims(file, size)
+            problems = _each(check_object, file, names, size)
             if not problems:
                 problems = _each(_check_scale, file, SCALES)
             if not problems:
@@ -43,6 +49,15 @@ def check_file(path: Path, deep: bool) -> list[str]:
     except Problem as problem:
         return [str(problem)]
     return problems[:MAX_PROBLEMS]
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return unlocked(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of h5py
+        raise Problem(wrong_file(path, error)) from error
 
 
 def _each(check: Callable, file: h5py.File, names: Iterable[str], *more: object) -> list[str]:
@@ -64,15 +79,30 @@ def _check_identity(file: h5py.File) -> None:
         raise Problem(
             "it is HDF5, but no sd35h5 store, or it is damaged: it has no attribute schema_name = sd35h5"
         )
-    known = schema.SCHEMA_VERSION.partition(".")[0]
-    for name in ("schema_version", "min_reader"):
-        if not found[name]:
-            raise Problem(f"it has no {name}")
-        if found[name].partition(".")[0] != known:
-            raise Problem(f"its {name} is {shown(found[name])}, this reader knows {known}.x: update sd35h5")
+    if problem := version_problem(found):
+        raise Problem(problem)
     for name, allowed in (("kind", schema.KINDS), ("status", schema.STATUSES)):
         if found[name] not in allowed:
             raise Problem(f"its {name} is '{shown(found[name])}', it must be one of {', '.join(allowed)}")
+
+
+def _check_claims(file: h5py.File, size: int) -> None:
+    """Refuse what would be read and cannot be there: unwritten values take no room in a file, but all of it in
+    memory. A sample has its hash of 64 characters, a text at least its place."""
+    with told_as("its sizes cannot be read: it is damaged"):
+        sizes = sizes_in(file)
+        samples = sizes.get("sample", 0)
+        cells = math.prod(sizes.get(dim, 1) for dim in ("sample", "step", "layer", "head"))
+        texts = {name: file[name].size or 0 for name in variables_in(file) if variable(name).is_text}
+    if 64 * samples > size + SLACK_BYTES:
+        raise Problem(f"it claims {samples} samples, which {size} bytes cannot hold")
+    if 4 * cells > MAX_UNHELD_BYTES + 16 * size:  # one number of each is what every chart begins with
+        raise Problem(
+            f"it claims {cells} heads at all layers, steps and samples, which {size} bytes cannot hold"
+        )
+    for name, count in texts.items():
+        if count > size + SLACK_BYTES:
+            raise Problem(f"{name} claims {count} texts, which {size} bytes cannot hold")
 
 
 def _check_scale(file: h5py.File, name: str) -> None:
@@ -171,6 +201,7 @@ def _limit(seconds: int, memory: int) -> None:
 
 def main() -> int:
     """Check the requested files; print a JSON line for each file begun and each problem."""
+    print(READY.decode(), end="", flush=True)
     request = json.load(sys.stdin)
     _limit(request["seconds"], request["memory"])
     for path in map(Path, request["files"]):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sd35h5.errors import StoreError
+from sd35h5.store.file_texts import as_text, well_formed_json
 from sd35h5.store.processes.reader_pool import NONSENSE, Readers
 from sd35h5.store.schema import SCALES, Variable, variable
 
@@ -17,14 +18,18 @@ SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
 class GuardedFiles:
     """What sample_files.Parts tells and reads, asked of a pool of readers. What they tell is taken by type and name."""
 
-    def __init__(self, readers: Readers, path: Path, mark: tuple[int, ...]) -> None:
-        self.path, self._readers, self._mark = path, readers, mark
+    def __init__(
+        self, readers: Readers, path: Path, mark: tuple[int, ...], owned: Readers | None = None
+    ) -> None:
+        self.path, self._readers, self._mark, self._owned = path, readers, mark, owned
         told = self._ask("describe")
         try:
             self.name = str(told["name"])
             self._samples, self.planned = int(told["samples"]), int(told["planned"])
-            self.attributes = {str(name): str(value) for name, value in told["attributes"].items()}
-            self.provenance, self.config = dict(told["provenance"]), dict(told["config"])
+            self.attributes = {as_text(name): as_text(value) for name, value in told["attributes"].items()}
+            self.provenance, self.config = (
+                well_formed_json(dict(told[what])) for what in ("provenance", "config")
+            )
             self.variables = tuple(variable(name).name for name in told["variables"])
             self.scales = {
                 name: np.array(values, SCALES[name].dtype).reshape(len(values))
@@ -37,7 +42,9 @@ class GuardedFiles:
         return self._samples
 
     def close(self) -> None:
-        """Nothing is open here: the readers close what they have not read for long."""
+        """End the readers that were started for these files alone; others close what they have not read for long."""
+        if self._owned is not None:
+            self._owned.close()
 
     def bytes_on_disk(self, name: str | None) -> int:
         return int(self._value("bytes", (int,), name=name))
@@ -56,7 +63,7 @@ class GuardedFiles:
             texts = self._ask("values", **_selection(spec, wanted)).get("texts")
             if not isinstance(texts, list) or len(texts) != out.size:
                 raise StoreError(f"{self.path.name}: {NONSENSE}")
-            out[...] = np.array([str(text) for text in texts], object).reshape(out.shape)
+            out[...] = np.array([as_text(text) for text in texts], object).reshape(out.shape)
             return
         pieces = min(self._readers.count, len(wanted[0])) if out.nbytes > SPLIT_BYTES else 1
         rows = np.array_split(np.arange(len(wanted[0])), max(1, pieces))

@@ -7,8 +7,11 @@ from pathlib import Path
 from sd35h5.store.processes.guarded_files import GuardedFiles
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.reader import Store
+from sd35h5.store.verifying import refuse_problems
 
 MAX_READ_BYTES = 256 << 20
+OWN_MAX_READ_BYTES, OWN_MEMORY_BYTES = 1 << 30, 3 << 30  # of a command, which has the machine for itself
+OWN_SECONDS = 60  # for one read, of a large file on a slow disk
 
 
 def open_through(readers: Readers, path: str | Path, mark: tuple[int, ...] = ()) -> Store:
@@ -19,3 +22,28 @@ def open_through(readers: Readers, path: str | Path, mark: tuple[int, ...] = ())
     Raises: StoreError, also for a read above MAX_READ_BYTES, which the size that a file claims would ask for.
     """
     return Store(GuardedFiles(readers, Path(path), mark), MAX_READ_BYTES)
+
+
+def own_readers() -> Readers:
+    """Start the readers of a command."""
+    return Readers(2, OWN_SECONDS, OWN_MEMORY_BYTES, started=1)
+
+
+def open_checked(path: str | Path, readers: Readers | None = None, check: bool = True) -> Store:
+    """Open what `open_store` opens, wherever it comes from: nothing that is in it hangs, kills or swells this
+    process, and Ctrl-C ends every read.
+
+    Args:
+        readers: of `own_readers`; None starts some that end when the store is closed.
+        check: verify the structure first, for the better sentence.
+    Raises: StoreError with the first problem; StoreNotFoundError.
+    """
+    own = own_readers() if readers is None else None  # they start while the file is verified
+    try:
+        if check:
+            refuse_problems(path)
+        return Store(GuardedFiles(readers or own, Path(path), (), own), OWN_MAX_READ_BYTES)
+    except BaseException:
+        if own is not None:
+            own.close()
+        raise

@@ -124,9 +124,13 @@ def _check_attributes(obj: h5py.Group | h5py.Dataset, name: str) -> None:
         if attribute in SCALE_ATTRIBUTES:
             continue  # dimension scales are references by HDF5's own specification
         _check_type(held.get_type(), place)
+        too_large = Problem(f"{shown(place)} is larger than {MAX_ATTRIBUTE_BYTES} bytes")
         if held.get_storage_size() > MAX_ATTRIBUTE_BYTES:
-            raise Problem(f"{shown(place)} is larger than {MAX_ATTRIBUTE_BYTES} bytes")
-        obj.attrs[attribute]  # must be readable
+            raise too_large
+        value = obj.attrs[attribute]  # must be readable; texts of any length are stored elsewhere
+        texts = [value] if isinstance(value, str | bytes) else np.ravel(value).tolist()
+        if sum(len(text) for text in texts if isinstance(text, str | bytes)) > MAX_ATTRIBUTE_BYTES:
+            raise too_large
 
 
 def _check_storage(dataset: h5py.Dataset, name: str, file_size: int) -> None:

@@ -7,10 +7,8 @@ numbers into an array whose shape and dtype this side has made. Nothing is unpic
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from sd35h5.errors import StoreError
+from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.store.processes import children
 
+_PROCESS = "sd35h5.store.processes.reader_process"
 SECONDS = 20
 MEMORY_BYTES = 1 << 30
 MAX_LINE_BYTES = 32 << 20
 REMEMBERED = 60  # seconds that a file which ended its reader is not tried again
-KEPT_ENVIRONMENT = (
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "SYSTEMROOT",
-    "LANG",
-)  # no secret of the server goes to a reader
 CRASHED = "reading it crashed the HDF5 library: it is damaged"
 TOO_LONG = "reading it did not end in {seconds:g} s: it is damaged, or made to hang readers"
 BUSY = "all readers were busy for {seconds:g} s: try again in a moment"
@@ -52,16 +46,21 @@ class Readers:
         count: processes; so many reads run at the same time.
         seconds: how long an answer may take, and how long one waits for an idle reader.
         memory: bytes of address space of each.
+        started: how many are started now; the others are when they are needed.
     """
 
-    def __init__(self, count: int = 3, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, count: int = 3, seconds: float = SECONDS, memory: int = MEMORY_BYTES, started: int | None = None
+    ) -> None:
         self.count, self.seconds = count, seconds
         self._readers = [_Reader(seconds, memory) for _ in range(count)]
         self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()
         self._threads = ThreadPoolExecutor(count, "read")
+        self._closed = False
         self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, str]] = {}
-        for reader in self._readers:
-            reader.start()
+        for place, reader in enumerate(self._readers):
+            if started is None or count - place <= started:  # the last to be put is the first to be taken
+                reader.start()
             self._idle.put(reader)
 
     def ask(
@@ -74,6 +73,8 @@ class Readers:
             into: contiguous numbers to fill with the bytes that follow the answer.
         Raises: StoreError, one sentence; a file that ended its reader is refused for a minute.
         """
+        if self._closed:
+            raise StoreError(f"{Path(path).name} is closed")
         self._refuse_ended(path, mark)
         line = json.dumps({**request, "path": path, "mark": mark}).encode() + b"\n"
         try:
@@ -85,7 +86,8 @@ class Readers:
             self._ended[path, mark] = (time.monotonic(), sentence)
             raise StoreError(f"{Path(path).name}: {sentence}") from None
         if "error" in told:
-            raise StoreError(one_line(told["error"]))
+            kind = StoreNotFoundError if told.get("missing") is True else StoreError
+            raise kind(one_line(told["error"]))
         return told
 
     def ask_together(
@@ -96,15 +98,22 @@ class Readers:
         for future in futures:
             future.result()
 
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the processes."""
-        self._threads.shutdown()
+        """End the processes, also those that read: whoever waits for one gets a sentence."""
+        self._closed = True
         for reader in self._readers:
             reader.end()
+        self._threads.shutdown()
 
     def processes(self) -> list[int]:
-        """Process ids of the readers that run."""
-        return [process.pid for reader in self._readers if (process := reader.process)]
+        """Process ids of the readers that are at work or ready for it."""
+        return [process.pid for reader in self._readers if (process := reader.process) and reader.is_ready]
 
     def _asked(self, line: bytes, into: np.ndarray | None) -> dict[str, Any]:
         """Ask one reader; one that was killed by something else than its file deserves a second try."""
@@ -116,7 +125,7 @@ class Readers:
             try:
                 return reader.ask(line, into)
             except _ReaderEnded as end:
-                if end.late:
+                if end.late or self._closed:
                     raise
             return reader.ask(line, into)
         finally:
@@ -134,20 +143,20 @@ class _Reader:
     def __init__(self, seconds: float, memory: int) -> None:
         self._seconds, self._memory = seconds, memory
         self.process: subprocess.Popen[bytes] | None = None
+        self.is_ready = False  # whether it has imported what it needs
 
     def start(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
             self.end()
-            limits = (str(self._memory), str(int(np.ceil(self._seconds))))
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sd35h5.store.processes.reader_process", *limits],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(),
-            )  # fmt: skip
+            self.process = children.started(_PROCESS, self._memory, int(np.ceil(self._seconds)))
         return self.process
 
     def ask(self, line: bytes, into: np.ndarray | None) -> dict[str, Any]:
-        """Send a line, take the answer; a reader that does not answer wholly and in time is ended."""
-        process = self.start()
+        """Send a line, take the answer; a reader that does not answer wholly and in time is ended.
+
+        Raises: CannotStartError; _ReaderEnded, which the file is to blame for.
+        """
+        process = self._ready()
         begin = time.monotonic()
         alarm = threading.Timer(self._seconds, process.kill)
         alarm.daemon = True
@@ -168,12 +177,24 @@ class _Reader:
             if not answered:  # also when this thread was interrupted: what is left in the pipe is of no use
                 self.end()
 
+    def _ready(self) -> subprocess.Popen[bytes]:
+        process = self.start()
+        if not self.is_ready:
+            try:
+                children.await_ready(process, _PROCESS)
+                self.is_ready = True
+            finally:
+                if not self.is_ready:
+                    self.end()
+        return process
+
     def end(self) -> None:
+        self.is_ready = False
         process, self.process = self.process, None
         if process is not None:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
+            for pipe in (process.stdin, process.stdout, process.stderr):
                 try:
                     pipe.close()
                 except BrokenPipeError:  # a request that was never read
@@ -206,9 +227,3 @@ def _fill(pipe: Any, into: np.ndarray) -> None:
         if not count:
             raise EOFError
         rest = rest[count:]
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    root = str(Path(__file__).resolve().parents[3])
-    return {**kept, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sd35h5.errors import Sd35h5Error
+from sd35h5.errors import Sd35h5Error, StoreNotFoundError
 from sd35h5.store.blocks import fill_of, numpy_dtype
+from sd35h5.store.processes.children import READY
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import variable
 
@@ -96,7 +97,8 @@ def serve(source: BinaryIO, sink: BinaryIO, seconds: int) -> None:
             told, numbers = answer(files, json.loads(line))
             head = json.dumps(told)
         except Sd35h5Error as error:
-            head, numbers = json.dumps({"error": str(error)}), None
+            is_missing = isinstance(error, StoreNotFoundError)
+            head, numbers = json.dumps({"error": str(error), "missing": is_missing}), None
         except MemoryError:
             head, numbers = json.dumps({"error": TOO_LARGE}), None
         except Exception:  # whatever a damaged file makes of h5py: the other side shows one sentence
@@ -129,11 +131,15 @@ def _limit_cpu(seconds: int) -> None:
 
 
 def main() -> int:
-    """Serve stdin; what libraries print goes to stderr, never between the answers."""
+    """Serve stdin; what libraries print goes nowhere, never between the answers."""
     memory, seconds = map(int, sys.argv[1:])
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as sink:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        with open(os.devnull, "wb") as nowhere:  # nobody listens once it is ready
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
         _limit(memory)
+        sink.write(READY)
+        sink.flush()
         serve(sys.stdin.buffer, sink, seconds)
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sd35h5.errors import StoreError
+from sd35h5.errors import Sd35h5Error, StoreError
+from sd35h5.store.processes import children
 from sd35h5.store.processes.shared_buffer import SharedBuffer
 from sd35h5.store.runs import part_name
 from sd35h5.store.schema import variable
@@ -35,15 +35,14 @@ class ProcessWriter:
 
     def __init__(self, parts: Path, index: int, header: Header, rounded_already: bool = False) -> None:
         self.path = Path(parts) / part_name(index)
-        package = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
         self._buffers = [SharedBuffer(), SharedBuffer()]  # one is filled while the other is emptied
         self._filled = 0  # calls that went through a buffer
         self._emptied = 0
+        self._is_ready = False  # whether it has said so
         descriptors = [buffer.descriptor for buffer in self._buffers]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", _PROCESS, *map(str, descriptors)], pass_fds=descriptors,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, "PYTHONPATH": path},
+            children.command(_PROCESS, *descriptors), pass_fds=descriptors,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=children.with_import_path(os.environ),
             start_new_session=True,  # Ctrl-C is for the caller, who then abandons
         )  # fmt: skip
         _widen(self._process.stdin.fileno())
@@ -87,7 +86,7 @@ class ProcessWriter:
     def abandon(self) -> None:
         """End the process; it leaves no file behind. After `seal()` the sealed file stays."""
         if self._process.poll() is None:
-            with suppress(StoreError):  # it has ended by itself, and left nothing either
+            with suppress(Sd35h5Error):  # it has ended by itself, and left nothing either
                 self._send({"do": "abandon"})
         self._end()
 
@@ -113,11 +112,16 @@ class ProcessWriter:
             StoreError: what went wrong there, or that it was killed.
         """
         line = b"" if self._process.stdout.closed else self._process.stdout.readline()
+        if line == children.READY:
+            self._is_ready = True
+            return False
         told = json.loads(line) if line.endswith(b"\n") else {"error": ""}
         if not told:
             self._emptied += 1
             return False
         self._end()
+        if not self._is_ready and self._process.returncode > 0:  # less than 0: it was killed
+            raise children.cannot_start(_PROCESS, "its words are above")
         if "error" in told:
             raise StoreError(
                 told["error"]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from sd35h5.errors import Sd35h5Error
+from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.shared_buffer import SharedBuffer
 from sd35h5.store.writer import Header, SampleWriter
 
@@ -66,6 +67,8 @@ def main() -> int:
     """Serve stdin. What goes wrong is answered in one line, and ends the process."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as sink:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+        sink.write(READY.decode())
+        sink.flush()
         try:
             sealed = serve(sys.stdin.buffer, sink, [SharedBuffer(int(number)) for number in sys.argv[1:]])
         except Sd35h5Error as error:
