@@ -62,6 +62,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     from sd35h5.gates.forms import FORMS, is_zero, zero_attentions
     from sd35h5.gates.gate_files import read_gates
     from sd35h5.gates.texts import tell_layers
+    from sd35h5.gates.writers import attn2_layout_by_writer
 
     source = read_gates(path)
     places = {(int(key.split(".")[1]), key.split(".")[2]) for key in source.tensors}
@@ -75,6 +76,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         layers = {name: [layer for layer, where in found if where == key] for key, name in names.items()}
         return {name: tell_layers(each) for name, each in layers.items() if each}
 
+    by_writer = attn2_layout_by_writer(source.metadata) or None
     without = "no gate on one" if source.layers is None else "no second attention"
     return {
         "file": path.name,
@@ -83,7 +85,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "layers": by_target(places),
         "rows": ", ".join(f"{rows} × {width}" for rows, width in sorted(shapes)),
         "activation": source.metadata.get("activation"),
-        "attn2_layout": source.metadata.get("attn2_layout", None if source.second else without),
+        "attn2_layout": source.metadata.get("attn2_layout", by_writer if source.second else without),
         "zero_rows": by_target(set(zeros)) or "none",
         "weights": "trained" if any(not is_zero(tensor) for tensor in weights) else "untrained: all zero",
     }
@@ -96,6 +98,7 @@ def _extract(args: argparse.Namespace) -> int:
     from sd35h5.gates.forms import OURS, zero_attentions
     from sd35h5.gates.gate_files import read_gates
     from sd35h5.gates.texts import attn2_question, zeros_question
+    from sd35h5.gates.writers import attn2_layout_by_writer
 
     if args.out is None:
         raise ConfigError("say with --out FILE.safetensors where to write the gates")
@@ -108,6 +111,7 @@ def _extract(args: argparse.Namespace) -> int:
         if asked and source.metadata.get(name, asked) != asked:
             raise ConfigError(f"{source.name} says {name}={source.metadata[name]}, but {asked} was given")
         told[name] = asked or source.metadata.get(name)
+    told["attn2_layout"] = told["attn2_layout"] or attn2_layout_by_writer(source.metadata)
     questions = []
     if source.form != OURS and source.second and not told["attn2_layout"]:
         questions.append(attn2_question(source.name, gated=True))

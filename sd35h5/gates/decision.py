@@ -20,6 +20,7 @@ from sd35h5.gates.texts import (
     tell_places,
     zeros_question,
 )
+from sd35h5.gates.writers import attn2_layout_by_writer
 
 if TYPE_CHECKING:
     from sd35h5.gates.gate_options import GateOptions
@@ -161,7 +162,7 @@ def _ask(
 
 def _told_layout(held: HeldGates | None, attn2: Attn2) -> str:
     """What the gates' file tells, else the transformer's own, which knows nothing of another checkpoint's gates."""
-    told = "" if held is None else held.metadata.get("attn2_layout", "")
+    told = held and (held.metadata.get("attn2_layout") or attn2_layout_by_writer(held.metadata))
     of_another = held is not None and held.form != OURS and held.second and held.name != attn2.file
     return told or ("" if of_another else attn2.told)
 
@@ -251,8 +252,7 @@ def _activation_of(held: HeldGates, options: GateOptions) -> str:
 
 
 def zero_places(held: HeldGates) -> tuple[Place, ...]:
-    """Attentions of which the file does not tell whether their gate is applied. In form (c), a gate that is
-    there is applied."""
+    """Attentions of which no file tells whether their gate is applied; in form (c), one that is there is."""
     return () if held.form == OURS else held.zeros
 
 

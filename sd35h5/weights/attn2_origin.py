@@ -6,9 +6,8 @@ Stability's own. What a file says of itself tells them apart, or its hash; else 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sd35h5.gates.decision import Attn2
+from sd35h5.gates.writers import attn2_layout_by_writer
 from sd35h5.weights.checkpoints import sha256_of
 from sd35h5.weights.configs import published_name
 from sd35h5.weights.sources import Part
@@ -24,25 +23,8 @@ def attn2_of(part: Part) -> Attn2:
     if part.layout.name != "original" or not part.config.get("dual_attention_layers"):
         return Attn2()
     name = part.files[0].name
-    if told := _writer(part.metadata):
+    if told := attn2_layout_by_writer(part.metadata):
         return Attn2(name, told)
     is_medium = "medium" in (published_name(part.config) or "")
     is_own = is_medium and sha256_of(part.files[0]) in _STABILITY
     return Attn2(name, "diffusers" if is_own else "")
-
-
-def _writer(metadata: Mapping[str, str]) -> str:
-    """The layout, by the program that wrote the file (https://github.com/Stability-AI/ModelSpec).
-
-    sd-scripts calls the architecture `stable-diffusion-3-…`, Stability `stable-diffusion-v3…`. Stability as an
-    implementation tells nothing: sd-scripts writes that, too.
-    """
-    told = {key: value.lower() for key, value in metadata.items()}
-    architecture = told.get("modelspec.architecture", "")
-    by_scripts = any(key.startswith("ss_") for key in told) or any(
-        "sd-scripts" in each for each in told.values()
-    )
-    if by_scripts or architecture.startswith("stable-diffusion-3-"):
-        return "sd-scripts"
-    by_stability = "stability" in told.get("modelspec.author", "")
-    return "diffusers" if by_stability and architecture.startswith("stable-diffusion-v3") else ""

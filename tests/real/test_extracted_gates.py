@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from making.weights import original_mmdit, output, save, small_pipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sd35h5.__main__ import main
@@ -128,6 +129,31 @@ def test_a_gates_file_that_does_not_tell_the_layout_leaves_the_question_to_the_m
     folder = Model(model_id=str(small_folder), gates=str(file))
     job = resolve(CaptureConfig(folder), [Prompt("a", "a cat")], read_facts(folder))
     assert job.gates.attn2_layout == "diffusers"
+
+
+def test_what_tells_who_trained_a_gated_checkpoint_is_heeded_everywhere(
+    small, small_folder, tmp_path, capsys
+):
+    """By a capture of it, by one that takes its gates alone, by inspect and by extract."""
+    state = separate_gates(original_mmdit(small.transformer), _gates(small, "headwise"))
+    checkpoint, out = tmp_path / "gated.safetensors", tmp_path / "gates.safetensors"
+    told = {"modelspec.architecture": "stable-diffusion-3-3-5-medium"}  # as sd-scripts writes it
+    save_file({key: each.contiguous() for key, each in state.items()}, checkpoint, told)
+    models = (
+        Model(model_id=str(small_folder), dit_path=str(checkpoint)),
+        Model(model_id=str(small_folder), gates=str(checkpoint)),
+    )
+    for model in models:
+        facts = read_facts(model)
+        job = resolve(CaptureConfig(model), [Prompt("a", "a cat")], facts)
+        assert job.gates.attn2_layout == "sd-scripts"
+        said = CaptureConfig(model, gating=GateOptions(attn2_layout="diffusers"))
+        assert resolve(said, [Prompt("a", "a cat")], facts).gates.attn2_layout == "diffusers"
+    assert main(["gates", "inspect", str(checkpoint), "--json"]) == 0
+    assert '"attn2_layout": "sd-scripts"' in capsys.readouterr().out
+    _extract(checkpoint, out)
+    with safe_open(out, framework="pt") as file:
+        assert file.metadata()["attn2_layout"] == "sd-scripts"
 
 
 @pytest.mark.parametrize(
