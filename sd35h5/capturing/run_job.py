@@ -83,7 +83,7 @@ def batches_to_draw(planned: int, batch_size: int, sealed: Set[int]) -> list[ran
 
 def _draw_all(job: Job, todo: list[range], session: Session) -> None:
     """Draw the batches of which anything is not sealed, under a progress bar."""
-    config, sampling = job.config, job.config.sampling
+    sampling = job.config.sampling
     progress = Progress(job.samples, job.samples - sum(map(len, todo)), sampling.steps)
     common = {
         "num_inference_steps": sampling.steps,
@@ -91,7 +91,6 @@ def _draw_all(job: Job, todo: list[range], session: Session) -> None:
         "height": session.settings["height"],
         "width": session.settings["width"],
         "max_sequence_length": sampling.max_sequence_length,
-        "negative_prompt": config.prompts.negative_prompt,
     }
     try:
         with heeded_interrupts() as heed, generating(session) as generate:
@@ -104,10 +103,14 @@ def _draw_all(job: Job, todo: list[range], session: Session) -> None:
             for batch in todo:
                 places = [job.places(index) for index in batch]
                 texts = [job.prompts[prompt].text for prompt, _ in places]
+                negative = [job.negative_prompt(index) for index in batch]
+                own = {"negative_prompt": negative if len(batch) > 1 else negative[0]}
                 seeds = [job.seed(index) for index in batch]
-                drawing = Drawing.bind(signature, (texts if len(texts) > 1 else texts[0],), common, seeds)
+                drawing = Drawing.bind(
+                    signature, (texts if len(batch) > 1 else texts[0],), common | own, seeds
+                )
                 identities = [
-                    Identity(index, job.prompts[prompt].id, prompt, image)
+                    Identity(index, job.prompts[prompt].id, prompt, image, job.prompts[prompt].tags)
                     for index, (prompt, image) in zip(batch, places, strict=True)
                 ]
                 progress.begin(len(batch))

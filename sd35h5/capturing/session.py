@@ -27,6 +27,7 @@ from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.reader import open_store
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.schema import PARTS_SUFFIX
+from sd35h5.store.showable import readable
 from sd35h5.store.writer import Header
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Identity:
     prompt_id: str
     prompt_index: int
     image_index: int
+    tags: str = ""
 
 
 class Session:
@@ -70,7 +72,7 @@ class Session:
         )
         self._header = Header(
             attributes={
-                "model_id": model_id, "model_revision": revision, "model_shape": self.model_shape,
+                "model_id": readable(model_id), "model_revision": revision, "model_shape": self.model_shape,
                 **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
                 **({"gate_weights": "dropped"} if "dropped" in (sources or {}).get("gates", {}) else {}),
                 "intervention": " ".join(each.text for each in self.interventions) or "none",
@@ -78,9 +80,9 @@ class Session:
             },
             scales={},
             provenance={
-                "config": json.dumps(settings, ensure_ascii=False),
+                "config": json.dumps(readable(dict(settings)), ensure_ascii=False),
                 "environment": json.dumps(_environment(pipe)),
-                "components": json.dumps(_components(pipe, sources or {}, self.compiled)),
+                "components": json.dumps(readable(_components(pipe, sources or {}, self.compiled))),
                 "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,

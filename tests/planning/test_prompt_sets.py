@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 PROMPTS = DATA / "prompts"
 T5 = DATA / "tokenizers" / "t5" / "tokenizer.json"
 T5_UNKNOWN = 2
