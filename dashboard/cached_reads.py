@@ -87,7 +87,8 @@ def absent_metrics(run: Run) -> dict[str, str]:
 @cached()
 def tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
     """Return a sample's token table with the words' strings."""
-    return metrics.with_words(store(run).tokens(sample, branch))
+    text = targets.branch_texts(store(run), branch, [sample])[0]
+    return metrics.with_words(store(run).tokens(sample, branch), text)
 
 
 @cached()

@@ -36,7 +36,8 @@ def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFra
     index = store.read("maps/map_token_index", sample=sample, branch=branch).values.astype(int)
     if not (index >= 0).any():
         raise StoreError(f"{store.name} holds no maps of branch {branch!r}: they are of the cond branch")
-    table = targets.with_words(store.tokens(sample, branch)).set_index("token", drop=False)
+    text = targets.branch_texts(store, branch, [sample])[0]
+    table = targets.with_words(store.tokens(sample, branch), text).set_index("token", drop=False)
     mapped = table.loc[index[index >= 0]].reset_index(drop=True)
     mapped.insert(0, "map_token", np.flatnonzero(index >= 0))
     texts = zip(mapped["text"], mapped["group"], strict=True)
