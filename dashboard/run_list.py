@@ -20,6 +20,7 @@ from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.runs import is_companion
+from sd35h5.store.showable import showable
 from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
@@ -168,9 +169,9 @@ def _stat(path: Path) -> os.stat_result | None:
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a
     number."""
-    stems = [path.name.removesuffix(PARTS).removesuffix(".h5") for path in paths]
+    stems = [showable(path.name.removesuffix(PARTS).removesuffix(".h5")) for path in paths]
     names = [
-        stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}"
+        stem if stems.count(stem) == 1 else f"{showable(path.parent.name)}/{stem}"
         for stem, path in zip(stems, paths, strict=True)
     ]
     return [

@@ -24,10 +24,11 @@ from sd35h5.planning.interventions import CausalOptions, control_seed, parse_int
 from sd35h5.planning.options import Tiers
 from sd35h5.planning.token_table import TokenTable, truncation_note
 from sd35h5.store.bounded_queue import Drain
+from sd35h5.store.file_texts import well_formed_json
 from sd35h5.store.reader import open_store
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.schema import PARTS_SUFFIX
-from sd35h5.store.showable import readable, showable
+from sd35h5.store.showable import showable
 from sd35h5.store.writer import Header
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Session:
         )
         self._header = Header(
             attributes={
-                "model_id": readable(model_id), "model_revision": revision, "model_shape": self.model_shape,
+                "model_id": well_formed_json(model_id), "model_revision": revision, "model_shape": self.model_shape,
                 **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
                 **({"gate_weights": "dropped"} if "dropped" in (sources or {}).get("gates", {}) else {}),
                 "intervention": " ".join(each.text for each in self.interventions) or "none",
@@ -80,9 +81,9 @@ class Session:
             },
             scales={},
             provenance={
-                "config": json.dumps(readable(dict(settings)), ensure_ascii=False),
+                "config": json.dumps(well_formed_json(dict(settings)), ensure_ascii=False),
                 "environment": json.dumps(_environment(pipe)),
-                "components": json.dumps(readable(_components(pipe, sources or {}, self.compiled))),
+                "components": json.dumps(well_formed_json(_components(pipe, sources or {}, self.compiled))),
                 "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,

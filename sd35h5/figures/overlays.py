@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sd35h5.store.showable import showable
+
 #: matplotlib's inferno (CC0), every 17th of its 256 entries: perceptually uniform, readable by colour-blind
 #: eyes
 _INFERNO = (
@@ -155,8 +157,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def fitted(text: str, width: int, size: int) -> str:
-    """Return the text, shortened with … so that it fits the width in pixels."""
-    face = font(size)
+    """Return the text on one line, shortened with … so that it fits the width in pixels."""
+    text, face = showable(text), font(size)
     if face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "…") > width:
@@ -182,7 +184,7 @@ def boxed(
         ink = _CYAN if chosen else "#ffffff"
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="#000000", width=5)
         draw.rectangle((x0, y0, x1, y1), outline=ink, width=3)
-        if not name:
+        if not (name := showable(name, 80)):
             continue
         above = y0 - size - 10
         place = (x0 + 4, above if above >= 0 else y1 + 2)

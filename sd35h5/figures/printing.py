@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import altair as alt
+import pandas as pd
+
+from sd35h5.store.showable import acts, all_showable
 
 
 def for_print(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
@@ -32,6 +37,31 @@ def svg(chart: alt.TopLevelMixin) -> str:
     return vl_convert.vegalite_to_svg(_specification(chart))
 
 
+def showable_chart(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
+    """Return the chart with every character of its tables' texts seen, for pages: tables go there beside the chart."""
+    changed = chart.copy(deep=False)
+    if isinstance(data := getattr(chart, "data", None), pd.DataFrame):
+        changed.data = showable_table(data)
+    for parts in ("layer", "hconcat", "vconcat", "concat"):
+        if isinstance(inner := getattr(chart, parts, None), list):
+            setattr(changed, parts, [showable_chart(one) for one in inner])
+    return changed
+
+
+def showable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with every character of its texts seen; itself where that is so already."""
+    changed = {}
+    for place, name in enumerate(table.columns):
+        values = table.iloc[:, place]
+        if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)):
+            told = {one: all_showable(one) for one in values.unique() if isinstance(one, str) and acts(one)}
+            if told:
+                changed[name] = values.map(lambda one, told=told: told.get(one, one))
+    return table.assign(**changed) if changed else table
+
+
 def _specification(chart: alt.TopLevelMixin) -> str:
     with alt.data_transformers.enable("default", max_rows=None):  # all rows: they are not sent to a browser
-        return for_print(chart).to_json()
+        return json.dumps(
+            all_showable(for_print(chart).to_dict())
+        )  # a control character would abort the process

@@ -11,6 +11,7 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics import targets
+from sd35h5.store.showable import showable
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -78,7 +79,7 @@ def first_thing(choices: pd.DataFrame) -> int:
 def _choice(part: pd.DataFrame, text: str, kind: str) -> tuple:
     where = " + ".join(f"{row.encoder} {row.token}" for row in part.itertuples())
     maps, tokens = tuple(part["map_token"].tolist()), tuple(part["token"].tolist())
-    return f"{text} · {where}", text, part["word_text"].iloc[0], kind, maps, tokens
+    return f"{showable(text)} · {where}", showable(text), part["word_text"].iloc[0], kind, maps, tokens
 
 
 def token_maps(

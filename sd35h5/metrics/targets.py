@@ -13,6 +13,7 @@ import xarray as xr
 
 from sd35h5.errors import NothingMeasuredError, StoreError
 from sd35h5.store.schema import GROUPS
+from sd35h5.store.showable import showable
 from sd35h5.store.words import find_phrase, same_word, word_spans, words_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Target:
         return {
             "token": f"token {self.value}",
             "group": f"group {self.value}",
-            "word": f"word “{self.value}”",
+            "word": f"word “{showable(self.value)}”",
         }[self.kind]
 
 
@@ -163,7 +164,7 @@ def shown_text(piece: str, group: str) -> str:
         "clip_pad": "<pad>",
         "t5_pad": "<pad>",
     }
-    return special.get(group) or clean(piece) or "␣"
+    return special.get(group) or showable(clean(piece)) or "␣"
 
 
 def key_count(store: Store) -> int:

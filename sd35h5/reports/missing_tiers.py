@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sd35h5.errors import StoreError
+from sd35h5.store.showable import acts
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -96,7 +97,7 @@ def prompts_file(store: Store) -> list[dict[str, Any]] | None:
     own = {
         name: values for name, values in own.items() if isinstance(values, list) and len(values) == len(texts)
     }
-    short = len(texts) <= MOST_PROMPTS and not any(text.startswith("-") for text in texts)
+    short = len(texts) <= MOST_PROMPTS and not any(text.startswith("-") or acts(text) for text in texts)
     if names in ([], usual) and short and not own:
         return None
     names = names if len(names) == len(texts) else usual
@@ -113,7 +114,9 @@ def _option(flag: str, value: Any) -> list[str]:
     if value is True:
         return [f"--{flag}"]
     words = _texts(value) if isinstance(value, list) else [str(value)]
-    if not isinstance(value, str | int | float | list) or any(word.startswith("-") for word in words):
+    if not isinstance(value, str | int | float | list) or any(
+        word.startswith("-") or acts(word) for word in words
+    ):
         raise StoreError(f"its configuration has a {flag} that cannot stand on a command line")
     return [f"--{flag}", *words]
 

@@ -1,15 +1,18 @@
-"""Texts from files, made fit for pages, terminals and JSON: no half characters."""
+"""Texts from files, made fit for pages, terminals and JSON: no half characters, and none that act."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sd35h5.store.showable import FORBIDDEN
+
 _DEEPEST = 40  # of nested JSON; what lies deeper is no configuration
 
 
 def well_formed(text: str) -> str:
-    """Put U+FFFD in place of lone surrogates: what broken UTF-8 and JSON's \\ud800 become, and nothing encodes."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    """Put U+FFFD in place of what no text of a file may hold: control characters end renderers, and lone surrogates,
+    which broken UTF-8 and JSON's \\ud800 become, encode to nothing. Places in the text stay what they were."""
+    return FORBIDDEN.sub("\ufffd", text)
 
 
 def well_formed_json(value: Any, depth: int = 0) -> Any:

@@ -91,7 +91,8 @@ class Parts:
             rows = [row for row, _ in pairs]
             positions = np.array([position for _, position in pairs])
             try:
-                out[rows] = read_hyperslab(dataset, (positions, *rest))
+                found = read_hyperslab(dataset, (positions, *rest))
+                out[rows] = _texts(found) if spec.is_text else found
             except (OSError, RuntimeError) as error:
                 raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
 
@@ -201,6 +202,10 @@ def _pieces(wanted: np.ndarray, chunk: int) -> list[tuple[slice, slice, np.ndarr
 
 def _is_text(dataset: h5py.Dataset) -> bool:
     return h5py.check_string_dtype(dataset.dtype) is not None
+
+
+def _texts(found: np.ndarray) -> np.ndarray:
+    return np.array([as_text(text) for text in found.ravel().tolist()], object).reshape(found.shape)
 
 
 def _parsed(dataset: h5py.Dataset) -> Any:

@@ -6,32 +6,36 @@ direction override makes a name read as another, and a spreadsheet runs a cell t
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 #: no text of a file may hold these: they are no characters of XML, and end the renderer of charts
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-#: what acts in place of being seen: those, the other controls, and overrides of the direction of writing
-_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+#: what acts in place of being seen: those, the other controls, line breaks, overrides of the direction of writing
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _BREAKS = re.compile("[ \t\n\r\v\f\x85\u2028\u2029]+")
-_FORMULA = re.compile(r"\s*[=+\-@\t\r]")
-_STAND_IN = "\ufffd"
+_KEPT = "\t\n\r"  # in what may have several lines
+_FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")
 
 
 def forbidden(text: str) -> str:
     """Name the first character that no text of a file may hold: `U+001B at character 12`, "" for none."""
-    found = _FORBIDDEN.search(text)
+    found = FORBIDDEN.search(text)
     return f"U+{ord(found[0]):04X} at character {found.start()}" if found else ""
 
 
-def readable(value: Any) -> Any:
-    """Return a text, or JSON with texts anywhere in it, with a stand-in for each character that no file may hold:
-    places in the text stay what they were."""
-    if isinstance(value, str):
-        return _FORBIDDEN.sub(_STAND_IN, value)
-    if isinstance(value, dict):
-        return {readable(name): readable(one) for name, one in value.items()}
-    return [readable(one) for one in value] if isinstance(value, list) else value
+def forbidden_within(value: Any) -> bool:
+    """Whether any text of parsed JSON holds such a character."""
+    found: list[str] = []
+    _each_text(value, lambda text: found.append(forbidden(text)) or text)
+    return any(found)
+
+
+def acts(text: str) -> bool:
+    """Whether a text holds what acts in place of being seen, line breaks too."""
+    return _ACTING.search(text) is not None
 
 
 def showable(text: object, longest: int | None = None) -> str:
@@ -39,27 +43,41 @@ def showable(text: object, longest: int | None = None) -> str:
 
     Args: longest: in characters; more ends in `…`.
     """
-    line = _ACTING.sub(_told, _BREAKS.sub(" ", str(text)))
+    line = seen(_BREAKS.sub(" ", str(text)).strip())
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def seen(text: str) -> str:
+    """Return a text of several lines in which every character is seen."""
+    return _ACTING.sub(_told, text)
+
+
 def all_showable(value: Any) -> Any:
-    """Return JSON with `showable` of every text in it, names too."""
-    if isinstance(value, str):
-        return showable(value) if _ACTING.search(value) or _BREAKS.search(value) else value
-    if isinstance(value, dict):
-        return {all_showable(name): all_showable(one) for name, one in value.items()}
-    return [all_showable(one) for one in value] if isinstance(value, list | tuple) else value
+    """Return JSON with `showable` of every text in it that needs it, names too."""
+    return _each_text(value, lambda text: showable(text) if acts(text) else text)
+
+
+def as_json(value: Any, **options: Any) -> str:
+    r"""Return JSON in which every character is seen, what would act as `\u001b`."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _ACTING.sub(lambda found: found[0] if found[0] in _KEPT else f"\\u{ord(found[0]):04x}", text)
 
 
 def cell(value: object) -> object:
     """Return what a table of comma-separated values holds: a text that a spreadsheet would run begins with `'`."""
     if not isinstance(value, str):
         return value
-    text = showable(value)
-    return f"'{text}" if _FORMULA.match(text) else text
+    return seen(f"'{value}" if _FORMULA.match(value) else value)
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_each_text(name, change): _each_text(one, change) for name, one in value.items()}
+    return [_each_text(one, change) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _told(found: re.Match[str]) -> str:
     code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return found[0] if found[0] in _KEPT else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
