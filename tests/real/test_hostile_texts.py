@@ -141,7 +141,7 @@ assert main(["info", a + "\\x1b[2J\\udc80"]) == 1
 
 
 def test_every_report_of_a_poisoned_file_is_written_and_prints_no_control(poisoned, tmp_path):
-    names = [poisoned / "a.h5", poisoned / "=b\u202e\x1b.h5"]
+    names = [poisoned / "a.h5", poisoned / "=b\u202e\x1b\udc80.h5"]
     (poisoned / "b.h5").rename(names[1])
     done = subprocess.run(
         [sys.executable, "-c", DRAW_ALL, *map(str, names), str(tmp_path)],
@@ -163,7 +163,7 @@ def test_every_kind_of_text_in_a_chart_is_drawn():
     frame = pd.DataFrame(
         {
             "token": range(4), "last": range(4), "count": 1, "encoder": "clip", "group": "clip_word",
-            "text": [KILLS, "\0", "\udc80", ACTS], "mass": 0.1, "total": 0.1,
+            "text": [KILLS, "\0", "a\nb", ACTS], "mass": 0.1, "total": 0.1,
         }
     )  # fmt: skip
     code = (
