@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +18,7 @@ _INFERNO = (
     "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 "
     "f8850f fca50a fac62d f2e661 fcffa4"
 )
+FONT = Path(__file__).with_name("fonts") / "scripts.ttf"
 LEAST = 512  # pixels of the longer side of a picture with names in it
 _CYAN = "#00e5ff"  # which inferno has not
 _BLACK, _GRAY = "#222222", "#808080"  # the grey has a contrast of 4 on white and of 5 on black
@@ -151,14 +154,15 @@ def _canvas(size: tuple[int, int], clear: bool) -> Image.Image:
     return Image.new("RGBA", size, (0, 0, 0, 0)) if clear else Image.new("RGB", size, "white")
 
 
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return Pillow's built-in font, which every machine has."""
-    return ImageFont.load_default(size)
+    """Return the bundled font: Pillow's own has no é, and a machine may have none."""
+    return ImageFont.truetype(FONT, size)
 
 
 def fitted(text: str, width: int, size: int) -> str:
     """Return the text on one line, shortened with … so that it fits the width in pixels."""
-    text, face = showable(text), font(size)
+    text, face = showable(text, width), font(size)  # no letter is narrower than a pixel
     if face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "…") > width:

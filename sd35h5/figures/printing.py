@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from sd35h5.store.showable import acts, all_showable
+
+FONTS, FONT = Path(__file__).with_name("fonts"), "sd35h5 Scripts"
+_NEEDS_FONT = re.compile("[^\x00-\u052f\u2000-\u206f\u2190-\u22ff]")  # vl-convert itself draws the others
 
 
 def for_print(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
@@ -27,14 +33,18 @@ def png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
     """Return the chart as PNG on white."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(_specification(chart), scale=scale)
+    spec = _specification(chart)
+    if _NEEDS_FONT.search(json.dumps(spec, ensure_ascii=False)):
+        vl_convert.register_font_directory(str(FONTS))
+        spec = _in_font(spec) | {"config": {**spec.get("config", {}), "font": FONT}}
+    return vl_convert.vegalite_to_png(json.dumps(spec), scale=scale)
 
 
 def svg(chart: alt.TopLevelMixin) -> str:
     """Return the chart as SVG on white."""
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(_specification(chart))
+    return vl_convert.vegalite_to_svg(json.dumps(_specification(chart)))  # who opens it has fonts
 
 
 def showable_chart(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
@@ -60,8 +70,16 @@ def showable_table(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**changed) if changed else table
 
 
-def _specification(chart: alt.TopLevelMixin) -> str:
+def _specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
     with alt.data_transformers.enable("default", max_rows=None):  # all rows: they are not sent to a browser
-        return json.dumps(
-            all_showable(for_print(chart).to_dict())
-        )  # a control character would abort the process
+        return all_showable(for_print(chart).to_dict())  # a control character would abort the process
+
+
+def _in_font(spec: Any) -> Any:
+    """A specification whose own choices of a font are the bundled one."""
+    if isinstance(spec, dict):
+        chosen = {
+            name: FONT if name == "font" and isinstance(one, str) else one for name, one in spec.items()
+        }
+        return {name: _in_font(one) for name, one in chosen.items()}
+    return [_in_font(one) for one in spec] if isinstance(spec, list) else spec
