@@ -22,6 +22,7 @@ from sd35h5.reports.export import export
 from sd35h5.reports.output_files import csv_text, distinct_names, safe_name
 from sd35h5.store.file_texts import well_formed_json
 from sd35h5.store.reader import open_store
+from sd35h5.store.score_joining import join_scores
 from sd35h5.store.showable import acts, as_json, cell, forbidden, forbidden_within, seen, showable
 from sd35h5.store.verifying import verify
 from sd35h5.store.writer import Header, SampleWriter, begin_run
@@ -77,6 +78,13 @@ def test_a_cell_never_begins_as_a_formula():
     told = csv_text(pd.DataFrame({"text": ["=1\x1b", "two\nlines"], "value": [-1.0, 0.123456789123]}))
     rows = list(csv.reader(io.StringIO(told)))
     assert rows == [["text", "value"], [r"'=1\x1b", "-1"], ["two\nlines", "0.123456789"]]
+
+
+def test_scores_are_joined_by_ids_as_our_own_tables_write_them(tmp_path):
+    path = make_store(tmp_path / "run.h5", samples=1, sample_id="=a")
+    (tmp_path / "ours.csv").write_text(csv_text(pd.DataFrame({"sample_id": ["=a"], "clip": [0.5]})))
+    assert (tmp_path / "ours.csv").read_text().splitlines()[1] == "'=a,0.5"
+    assert join_scores(path, tmp_path / "ours.csv") == {"clip": 1}
 
 
 def test_verify_refuses_what_no_text_of_a_file_may_hold_and_nothing_else(tmp_path, poisoned):
