@@ -17,6 +17,7 @@ MAX_BYTES = 64 << 20
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _WIDE_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins like that of UTF-16
 _LINES = (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv", ".xlsx", ".ods", ".parquet")
 HOW = 'write ["a red apple", …] or [{"id": "…", "prompt": "…"}, …]'
 
 
@@ -34,6 +35,10 @@ def read_entries(name: str) -> list[Entry]:
         ConfigError: a sentence with the file and the line.
     """
     path = Path(name)
+    if path.suffix.lower() in _TABLES:
+        raise ConfigError(
+            f"--prompts_json {name} is a table: save its prompts as JSON Lines, or as text, one a line"
+        )
     text = _text(path, name)
     start = text.lstrip()[:1]
     if path.suffix.lower() in _LINES:
@@ -70,7 +75,8 @@ def _text(path: Path, name: str) -> str:
     data = data[len(mark) :]
     encoding = encoding or _unmarked(data)
     try:
-        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        text = data.decode(encoding).replace("\ufeff", "")  # files that were joined have marks within
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding, "replace").count("\n") + 1
         raise ConfigError(

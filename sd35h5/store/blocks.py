@@ -47,7 +47,7 @@ def cast(spec: Variable, array: np.ndarray, copies: bool) -> np.ndarray:
     """
     if spec.is_text:
         if wrong := [text for text in array.ravel() if not isinstance(text, str) or forbidden(text)]:
-            raise StoreError(f"{spec.name} holds texts without NUL and other controls, not {wrong[0]!r}")
+            raise StoreError(f"{spec.name} holds texts without control characters, not {wrong[0]!r}")
         return array
     dtype = numpy_dtype(spec)
     if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):

@@ -116,7 +116,7 @@ def test_a_writer_takes_no_text_that_verify_refuses(tmp_path):
     header = Header({"model_id": "m"}, {"branch": [0], "encoder": [0, 1, 2]}, {"config": "{}"})
     for text in ("\0", "\x1b", "\udc80", "\ufffe"):
         writer = SampleWriter(begin_run(tmp_path / f"r{ord(text)}.h5", {}, 1), 0, header)
-        with pytest.raises(StoreError, match="holds texts without NUL"):
+        with pytest.raises(StoreError, match="holds texts without control characters"):
             writer.put("samples/prompt", text)
         writer.abandon()
 
@@ -194,6 +194,25 @@ def test_every_kind_of_text_in_a_chart_is_drawn():
         overlays.boxed(overlays.colored(frame[["mass"]].values), [((0, 0, 1, 1), text, True)])
         page = document(text, [f"<p>{showable(text)}</p>"])
         assert not acts(page.replace("\n", ""))
+
+
+def test_what_a_file_of_weights_tells_is_printed_without_controls(tmp_path, capsys):
+    import torch
+    from safetensors.torch import save_file
+
+    from sd35h5.__main__ import main
+
+    path = tmp_path / "gates\x1b.safetensors"
+    tensors = {f"transformer_blocks.0.attn.to_gate.{name}": torch.ones(2, 8) for name in ("weight",)}
+    save_file(
+        tensors | {"transformer_blocks.0.attn.to_gate.bias": torch.ones(2)},
+        path,
+        {"attn2_layout": f"x{ACTS}"},
+    )
+    for more in ((), ("--json",)):
+        main(["gates", "inspect", str(path), *more])
+        told = capsys.readouterr()
+        assert "headwise" in told.out and not any(map(acts, (told.out + told.err).splitlines()))
 
 
 def test_files_of_long_or_look_alike_ids_are_kept_apart(tmp_path):

@@ -56,6 +56,16 @@ def test_json_lines_are_told_by_what_they_are_also_in_a_json_file(tmp_path):
     assert [p.text for p in _read(tmp_path / "p.json", '{"prompt":\n "one"}')] == ["one"]
 
 
+def test_files_that_were_joined_are_read_without_the_marks_within(tmp_path):
+    mark = codecs.BOM_UTF8
+    found = _read(tmp_path / "p.jsonl", mark + b'{"text": "a cat"}\n' + mark + b'{"text": "a dog"}\n')
+    assert [prompt.text for prompt in found] == ["a cat", "a dog"]
+    assert [p.text for p in _read(tmp_path / "p.txt", mark + b"a cat\n" + mark + b"a dog")] == [
+        "a cat",
+        "a dog",
+    ]
+
+
 def test_a_plain_text_may_hold_prompts_that_begin_with_brackets(tmp_path):
     assert [p.text for p in _read(tmp_path / "p.txt", "[cat:1.2] on a mat\n{dog|cat}\n")] == [
         "[cat:1.2] on a mat",
@@ -107,6 +117,7 @@ def test_a_capture_without_values_of_its_own_has_the_settings_that_it_always_had
         ("p.txt", b"a cat\nein Caf\xe9\n", "p.txt, line 2: this is not UTF-8: save the file as UTF-8"),
         ("p.json", codecs.BOM_UTF16_LE + b'[\x00"\x00a', "p.json, line 1: this is not UTF-16-LE"),
         ("p.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "p.txt is in UTF-32: save it as UTF-8"),
+        ("p.csv", "prompt,seed\na cat,3", "p.csv is a table: save its prompts as JSON Lines, or as text, one a line"),
         ("p.json", '{"images": 3}', "p.json is no list: write"),
         ("p.json", "3", "p.json is no list: write"),
         ("p.json", "[" * 100_000, "nested too deeply"),
