@@ -90,7 +90,10 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
 def _kept_back(path: Path, homes: Sequence[str]) -> str:
     """Return why a store is not even verified, "" if nothing speaks against it."""
     if well_formed(str(path)) != str(path):
-        return "Its name, or that of a folder above it, is not UTF-8 or holds control characters, and no page can show it: rename it."
+        return (
+            "Its name, or that of a folder above it, is not UTF-8 or holds control characters, and no page can "
+            "show it: rename it."
+        )
     return LEADS_OUT if leads_out(path, homes) else ""
 
 

@@ -26,7 +26,7 @@ class Parts:
 
     def __init__(self, path: Path, paths: list[Path], run: Mapping[str, Any] | None) -> None:
         self.path = path
-        self.name = readable(path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX))
+        self.name = as_text(path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX))
         self._handles: dict[Path, h5py.File] = {}
         self._closed = False
         self._sources: list[tuple[int, Path, int]] = []  # index in the capture, file, position in it

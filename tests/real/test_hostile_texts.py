@@ -64,8 +64,15 @@ def test_a_text_is_seen_whole_on_one_line():
     assert showable("a\n\tb \x1b[31m\0\u202e\udc80\x9b\u2029c") == r"a b \x1b[31m\x00\u202e\udc80\x9b c"
     assert showable("一只猫 🐱 e\u0301") == "一只猫 🐱 e\u0301" and showable("x" * 9, 5) == "xxxx…"
     assert seen("a\n\x1bb") == "a\n\\x1bb"
-    assert well_formed_json({"a\0": ["b\x1b", 1], "c": "d\n\u202e"}) == {"a\ufffd": ["b\ufffd", 1], "c": "d\n\u202e"}
-    assert forbidden_within([{"a": ["b\x1b"]}]) and forbidden_within({"\0": 1}) and not forbidden_within(["\n", 1])
+    assert well_formed_json({"a\0": ["b\x1b", 1], "c": "d\n\u202e"}) == {
+        "a\ufffd": ["b\ufffd", 1],
+        "c": "d\n\u202e",
+    }
+    assert (
+        forbidden_within([{"a": ["b\x1b"]}])
+        and forbidden_within({"\0": 1})
+        and not forbidden_within(["\n", 1])
+    )
     assert json.loads(as_json(["\x1b\u202e\udc80é"])) == ["\x1b\u202e\udc80é"]
     assert not acts(as_json(["\x1b\u202e\udc80\x7f"]))
     assert forbidden("ab\x1b") == "U+001B at character 2" and forbidden("a\n\t\r\u202e") == ""
@@ -101,7 +108,7 @@ def test_verify_refuses_what_no_text_of_a_file_may_hold_and_nothing_else(tmp_pat
             file[f"samples/{name}"][0] = text
         report = verify(path)
         assert not report.ok and report.problems[0].startswith(said)
-        with pytest.raises(StoreError, match="is not safe to open"):
+        with pytest.raises(StoreError, match="cannot be opened"):
             open_store(path, trusted=False)
     path = make_store(tmp_path / "config.h5", samples=1)
     with h5py.File(path, "r+") as file:
@@ -135,32 +142,39 @@ def test_a_reader_hands_out_no_text_that_a_file_may_not_hold(poisoned):
 
 DRAW_ALL = """
 import sys
-from pathlib import Path
 from sd35h5.__main__ import main
-a, b, out = sys.argv[1:]
-assert main(["info", a]) == 0
-assert main(["info", a, "--json"]) == 0
-assert main(["analyze", a, "--out_dir", out + "/analyze", "--per_prompt"]) == 0
-assert main(["export", a, "--out_dir", out + "/export", "--maps"]) == 0
-assert main(["compare", a, b, "--out_dir", out + "/compare", "--resamples", "100"]) == 0
-assert main(["verify", a]) == 1
-assert main(["info", a + "\\x1b[2J\\udc80"]) == 1
+sound, other, poisoned, out = sys.argv[1:]
+for path, status in ((sound, 0), (poisoned, 1)):
+    to = f"{out}/{status}"
+    assert main(["verify", path]) == status
+    assert main(["verify", path, "--json"]) == status
+    assert main(["info", path]) == 0
+    assert main(["info", path, "--json"]) == 0
+    assert main(["analyze", path, "--out_dir", to + "/analyze", "--per_prompt"]) == status
+    assert main(["export", path, "--out_dir", to + "/export", "--maps"]) == status
+    assert main(["compare", path, other, "--out_dir", to + "/compare", "--resamples", "100"]) == status
+assert main(["info", sound + "\\x1b[2J\\udc80"]) == 1
 """
 
 
-def test_every_report_of_a_poisoned_file_is_written_and_prints_no_control(poisoned, tmp_path):
-    names = [poisoned / "a.h5", poisoned / "=b\u202e\x1b\udc80.h5"]
-    (poisoned / "b.h5").rename(names[1])
+def test_every_report_of_texts_that_act_is_written_and_prints_none_of_them(poisoned, tmp_path):
+    prompts = (f"two {ACTS}", f"{ACTS} words")
+    named = {"samples": 2, "layers": 2, "heads": 2, "steps": 2, "prompts": prompts, "model_id": ACTS}
+    paths = [
+        make_store(tmp_path / f"{name}.h5", sample_id=ACTS, prompt_id=ACTS, **named)
+        for name in ("a", "=b\u202e")
+    ]
+    out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-c", DRAW_ALL, *map(str, names), str(tmp_path)],
+        [sys.executable, "-c", DRAW_ALL, *map(str, paths), str(poisoned / "a.h5"), str(out)],
         cwd=ROOT, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()[-2000:]
-    for line in (done.stdout + done.stderr).decode().splitlines():
+    for line in (done.stdout + done.stderr).decode().split("\n"):
         assert not acts(line), line
-    made = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(list(tmp_path.glob("export/images/*.png"))) == 2
-    assert len(list(tmp_path.glob("analyze/prompts/*/*.png"))) == 6
+    made = [path for path in out.rglob("*") if path.is_file()]
+    assert len(list(out.glob("0/export/images/*.png"))) == 2
+    assert len(list(out.glob("0/analyze/prompts/*/*.png"))) == 3
     for path in made:
         if path.suffix in (".csv", ".json", ".html"):
             assert not acts(path.read_text(encoding="utf-8").replace("\n", "")), path
@@ -238,7 +252,7 @@ def test_files_of_long_or_look_alike_ids_are_kept_apart(tmp_path):
 )
 def test_a_page_shows_no_text_that_acts(monkeypatch, tmp_path, poisoned, page):
     path = make_store(
-        tmp_path / "=run\u202e\x1b.h5", samples=2, layers=2, heads=2, steps=2, gates=True,
+        tmp_path / "=run\u202e.h5", samples=2, layers=2, heads=2, steps=2, gates=True,
         prompts=(f"two {ACTS}", f"{ACTS} words"), sample_id=ACTS, prompt_id=ACTS, model_id=ACTS,
     )  # fmt: skip
     other = make_store(
