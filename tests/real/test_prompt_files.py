@@ -107,40 +107,40 @@ def test_a_capture_without_values_of_its_own_has_the_settings_that_it_always_had
     assert not {"tags", "seeds", "negative_prompts"} & set(settings)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "said"),
-    [
-        ("p.json", '["a",\n "b"\n "c"]', "p.json is no JSON: Expecting ',' delimiter at line 3, column 2"),
-        ("p.jsonl", '"a"\n{"prompt": }\n', "p.jsonl, line 2 is no JSON"),
-        ("p.json", '{"prompt": "a"}\n{"prompt" "b"}', "p.json, line 2 is no JSON"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prmpt": "b"}', "p.jsonl, line 2 is empty or no text"),
-        ("p.txt", b"a cat\nein Caf\xe9\n", "p.txt, line 2: this is not UTF-8: save the file as UTF-8"),
-        ("p.json", codecs.BOM_UTF16_LE + b'[\x00"\x00a', "p.json, line 1: this is not UTF-16-LE"),
-        ("p.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "p.txt is in UTF-32: save it as UTF-8"),
-        ("p.csv", "prompt,seed\na cat,3", "p.csv is a table: save its prompts as JSON Lines, or as text, one a line"),
-        ("p.json", '{"images": 3}', "p.json is no list: write"),
-        ("p.json", "3", "p.json is no list: write"),
-        ("p.json", "[" * 100_000, "nested too deeply"),
-        ("p.txt", "\n\n", "is an empty list: there is nothing to draw"),
-        ("p.json", '["a", ["b"]]', "p.json, entry 1 is empty or no text: ['b']|{'prompt'"),
-        ("p.json", '[{"prompt": "a", "steps": 9}]', "entry 0: steps is the same for all prompts of a capture"),
-        ("p.json", '[{"prompt": "a", "seed": "9"}]', "entry 0: its seed is 9, and should be a whole number"),
-        ("p.json", '[{"prompt": "a", "seed": true}]', "its seed is True, and"),
-        ("p.json", '[{"prompt": "a", "seed": -1}]', "its seed is -1, and should be a whole number, 0 or more"),
-        ("p.json", '[{"prompt": "a", "seed": 1.5}]', "its seed is 1.5"),
-        ("p.json", '[{"prompt": "a", "tags": 4}]', "its tags are 4, and should be texts"),
-        ("p.json", '[{"prompt": "a", "negative_prompt": ["b"]}]', "its negative_prompt is no text"),
-        ("p.json", '[{"prompt": "a", "id": ""}]', "its id is , and should be a text or a number"),
-        ("p.json", '[{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}]',
-         "entry 1: the id 'x' comes twice, it was that of .*entry 0"),
-        ("p.json", '["a \\u0000 cat"]', r"entry 0, prompt: U\+0000 at character 2 is a character that no file"),
-        ("p.jsonl", '{"text": "a\\ud83d cat"}', r"line 1, text: U\+D83D at character 1"),
-        ("p.json", '[{"prompt": "a", "id": "x\\u001b"}]', r"entry 0, id: U\+001B at character 1"),
-        ("p.json", '[{"prompt": "a", "negative_prompt": "\\uffff"}]', r"entry 0, negative_prompt: U\+FFFF"),
-        ("p.json", '[{"prompt": "a", "tags": "\\u0007"}]', r"entry 0, tags: U\+0007"),
-        ("p.txt", b"a\nb \x1b[31m", r"p.txt, line 2, prompt: U\+001B at character 2"),
-    ],
-)  # fmt: skip
+BROKEN = [
+    ("p.json", '["a",\n "b"\n "c"]', "p.json is no JSON: Expecting ',' delimiter at line 3, column 2"),
+    ("p.jsonl", '"a"\n{"prompt": }\n', "p.jsonl, line 2 is no JSON"),
+    ("p.json", '{"prompt": "a"}\n{"prompt" "b"}', "p.json, line 2 is no JSON"),
+    ("p.jsonl", '{"prompt": "a"}\n{"prmpt": "b"}', "p.jsonl, line 2 is empty or no text"),
+    ("p.txt", b"a cat\nein Caf\xe9\n", "p.txt, line 2: this is not UTF-8: save the file as UTF-8"),
+    ("p.json", codecs.BOM_UTF16_LE + b'[\x00"\x00a', "p.json, line 1: this is not UTF-16-LE"),
+    ("p.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "p.txt is in UTF-32: save it as UTF-8"),
+    ("p.csv", "prompt,seed\na cat,3", "p.csv is a table: save its prompts as JSON Lines, or as text, one a line"),
+    ("p.json", '{"images": 3}', "p.json is no list: write"),
+    ("p.json", "3", "p.json is no list: write"),
+    ("p.json", "[" * 100_000, "nested too deeply"),
+    ("p.txt", "\n\n", "is an empty list: there is nothing to draw"),
+    ("p.json", '["a", ["b"]]', "p.json, entry 1 is empty or no text: ['b']|{'prompt'"),
+    ("p.json", '[{"prompt": "a", "steps": 9}]', "entry 0: steps is the same for all prompts of a capture"),
+    ("p.json", '[{"prompt": "a", "seed": "9"}]', "entry 0: its seed is 9, and should be a whole number"),
+    ("p.json", '[{"prompt": "a", "seed": true}]', "its seed is True, and"),
+    ("p.json", '[{"prompt": "a", "seed": -1}]', "its seed is -1, and should be a whole number, 0 or more"),
+    ("p.json", '[{"prompt": "a", "seed": 1.5}]', "its seed is 1.5"),
+    ("p.json", '[{"prompt": "a", "tags": 4}]', "its tags are 4, and should be texts"),
+    ("p.json", '[{"prompt": "a", "negative_prompt": ["b"]}]', "its negative_prompt is no text"),
+    ("p.json", '[{"prompt": "a", "id": ""}]', "its id is , and should be a text or a number"),
+    ("p.json", '[{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}]',
+     "entry 1: the id 'x' comes twice, it was that of .*entry 0"),
+    ("p.json", '["a \\u0000 cat"]', r"entry 0, prompt: U\+0000 at character 2 is a character that no file"),
+    ("p.jsonl", '{"text": "a\\ud83d cat"}', r"line 1, text: U\+D83D at character 1"),
+    ("p.json", '[{"prompt": "a", "id": "x\\u001b"}]', r"entry 0, id: U\+001B at character 1"),
+    ("p.json", '[{"prompt": "a", "negative_prompt": "\\uffff"}]', r"entry 0, negative_prompt: U\+FFFF"),
+    ("p.json", '[{"prompt": "a", "tags": "\\u0007"}]', r"entry 0, tags: U\+0007"),
+    ("p.txt", b"a\nb \x1b[31m", r"p.txt, line 2, prompt: U\+001B at character 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data", "said"), BROKEN, ids=[said[:48] for *_, said in BROKEN])
 def test_what_cannot_be_read_is_told_in_a_sentence_with_its_place(tmp_path, name, data, said):
     with pytest.raises(ConfigError, match=said) as caught:
         _read(tmp_path / name, data)
