@@ -15,12 +15,11 @@ import streamlit as st
 
 from dashboard.caching import kept
 from sd35h5.errors import Sd35h5Error
-from sd35h5.store.file_texts import well_formed
 from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.runs import is_companion
-from sd35h5.store.showable import showable
+from sd35h5.store.showable import showable, well_formed
 from sd35h5.store.verifying import verify
 
 PARTS = ".parts"

@@ -24,11 +24,10 @@ from sd35h5.planning.interventions import CausalOptions, control_seed, parse_int
 from sd35h5.planning.options import Tiers
 from sd35h5.planning.token_table import TokenTable, truncation_note
 from sd35h5.store.bounded_queue import Drain
-from sd35h5.store.file_texts import well_formed_json
 from sd35h5.store.reader import open_store
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.schema import PARTS_SUFFIX
-from sd35h5.store.showable import showable
+from sd35h5.store.showable import showable, well_formed_json
 from sd35h5.store.writer import Header
 
 if TYPE_CHECKING:

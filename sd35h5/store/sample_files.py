@@ -14,10 +14,10 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
-from sd35h5.store.file_texts import as_text, well_formed_json
 from sd35h5.store.opening import opened, reading
 from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
+from sd35h5.store.showable import as_text, well_formed_json
 from sd35h5.store.versions import version_problem
 
 

@@ -12,17 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 #: no text of a file may hold these: they are no characters of XML, and end the renderer of charts
-FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 #: what acts in place of being seen: those, the other controls, line breaks, overrides of the direction of writing
 _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _BREAKS = re.compile("[ \t\n\r\v\f\x85\u2028\u2029]+")
+_DEEPEST = 40  # of nested JSON; what lies deeper is no configuration
 _KEPT = "\t\n\r"  # in what may have several lines
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")
 
 
 def forbidden(text: str) -> str:
     """Name the first character that no text of a file may hold: `U+001B at character 12`, "" for none."""
-    found = FORBIDDEN.search(text)
+    found = _FORBIDDEN.search(text)
     return f"U+{ord(found[0]):04X} at character {found.start()}" if found else ""
 
 
@@ -31,6 +32,32 @@ def forbidden_within(value: Any) -> bool:
     found: list[str] = []
     _each_text(value, lambda text: found.append(forbidden(text)) or text)
     return any(found)
+
+
+def well_formed(text: str) -> str:
+    """Put U+FFFD in place of what no text of a file may hold; halves of a surrogate pair become their character."""
+    if not _FORBIDDEN.search(text):
+        return text
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return _FORBIDDEN.sub("\ufffd", whole)
+
+
+def well_formed_json(value: Any, depth: int = 0) -> Any:
+    """Return parsed JSON with well-formed texts, also as names."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict | list) and depth == _DEEPEST:
+        return "…"
+    if isinstance(value, dict):
+        return {well_formed(str(name)): well_formed_json(each, depth + 1) for name, each in value.items()}
+    if isinstance(value, list):
+        return [well_formed_json(each, depth + 1) for each in value]
+    return value
+
+
+def as_text(value: object) -> str:
+    """Return a value of an attribute or a dataset as well-formed text."""
+    return well_formed(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def acts(text: str) -> bool:

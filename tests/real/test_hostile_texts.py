@@ -20,10 +20,18 @@ from sd35h5.figures import overlays, printing, token_charts
 from sd35h5.figures.html_page import document
 from sd35h5.reports.export import export
 from sd35h5.reports.output_files import csv_text, distinct_names, safe_name
-from sd35h5.store.file_texts import well_formed_json
 from sd35h5.store.reader import open_store
 from sd35h5.store.score_joining import join_scores
-from sd35h5.store.showable import acts, as_json, cell, forbidden, forbidden_within, seen, showable
+from sd35h5.store.showable import (
+    acts,
+    as_json,
+    cell,
+    forbidden,
+    forbidden_within,
+    seen,
+    showable,
+    well_formed_json,
+)
 from sd35h5.store.verifying import verify
 from sd35h5.store.writer import Header, SampleWriter, begin_run
 
