@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from sd35h5.errors import Sd35h5Error
 from sd35h5.planning.options import CaptureConfig, Flag, Text
+from sd35h5.store.showable import seen, showable
 
 DESCRIPTION = """Draw with Stable Diffusion 3.5 and measure where every head looks, into one HDF5 file. The
 picture is the one that the plain pipeline draws, bit for bit. Options may be written with hyphens, too.
@@ -69,7 +70,7 @@ def main(args: list[str] | None = None) -> int:
         if line.action.debug:
             raise
         kind = "" if isinstance(error, Sd35h5Error) else f"{type(error).__name__}: "
-        print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {kind}{showable(error)}", file=sys.stderr)
         return 1
 
 
@@ -81,7 +82,7 @@ def _act(config: CaptureConfig, action: Action) -> int:
     configs = demo_configs(config) if action.demo else [config]
     jobs = [make_job(each, offline_guess=action.dry_run) for each in configs]  # before torch is imported
     if action.dry_run:
-        print("\n".join(map(describe, jobs)))
+        print(seen("\n".join(map(describe, jobs))))
         return 0
     run, say = _load_capture()
     stores = run_demo(jobs, run, say) if action.demo else [run(job) for job in jobs]
@@ -91,8 +92,8 @@ def _act(config: CaptureConfig, action: Action) -> int:
         for store in stores:
             folder = Path(action.analyze) / store.stem if action.demo else Path(action.analyze)
             analyze(store, folder)
-            print(folder)
-    print("\n".join(str(store) for store in stores))
+            print(showable(folder))
+    print("\n".join(map(showable, stores)))
     paths = "" if action.demo else f" -- {stores[0]}"
     say(f"look at {'them' if action.demo else 'it'} with: streamlit run dashboard/app.py{paths}")
     return 0

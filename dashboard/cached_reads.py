@@ -25,6 +25,7 @@ from sd35h5.metrics import attention_maps, catalogue, pictured_objects, prompt_c
 from sd35h5.reports import file_tables
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.reader import Store
+from sd35h5.store.showable import showable
 from sd35h5.store.verifying import verify
 
 #: a checkout has it, an installed package has not
@@ -33,9 +34,10 @@ RECIPE = Path(__file__).resolve().parents[1] / "data" / "recipe"
 
 def plain(text: str) -> str:
     """Return text of a file so that Markdown shows it as it is."""
+    text = showable(text)
     for sign in "\\`*_{}[]()<>#+-!|~$:":
         text = text.replace(sign, "\\" + sign)
-    return " ".join(text.split())
+    return text
 
 
 @contextmanager
@@ -87,7 +89,8 @@ def absent_metrics(run: Run) -> dict[str, str]:
 @cached()
 def tokens(run: Run, sample: int, branch: str) -> pd.DataFrame:
     """Return a sample's token table with the words' strings."""
-    return metrics.with_words(store(run).tokens(sample, branch))
+    text = targets.branch_texts(store(run), branch, [sample])[0]
+    return metrics.with_words(store(run).tokens(sample, branch), text)
 
 
 @cached()

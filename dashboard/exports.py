@@ -7,7 +7,8 @@ import streamlit as st
 from dashboard import panels
 from dashboard.selection import View
 from sd35h5.reports import view_page
-from sd35h5.reports.output_files import safe_name
+from sd35h5.reports.output_files import csv_text, safe_name
+from sd35h5.store.showable import showable
 
 OPEN = "exports"  # key of whether they are asked for
 
@@ -34,12 +35,12 @@ def _draw(title: str, view: View, shown: list[view_page.Shown]) -> None:
     place = st.selectbox(
         "Figure",
         range(len(shown)),
-        format_func=lambda at: shown[at].name,
+        format_func=lambda at: showable(shown[at].name),
         key=f"export-{title}-{len(shown)}",
     )
     one, name = shown[place], f"{safe_name(title)}-{safe_name(shown[place].name)}"
     columns = st.columns(4)
-    _button(columns[0], "CSV", f"{name}.csv", lambda: one.table.to_csv(index=False), "text/csv")
+    _button(columns[0], "CSV", f"{name}.csv", lambda: csv_text(one.table), "text/csv")
     if one.figure is not None:
         _button(columns[1], "PNG", f"{name}.png", lambda: view_page.png(one), "image/png")
     if one.figure is not None and not isinstance(one.figure, bytes):

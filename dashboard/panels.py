@@ -15,8 +15,10 @@ from dashboard import address, cached_reads, clicks
 from dashboard.cached_reads import plain
 from dashboard.selection import View
 from sd35h5 import metrics
+from sd35h5.figures import printing
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports.view_page import Shown
+from sd35h5.store.showable import all_showable
 
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
@@ -57,8 +59,13 @@ class Drawn:
         self._figure = figure
 
     def to_dict(self) -> dict[str, object]:
-        """Return the chart as Vega-Lite."""
-        return self._figure.to_dict(validate=False)
+        """Return the chart as Vega-Lite, every character of its texts seen."""
+        return all_showable(printing.showable_chart(self._figure).to_dict(validate=False))
+
+
+def table(rows: pd.DataFrame, **options) -> None:
+    """List a table whose texts come from files."""
+    st.dataframe(printing.showable_table(rows), hide_index=True, **options)
 
 
 def draw(figure: alt.TopLevelMixin, **options) -> None:

@@ -15,11 +15,11 @@ import streamlit as st
 
 from dashboard.caching import kept
 from sd35h5.errors import Sd35h5Error
-from sd35h5.store.file_texts import well_formed
 from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.runs import is_companion
+from sd35h5.store.showable import showable, well_formed
 from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
@@ -89,7 +89,10 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
 def _kept_back(path: Path, homes: Sequence[str]) -> str:
     """Return why a store is not even verified, "" if nothing speaks against it."""
     if well_formed(str(path)) != str(path):
-        return "Its name, or that of a folder above it, is not UTF-8, and no page can show it: rename it."
+        return (
+            "Its name, or that of a folder above it, is not UTF-8 or holds control characters, and no page can "
+            "show it: rename it."
+        )
     return LEADS_OUT if leads_out(path, homes) else ""
 
 
@@ -168,9 +171,9 @@ def _stat(path: Path) -> os.stat_result | None:
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a
     number."""
-    stems = [path.name.removesuffix(PARTS).removesuffix(".h5") for path in paths]
+    stems = [showable(path.name.removesuffix(PARTS).removesuffix(".h5")) for path in paths]
     names = [
-        stem if stems.count(stem) == 1 else f"{path.parent.name}/{stem}"
+        stem if stems.count(stem) == 1 else f"{showable(path.parent.name)}/{stem}"
         for stem, path in zip(stems, paths, strict=True)
     ]
     return [

@@ -10,6 +10,7 @@ from sd35h5 import metrics
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.metrics.targets import PADS
 from sd35h5.store.schema import GROUPS
+from sd35h5.store.showable import showable
 
 METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
     "first_token_mean": "mass (0..1)",
@@ -114,7 +115,9 @@ def _choose_metric(run: cached_reads.Run, target: metrics.Target) -> str:
 def _choose_samples(run: cached_reads.Run) -> tuple[tuple[int, ...], int]:
     """Return the samples that numbers are means over, and the one whose tokens and maps are shown."""
     table = cached_reads.samples(run)
-    names = {row["sample"]: f"{row['sample']} · {row['prompt']}" for row in table.to_dict("records")}
+    names = {
+        row["sample"]: f"{row['sample']} · {showable(row['prompt'])}" for row in table.to_dict("records")
+    }
     key, shown = f"samples-{run.name}", f"sample-{run.name}"
     address.begin(key, "samples", [], address.several_of(names))
     chosen = st.multiselect(
@@ -177,13 +180,13 @@ def target_options(
         f"group {name}": metrics.Target("group", name) for name in GROUPS if name in there or name == "image"
     }
     options |= {
-        f"word “{word}”": metrics.Target("word", word)
+        f"word “{showable(word)}”": metrics.Target("word", word)
         for word in cached_reads.words(run, chosen[:100], branch)
     }
     if len(chosen) == 1:
         shown = table[~table["group"].isin(["clip_bos", *PADS])]
         for row in shown.to_dict("records"):
-            text = metrics.clean(row["text"]) or row["text"]
+            text = showable(metrics.clean(row["text"]) or row["text"])
             options[f"token {row['token']}: {text} ({row['encoder']})"] = metrics.Target(
                 "token", int(row["token"])
             )

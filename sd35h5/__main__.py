@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.gates.cli import add_gates
 from sd35h5.store.opening import reason
 from sd35h5.store.runs import parts_of
+from sd35h5.store.showable import as_json, showable
 
 DESCRIPTION = """Look at, check, pack, analyse, compare and export the attention captured from Stable Diffusion 3.5.
 
@@ -28,11 +28,7 @@ def info(args: argparse.Namespace) -> int:
 
     with Readers(1) as readers, open_checked(args.path, readers, check=False) as store:
         told = describe(store)
-    print(
-        json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
-        if args.json
-        else "\n".join(as_text(told))
-    )
+    print(as_json(told, indent=1, allow_nan=False) if args.json else "\n".join(as_text(told)))
     return 0
 
 
@@ -42,16 +38,14 @@ def verify(args: argparse.Namespace) -> int:
 
     report = verify(args.path, deep=args.deep)
     if args.json:
-        print(
-            json.dumps({"ok": report.ok, "deep": args.deep, "problems": report.problems}, ensure_ascii=False)
-        )
+        print(as_json({"ok": report.ok, "deep": args.deep, "problems": report.problems}))
     elif report.ok:
         print(
-            f"{args.path.name}: well-formed and safe to open"
+            f"{showable(args.path.name)}: well-formed and safe to open"
             + (", every value as sealed" if args.deep else "")
         )
     else:
-        print("\n".join(f"{args.path.name}: {problem}" for problem in report.problems))
+        print("\n".join(showable(f"{args.path.name}: {problem}") for problem in report.problems))
     return 0 if report.ok else 1
 
 
@@ -76,7 +70,7 @@ def pack(args: argparse.Namespace) -> int:
             f"{sealed} of {planned} samples are sealed: run the capture again to make the rest, "
             "or pass --partial to pack these"
         )
-    print(pack(parts, out, keep_parts=not args.remove_parts))
+    print(showable(pack(parts, out, keep_parts=not args.remove_parts)))
     return 0
 
 
@@ -120,7 +114,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _made(paths: Sequence[Path]) -> int:
-    print("\n".join(map(str, paths)))
+    print("\n".join(map(showable, paths)))
     return 0
 
 
@@ -235,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Sd35h5Error as error:
         if args.debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {showable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

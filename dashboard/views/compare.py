@@ -212,7 +212,7 @@ def unpaired(view, found: list[compare.Pairing]) -> None:
         "nearest": "in the other run",
         "with_run": "pairing with",
     }
-    st.dataframe(alone.rename(columns=named), hide_index=True)
+    panels.table(alone.rename(columns=named))
 
 
 def gates(view) -> None:

@@ -1,14 +1,13 @@
 """Files: is the run's file whole, what is in it, how large, where it comes from, and how to capture what it
 lacks."""
 
-import json
-
 import streamlit as st
 
 from dashboard import cached_reads, panels, recipes
 from sd35h5.reports import file_tables, missing_tiers
 from sd35h5.reports.info import nbytes
 from sd35h5.reports.view_page import Shown
+from sd35h5.store.showable import as_json
 
 PARTS = {
     "config": "Configuration",
@@ -56,7 +55,7 @@ def sizes(run: cached_reads.Run) -> None:
 def schema(run: cached_reads.Run) -> None:
     """List the variables as the file has them."""
     st.markdown("**Schema**")
-    st.dataframe(cached_reads.variables(run), hide_index=True, column_config={
+    panels.table(cached_reads.variables(run), column_config={
         "stored": st.column_config.NumberColumn("stored, bytes", format="localized"),
         "raw": st.column_config.NumberColumn("raw, bytes", format="localized"),
     })  # fmt: skip
@@ -92,7 +91,7 @@ def lacking(run: cached_reads.Run) -> None:
         if prompts := missing_tiers.prompts_file(store):
             st.download_button(
                 missing_tiers.PROMPTS_FILE,
-                json.dumps(prompts, ensure_ascii=False, indent=1),
+                as_json(prompts, indent=1),
                 missing_tiers.PROMPTS_FILE,
                 "application/json",
                 icon=":material/download:",
@@ -112,7 +111,8 @@ def provenance(run: cached_reads.Run) -> None:
     parts = {title: told[name] for name, title in PARTS.items() if told.get(name)}
     parts["Attributes"] = store.attributes
     for part, tab in zip(parts.values(), st.tabs(list(parts)), strict=True):
-        tab.dataframe(file_tables.facts(part), hide_index=True)
+        with tab:
+            panels.table(file_tables.facts(part))
 
 
 view = panels.current(open_refused=True)

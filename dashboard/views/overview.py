@@ -90,4 +90,4 @@ with cached_reads.sentence(view.run, *view.others):
 if view.others:
     st.subheader("What differs between these runs")
     with cached_reads.sentence(view.run, *view.others):
-        st.dataframe(cached_reads.setting_differences((view.run, *view.others)), hide_index=True)
+        panels.table(cached_reads.setting_differences((view.run, *view.others)))

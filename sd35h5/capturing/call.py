@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sd35h5.errors import CaptureError
+from sd35h5.store.showable import forbidden
 
 _UNPAIRED = {  # arguments that do not change the picture, or that have a pairing field of their own
     "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width",
@@ -177,6 +178,8 @@ def _of_sample(arguments: Mapping[str, Any], sample: int, count: int) -> dict[st
             raise CaptureError(f"{name} is one text for {count} prompts: give a list of {count}")
         if value is not None and not isinstance(value, str):
             raise CaptureError(f"{name} is a {type(value).__name__}, not a text")
+        if found := forbidden(value or ""):
+            raise CaptureError(f"{name} has {found}, a character that no file can hold: take it out")
         if name in own:
             own[name] = value
     if count > 1 and isinstance(latents := own.get("latents"), torch.Tensor):

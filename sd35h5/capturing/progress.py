@@ -6,6 +6,8 @@ import sys
 
 from tqdm import tqdm
 
+from sd35h5.store.showable import seen
+
 
 class Progress:
     """One bar over all steps of all samples, with the samples that are drawn now, their step and an estimate."""
@@ -40,4 +42,4 @@ class Progress:
 
 def say(text: str) -> None:
     """Print a line to stderr without breaking a progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(seen(text), file=sys.stderr)

@@ -246,7 +246,6 @@ class SampleRecorder:
         for name, value in vars(self._facts).items():
             if name != "index":
                 put(f"samples/{name}", value)
-        put("samples/tags", "")
         ordered = [tables[branch] for branch in self._layout.branches]
         put("samples/kept_chars", np.stack([table.kept_chars for table in ordered]))
         put("tokens/token_text", np.array([list(table.texts) for table in ordered], dtype=object))

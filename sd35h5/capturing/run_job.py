@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import shutil
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from sd35h5.capturing.call import Drawing
@@ -13,10 +13,12 @@ from sd35h5.capturing.generate import generating
 from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import load, resolve_device, resolve_dtype
 from sd35h5.capturing.progress import Progress, say
+from sd35h5.capturing.prompt_notes import notes_on, table_of
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.planning.describing import describe
 from sd35h5.planning.job import Job
 from sd35h5.planning.plan import in_bytes
+from sd35h5.planning.token_table import TokenTable
 from sd35h5.store.runs import forget_run, part_files, parts_of
 from sd35h5.store.writer import begin_run, pack, sealed_indices
 
@@ -65,6 +67,7 @@ def run(job: Job) -> Path:
         pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal,
         config.sampling.encoder_masks,
     )  # fmt: skip
+    _say_of_prompts(job, session)
     try:
         _draw_all(job, todo, session)
     except BaseException:
@@ -81,9 +84,32 @@ def batches_to_draw(planned: int, batch_size: int, sealed: Set[int]) -> list[ran
     return [batch for batch in batches if not sealed.issuperset(batch)]
 
 
+def _say_of_prompts(job: Job, session: Session) -> None:
+    """Say what truncation leaves of the prompts, and which asked words have no map, before anything is drawn."""
+    pipe, sampling = session.pipe, job.config.sampling
+    tokens = pipe.tokenizer_max_length + sampling.max_sequence_length
+
+    def read(texts: Mapping[str, str]) -> dict[str, TokenTable]:
+        return {name: table_of(pipe, (text,) * 3, tokens) for name, text in texts.items()}
+
+    prompts = {prompt.id: prompt.text for prompt in job.prompts}
+    words = job.config.tiers.words if job.config.tiers.maps == "words" else ()
+    notes = [*notes_on(read(prompts), words)]
+    if sampling.guidance > 1:
+        images = job.config.prompts.num_images
+        texts = {
+            job.negative_prompt(place * images): prompt.id
+            for place, prompt in reversed([*enumerate(job.prompts)])
+        }
+        notes += notes_on(read({name: text for text, name in texts.items()}), (), "negative prompt")
+    for note in notes:
+        log.warning("%s", note)
+    session.are_prompts_noted = True
+
+
 def _draw_all(job: Job, todo: list[range], session: Session) -> None:
     """Draw the batches of which anything is not sealed, under a progress bar."""
-    config, sampling = job.config, job.config.sampling
+    sampling = job.config.sampling
     progress = Progress(job.samples, job.samples - sum(map(len, todo)), sampling.steps)
     common = {
         "num_inference_steps": sampling.steps,
@@ -91,7 +117,6 @@ def _draw_all(job: Job, todo: list[range], session: Session) -> None:
         "height": session.settings["height"],
         "width": session.settings["width"],
         "max_sequence_length": sampling.max_sequence_length,
-        "negative_prompt": config.prompts.negative_prompt,
     }
     try:
         with heeded_interrupts() as heed, generating(session) as generate:
@@ -104,10 +129,14 @@ def _draw_all(job: Job, todo: list[range], session: Session) -> None:
             for batch in todo:
                 places = [job.places(index) for index in batch]
                 texts = [job.prompts[prompt].text for prompt, _ in places]
+                negative = [job.negative_prompt(index) for index in batch]
+                own = {"negative_prompt": negative if len(batch) > 1 else negative[0]}
                 seeds = [job.seed(index) for index in batch]
-                drawing = Drawing.bind(signature, (texts if len(texts) > 1 else texts[0],), common, seeds)
+                drawing = Drawing.bind(
+                    signature, (texts if len(batch) > 1 else texts[0],), common | own, seeds
+                )
                 identities = [
-                    Identity(index, job.prompts[prompt].id, prompt, image)
+                    Identity(index, job.prompts[prompt].id, prompt, image, job.prompts[prompt].tags)
                     for index, (prompt, image) in zip(batch, places, strict=True)
                 ]
                 progress.begin(len(batch))

@@ -88,5 +88,6 @@ class SampleFacts:
     negative_prompt: str
     prompt_index: int
     image_index: int
+    tags: str
     seed: int
     pairing_key: str

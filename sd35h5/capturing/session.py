@@ -27,6 +27,7 @@ from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.reader import open_store
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.schema import PARTS_SUFFIX
+from sd35h5.store.showable import showable, well_formed_json
 from sd35h5.store.writer import Header
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Identity:
     prompt_id: str
     prompt_index: int
     image_index: int
+    tags: str = ""
 
 
 class Session:
@@ -70,7 +72,7 @@ class Session:
         )
         self._header = Header(
             attributes={
-                "model_id": model_id, "model_revision": revision, "model_shape": self.model_shape,
+                "model_id": well_formed_json(model_id), "model_revision": revision, "model_shape": self.model_shape,
                 **describe(self.gates), "attn2_layout": self.attn2_layout or "none",
                 **({"gate_weights": "dropped"} if "dropped" in (sources or {}).get("gates", {}) else {}),
                 "intervention": " ".join(each.text for each in self.interventions) or "none",
@@ -78,15 +80,16 @@ class Session:
             },
             scales={},
             provenance={
-                "config": json.dumps(settings, ensure_ascii=False),
+                "config": json.dumps(well_formed_json(dict(settings)), ensure_ascii=False),
                 "environment": json.dumps(_environment(pipe)),
-                "components": json.dumps(_components(pipe, sources or {}, self.compiled)),
+                "components": json.dumps(well_formed_json(_components(pipe, sources or {}, self.compiled))),
                 "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,
         )  # fmt: skip
         self.sealing = Drain(threads=1, max_waiting=1)  # one sample at a time, while the next one is drawn
         self._layout: Layout | None = None
+        self.are_prompts_noted = False
         self._noted: set[str] = set()
         self.sealed = _sealed_samples(parts)
 
@@ -130,14 +133,26 @@ class Session:
         return True
 
     def note_truncation(self, table: TokenTable, what: str) -> list[dict]:
-        """Say once which encoders read only a part of a prompt. Returns: the event for the file."""
+        """Tell which encoders read only a part of a text. Returns: the event for the file."""
         note = truncation_note(what, table)
         if note is None:
             return []
-        if note not in self._noted:
-            self._noted.add(note)
-            log.warning("%s", note)
+        self._say_once("truncated", note)
         return [{"event": "truncated", "note": note}]
+
+    def note_words(self, words: Mapping[str, str], prompt_id: str) -> list[dict]:
+        """Tell which asked words have no map in a prompt, and why. Returns: the event for the file."""
+        for word, why in words.items():
+            self._say_once(
+                f"{word} {why}", f"“{showable(word, 40)}” has no map in prompt {prompt_id}: it {why}"
+            )
+        return [{"event": "words without a map", "words": dict(words)}] if words else []
+
+    def _say_once(self, what: str, note: str) -> None:
+        """Say it of the first text only, and of none where all were told of before anything was drawn."""
+        if what not in self._noted and not self.are_prompts_noted:
+            log.warning("%s", note)
+        self._noted.add(what)
 
 
 def _sealed_samples(parts: Path) -> dict[int, dict]:

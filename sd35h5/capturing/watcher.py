@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sd35h5.capturing.call import Call
+from sd35h5.capturing.prompt_notes import table_of, words_without_map
 from sd35h5.capturing.recorder import SampleRecorder
 from sd35h5.capturing.sample_facts import Layout, SampleFacts
 from sd35h5.capturing.sealing import Sealing
@@ -23,7 +24,7 @@ from sd35h5.planning.interventions import ALTERED_MASS, altered_variables
 from sd35h5.planning.options import MAX_MAPS
 from sd35h5.planning.pairing_key import pairing_key
 from sd35h5.planning.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
-from sd35h5.planning.token_table import TokenTable, choose_map_tokens, encode, token_encoders, token_table
+from sd35h5.planning.token_table import TokenTable, choose_map_tokens, token_encoders
 from sd35h5.planning.validation import validate_tiers
 from sd35h5.store import schema
 from sd35h5.store.processes import writer_client
@@ -188,11 +189,7 @@ class PassWatcher:
             if position >= 0
         ]
         self._queries = torch.tensor(queries, device=device) if queries else None
-        events = []
-        for branch in ("cond", "uncond"):
-            if branch in tables:
-                what = "the negative prompt" if branch == "uncond" else f"prompt {self._identity.prompt_id}"
-                events += session.note_truncation(tables[branch], what)
+        events = self._events(tables)
         facts = SampleFacts(
             **vars(self._identity), sample_id=f"{self._identity.prompt_id}-seed{call.seed}",
             prompt=call.prompt,
@@ -207,21 +204,25 @@ class PassWatcher:
             round_mantissa=self._probe.reducer_on(device).round_mantissa,
         )  # fmt: skip
 
+    def _events(self, tables: Mapping[str, TokenTable]) -> list[dict]:
+        """What the file says of this sample's texts: what truncation left, and asked words without a map."""
+        events = []
+        for branch in ("cond", "uncond"):
+            if branch in tables:
+                what = "the negative prompt" if branch == "uncond" else f"prompt {self._identity.prompt_id}"
+                events += self._session.note_truncation(tables[branch], what)
+        if self._layout.maps and self._session.tiers.words:
+            words = words_without_map(tables["cond"], self._session.tiers.words)
+            events += self._session.note_words(words, self._identity.prompt_id)
+        return events
+
     def _token_tables(self, text_tokens: int) -> dict[str, TokenTable]:
         """The token table of every branch; `skip` reads what `cond` reads."""
-        pipe, clip = self._pipe, self._pipe.tokenizer_max_length
-        tables = {}
-        for branch in self._call.branches:
-            if branch == "skip":
-                tables[branch] = tables["cond"]
-                continue
-            first, second, third = self._call.texts(branch)
-            t5 = None if pipe.text_encoder_3 is None else encode(pipe.tokenizer_3, third, text_tokens - clip)
-            tables[branch] = token_table(
-                encode(pipe.tokenizer, first, clip),
-                encode(pipe.tokenizer_2, second, clip),
-                t5,
-                text_tokens - clip,
+        tables: dict[str, TokenTable] = {}
+        for branch in self._call.branches:  # `cond` is the first
+            told = branch != "skip"
+            tables[branch] = (
+                table_of(self._pipe, self._call.texts(branch), text_tokens) if told else tables["cond"]
             )
         return tables
 

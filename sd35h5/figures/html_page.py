@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from sd35h5.store.showable import seen
+
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.6rem} h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
@@ -20,8 +22,9 @@ pre{background:#f4f6f8;padding:.8rem 1rem;overflow-x:auto;font-size:.85rem}
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """Return the page; `title` is text and is escaped, `parts` are HTML and must have been."""
-    return (
+    """Return the page; `title` is text and is escaped, `parts` are HTML and must have been. What would act in a text in
+    place of being seen, such as an override of its direction, is written out."""
+    return seen(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1"><meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"

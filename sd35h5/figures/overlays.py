@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from sd35h5.store.showable import showable
 
 #: matplotlib's inferno (CC0), every 17th of its 256 entries: perceptually uniform, readable by colour-blind
 #: eyes
@@ -14,6 +18,7 @@ _INFERNO = (
     "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 "
     "f8850f fca50a fac62d f2e661 fcffa4"
 )
+FONT = Path(__file__).with_name("fonts") / "scripts.ttf"
 LEAST = 512  # pixels of the longer side of a picture with names in it
 _CYAN = "#00e5ff"  # which inferno has not
 _BLACK, _GRAY = "#222222", "#808080"  # the grey has a contrast of 4 on white and of 5 on black
@@ -149,14 +154,15 @@ def _canvas(size: tuple[int, int], clear: bool) -> Image.Image:
     return Image.new("RGBA", size, (0, 0, 0, 0)) if clear else Image.new("RGB", size, "white")
 
 
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return Pillow's built-in font, which every machine has."""
-    return ImageFont.load_default(size)
+    """Return the bundled font: Pillow's own has no é, and a machine may have none."""
+    return ImageFont.truetype(FONT, size)
 
 
 def fitted(text: str, width: int, size: int) -> str:
-    """Return the text, shortened with … so that it fits the width in pixels."""
-    face = font(size)
+    """Return the text on one line, shortened with … so that it fits the width in pixels."""
+    text, face = showable(text, width), font(size)  # no letter is narrower than a pixel
     if face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "…") > width:
@@ -182,7 +188,7 @@ def boxed(
         ink = _CYAN if chosen else "#ffffff"
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="#000000", width=5)
         draw.rectangle((x0, y0, x1, y1), outline=ink, width=3)
-        if not name:
+        if not (name := showable(name, 80)):
             continue
         above = y0 - size - 10
         place = (x0 + 4, above if above >= 0 else y1 + 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -98,7 +100,7 @@ def _laid_out(frame: pd.DataFrame, width: int) -> tuple[pd.DataFrame, int]:
     across, line, at, before = width / LETTER, -1, 0.0, None
     places = []
     for encoder, label in zip(data["encoder"], data["label"], strict=True):
-        size = len(label) + 1.6
+        size = _letters(label) + 1.6
         if encoder != before or at + size > across:
             line, at, before = line + 1, HEADING, encoder
         places.append((at, at + size, line))
@@ -108,6 +110,14 @@ def _laid_out(frame: pd.DataFrame, width: int) -> tuple[pd.DataFrame, int]:
     data["top"], data["bottom"] = row + 0.1, row + 0.76
     data["line"], data["foot"], data["floor"] = row + 0.43, row + 0.8, row + 0.9
     return data, line + 1
+
+
+def _letters(label: str) -> int:
+    """How many letters wide a label is: Han, kana, Hangul and emoji take two each, marks none."""
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in label
+    )
 
 
 def group_bars(frame: pd.DataFrame, *, width: int | None = None) -> alt.Chart:

@@ -44,13 +44,18 @@ def add_gates(commands: argparse._SubParsersAction, formatter: type) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     told = describe_file(args.path)
     if args.json:
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told))
         return 0
     for name, value in told.items():
         if isinstance(value, dict):
             value = "; ".join(f"{key} {each}" for key, each in value.items())
-        print(f"  {name:<12} {value if value is not None else 'not told by the file'}")
+        print(f"  {name:<12} {_printable(value) if value is not None else 'not told by the file'}")
     return 0
+
+
+def _printable(value: object) -> str:
+    """A text of a file of weights, in which every character is seen."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
 
 
 def describe_file(path: Path) -> dict[str, Any]:

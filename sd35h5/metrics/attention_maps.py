@@ -11,6 +11,7 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics import targets
+from sd35h5.store.showable import showable
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -36,7 +37,8 @@ def mapped_tokens(store: Store, sample: int, branch: str = "cond") -> pd.DataFra
     index = store.read("maps/map_token_index", sample=sample, branch=branch).values.astype(int)
     if not (index >= 0).any():
         raise StoreError(f"{store.name} holds no maps of branch {branch!r}: they are of the cond branch")
-    table = targets.with_words(store.tokens(sample, branch)).set_index("token", drop=False)
+    text = targets.branch_texts(store, branch, [sample])[0]
+    table = targets.with_words(store.tokens(sample, branch), text).set_index("token", drop=False)
     mapped = table.loc[index[index >= 0]].reset_index(drop=True)
     mapped.insert(0, "map_token", np.flatnonzero(index >= 0))
     texts = zip(mapped["text"], mapped["group"], strict=True)
@@ -77,7 +79,7 @@ def first_thing(choices: pd.DataFrame) -> int:
 def _choice(part: pd.DataFrame, text: str, kind: str) -> tuple:
     where = " + ".join(f"{row.encoder} {row.token}" for row in part.itertuples())
     maps, tokens = tuple(part["map_token"].tolist()), tuple(part["token"].tolist())
-    return f"{text} · {where}", text, part["word_text"].iloc[0], kind, maps, tokens
+    return f"{showable(text)} · {where}", showable(text), part["word_text"].iloc[0], kind, maps, tokens
 
 
 def token_maps(

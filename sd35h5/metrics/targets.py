@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ import xarray as xr
 
 from sd35h5.errors import NothingMeasuredError, StoreError
 from sd35h5.store.schema import GROUPS
+from sd35h5.store.showable import showable
+from sd35h5.store.words import find_phrase, same_word, word_spans, words_of
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -41,7 +44,7 @@ class Target:
         return {
             "token": f"token {self.value}",
             "group": f"group {self.value}",
-            "word": f"word “{self.value}”",
+            "word": f"word “{showable(self.value)}”",
         }[self.kind]
 
 
@@ -55,7 +58,7 @@ def parse_target(text: str) -> Target:
         raise StoreError(f"--target {text}: a token is named by its position, as in token:0")
     if not value:
         raise StoreError(f"--target {text}: write token:0, group:clip_pad or word:cat")
-    return Target(kind, int(value) if kind == "token" else value.lower())
+    return Target(kind, int(value) if kind == "token" else same_word(value))
 
 
 def target_positions(store: Store, target: Target, branch: str, sample: int) -> np.ndarray:
@@ -69,8 +72,10 @@ def all_positions(store: Store, target: Target, branch: str, samples: Sequence[i
         return [np.array([int(target.value)])] * len(samples)
     if target.kind == "group":
         found = token_groups(store, branch, samples) == GROUPS.index(str(target.value))
-    else:
-        found = token_words(store, branch, samples) == target.value
+    elif word_spans(word := str(target.value)) == [(0, len(word))]:
+        found = token_words(store, branch, samples) == word
+    else:  # several words, or a part of one in a script without spaces
+        return _phrase_positions(store, word, branch, samples)
     return [np.flatnonzero(row) for row in found]
 
 
@@ -83,38 +88,65 @@ def target_sizes(store: Store, target: Target, branch: str, samples: Sequence[in
     return np.array([positions.size for positions in all_positions(store, target, branch, samples)], int)
 
 
-def with_words(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the token table with `word_text`: the pieces of each word joined, lower case, "" outside
-    words."""
-    return table.assign(word_text=_word_texts(table["group"], table["word"], table["text"]))
+def with_words(table: pd.DataFrame, text: str) -> pd.DataFrame:
+    """Return the token table with `word_text`: the word that each token is part of, lower case, "" outside words.
+
+    Args: text: what the table is of, as `branch_texts` reads it.
+    """
+    columns = (table[name] for name in ("group", "word", "char_start", "char_end"))
+    return table.assign(word_text=_word_texts(text, *columns))
+
+
+def branch_texts(store: Store, branch: str, samples: Sequence[int]) -> list[str]:
+    """Return the text that each sample's branch reads."""
+    name = "negative_prompt" if branch == "uncond" else "prompt"
+    return store.read(f"samples/{name}", sample=list(samples)).values.tolist()
 
 
 def token_words(store: Store, branch: str, samples: Sequence[int]) -> np.ndarray:
     """Return the word that each token belongs to, lower case, "" outside words: str objects (sample, token)."""
     found = np.full((len(samples), store.sizes["token"]), "", object)
-    for first in range(0, len(samples), TABLES_AT_ONCE):
-        some = list(samples)[first : first + TABLES_AT_ONCE]
-        columns = [
-            store.read(f"tokens/token_{name}", sample=some, branch=branch).values
-            for name in ("group", "word", "text")
-        ]
-        names = np.array([*GROUPS, *[""] * (256 - len(GROUPS))], object)
-        for place, (groups, words, texts) in enumerate(zip(*columns, strict=True), first):
-            found[place] = _word_texts(names[groups], words, texts)
+    names = np.array([*GROUPS, *[""] * (256 - len(GROUPS))], object)
+    for first, texts, (groups, *columns) in _tables(
+        store, branch, samples, ("group", "word", "char_start", "char_end")
+    ):
+        for place, text in enumerate(texts):
+            row = (column[place] for column in columns)
+            found[first + place] = _word_texts(text, names[groups[place]], *row)
     return found
 
 
-def _word_texts(groups: Iterable[str], words: Iterable[int], texts: Iterable[str]) -> list[str]:
-    """Return the joined pieces of the word that each token is part of."""
-    keys = [
-        (group, word) if group in ("clip_word", "t5_word") and word >= 0 else None
-        for group, word in zip(groups, words, strict=True)
+def _phrase_positions(store: Store, phrase: str, branch: str, samples: Sequence[int]) -> list[np.ndarray]:
+    """Return the tokens of each sample that read a part of a phrase, wherever it stands."""
+    found = []
+    for _, texts, columns in _tables(store, branch, samples, ("char_start", "char_end")):
+        for text, starts, ends in zip(texts, *columns, strict=True):
+            inside = np.zeros(len(starts), bool)
+            for start, end in find_phrase(text, phrase):
+                inside |= (starts >= 0) & (starts < end) & (ends > start)
+            found.append(np.flatnonzero(inside))
+    return found
+
+
+def _tables(
+    store: Store, branch: str, samples: Sequence[int], names: Sequence[str]
+) -> Iterator[tuple[int, list[str], list[np.ndarray]]]:
+    """Yield columns of the token tables of some samples at a time: the place of the first, their texts, the columns."""
+    for first in range(0, len(samples), TABLES_AT_ONCE):
+        some = list(samples)[first : first + TABLES_AT_ONCE]
+        columns = [store.read(f"tokens/token_{name}", sample=some, branch=branch).values for name in names]
+        yield first, branch_texts(store, branch, some), columns
+
+
+def _word_texts(
+    text: str, groups: Iterable[str], words: Iterable[int], starts: Iterable[int], ends: Iterable[int]
+) -> list[str]:
+    """Return the word that each token is part of."""
+    is_word = [
+        group in ("clip_word", "t5_word") and word >= 0 for group, word in zip(groups, words, strict=True)
     ]
-    joined: dict[tuple[str, int], str] = {}
-    for key, text in zip(keys, texts, strict=True):
-        if key:
-            joined[key] = joined.get(key, "") + clean(text).lower()
-    return [joined[key] if key else "" for key in keys]
+    named = words_of(text, compress(zip(words, starts, ends, strict=True), is_word))
+    return [named[word] if inside else "" for word, inside in zip(words, is_word, strict=True)]
 
 
 def clean(piece: str) -> str:
@@ -132,7 +164,7 @@ def shown_text(piece: str, group: str) -> str:
         "clip_pad": "<pad>",
         "t5_pad": "<pad>",
     }
-    return special.get(group) or clean(piece) or "␣"
+    return special.get(group) or showable(clean(piece)) or "␣"
 
 
 def key_count(store: Store) -> int:

@@ -52,7 +52,13 @@ class Job:
 
     def seed(self, index: int) -> int:
         """Seed of a sample."""
-        return sample_seed(self.config.prompts.seed, *self.places(index))
+        prompt, image = self.places(index)
+        return sample_seed(self.config.prompts.seed, prompt, image, self.prompts[prompt].seed)
+
+    def negative_prompt(self, index: int) -> str:
+        """What a sample is steered away from: its prompt's own, or that of all."""
+        own = self.prompts[self.places(index)[0]].negative_prompt
+        return self.config.prompts.negative_prompt if own is None else own
 
 
 def make_job(config: CaptureConfig, offline_guess: bool = False) -> Job:
@@ -97,10 +103,23 @@ def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt
         "gates": str(facts.gates_file or ""),
         "prompts": _told_in_short([prompt.text for prompt in prompts]),
         "prompt_ids": _told_in_short([prompt.id for prompt in prompts]),
+        **_own_values(prompts),
     }
 
 
-def _told_in_short(texts: list[str]) -> list[str] | str:
+def _own_values(prompts: Sequence[Prompt]) -> dict[str, object]:
+    """What prompts say for themselves, where any does: captures before could not, and go on without."""
+    own = {
+        "negative_prompts": [prompt.negative_prompt for prompt in prompts],
+        "seeds": [prompt.seed for prompt in prompts],
+        "tags": [prompt.tags or None for prompt in prompts],
+    }
+    return {
+        name: _told_in_short(values) for name, values in own.items() if any(v is not None for v in values)
+    }
+
+
+def _told_in_short(texts: list) -> list | str:
     """A list as it is, or its hash if it is long: every sample's file holds a copy of the settings."""
     if len(texts) <= FEW_PROMPTS:
         return texts

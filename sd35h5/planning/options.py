@@ -25,16 +25,17 @@ class Prompts:
 
     prompt: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     """One prompt or several: --prompt "a red apple" "a cat on a chair"."""
-    prompts_json: Text = ""
-    """A JSON file instead: a list of prompts, or of {"id": "apple", "prompt": "a red apple"}."""
+    prompts_json: Annotated[Text, arg(aliases=["--prompts_file"])] = ""
+    """A file instead: JSON, a list of prompts or of {"id": "apple", "prompt": "a red apple"}, the same as JSON
+    Lines, or plain text, one a line. An object may have a negative_prompt, a seed and tags of its own."""
     limit: Count = None
     """Take only the first so many prompts."""
     negative_prompt: Text = ""
-    """What to steer away from, for all prompts."""
+    """What to steer away from, for all prompts that have none of their own."""
     num_images: int = 1
     """Images a prompt, each a sample of its own; image j adds 1,000,000 times j to the seed."""
     seed: int = 0
-    """Seed of the first prompt; the i-th prompt of the list has seed + i."""
+    """Seed of the first prompt; the i-th prompt of the list has seed + i, if it has none of its own."""
 
 
 @dataclass(frozen=True)

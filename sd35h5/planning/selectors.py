@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from sd35h5.errors import ConfigError
-from sd35h5.planning.token_table import TokenTable, find_phrase
+from sd35h5.planning.token_table import TokenTable
 from sd35h5.store.schema import GROUPS, QUERIES
+from sd35h5.store.words import find_phrase
 
 MAX_ROWS = 256
 ABSENT = -1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +12,10 @@ import numpy as np
 from sd35h5.errors import ConfigError
 from sd35h5.planning.token_spans import stripped, whole_spans
 from sd35h5.store.schema import ENCODERS, GROUPS, TOKEN_ENCODERS
+from sd35h5.store.words import find_phrase, word_spans
 
 CLIP_TOKENS = 77
-_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+_SEVERAL = -2
 _GROUP = {name: value for value, name in enumerate(GROUPS)}
 
 
@@ -56,20 +56,6 @@ class TokenTable:
 
     def __len__(self) -> int:
         return len(self.texts)
-
-
-def word_spans(prompt: str) -> list[tuple[int, int]]:
-    """Character spans of a prompt's words: letters and digits, or one symbol such as an emoji."""
-    found = (match.span() for match in _WORD.finditer(prompt))
-    return [(start, end) for start, end in found if not unicodedata.category(prompt[start]).startswith("P")]
-
-
-def find_phrase(prompt: str, phrase: str) -> list[tuple[int, int]]:
-    """Character spans where a phrase stands in the prompt as whole words, in upper or lower case."""
-    pattern = r"\s+".join(re.escape(part) for part in phrase.split())
-    if not pattern:
-        return []
-    return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
 
 
 def encode(tokenizer: Tokenizer, prompt: str, max_length: int) -> Encoded:
@@ -141,11 +127,13 @@ def _groups(encoded: Encoded, encoder: str) -> np.ndarray:
 
 
 def _words(prompt: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Index of the word that each token stands in, int16, -1 for none."""
+    """Index of the word that each token stands in, int16, -1 for none, or for several: T5 reads a sentence in a
+    script that it does not know as one unknown piece."""
     words = np.full(len(starts), -1, np.int16)
     for index, (start, end) in enumerate(word_spans(prompt)):
-        words[(starts >= 0) & (starts < end) & (ends > start)] = index
-    return words
+        inside = (starts >= 0) & (starts < end) & (ends > start)
+        words[inside] = np.where(words[inside] == -1, index, _SEVERAL)
+    return np.where(words == _SEVERAL, -1, words).astype(np.int16)
 
 
 def token_encoders(clip_tokens: int, t5_tokens: int, has_t5: bool) -> np.ndarray:
@@ -159,8 +147,9 @@ def choose_map_tokens(table: TokenTable, maps: str, phrases: Sequence[str], limi
 
     Args:
         maps: `off`, `first` (position 0), `words` (position 0, then words), or `all` (every position).
-        phrases: with `words`: every token of these; if empty, the first token of each word of the prompt,
-            in CLIP first and then, as far as there is room, in T5.
+        phrases: with `words`: the tokens of these, dealt in turns, so that one of many pieces leaves room for the
+            others; if empty, the first token of each word of the prompt, in CLIP first and then, as far as there is
+            room, in T5.
     """
     if maps == "off":
         return []
@@ -169,15 +158,25 @@ def choose_map_tokens(table: TokenTable, maps: str, phrases: Sequence[str], limi
     if maps == "first":
         return [0]
     if phrases:
-        spans = [span for phrase in phrases for span in find_phrase(table.prompt, phrase)]
-        wanted = [
-            int(token)
-            for start, end in spans
-            for token in np.flatnonzero((table.starts < end) & (table.ends > start))
-        ]
+        wanted = _in_turns([phrase_tokens(table, phrase) for phrase in phrases])
     else:
         wanted = _first_tokens_of_words(table)
     return list(dict.fromkeys([0, *wanted]))[:limit]
+
+
+def phrase_tokens(table: TokenTable, phrase: str) -> list[int]:
+    """Positions that read a part of a phrase: its first occurrence before the next ones, CLIP and T5 in turns."""
+    is_t5 = table.groups >= _GROUP["t5_word"]
+    found = []
+    for start, end in find_phrase(table.prompt, phrase):
+        inside = (table.starts >= 0) & (table.starts < end) & (table.ends > start)
+        found += _in_turns([np.flatnonzero(inside & part).tolist() for part in (~is_t5, is_t5)])
+    return found
+
+
+def _in_turns(lists: Sequence[Sequence[int]]) -> list[int]:
+    """The first of each list, then the second of each, and so on."""
+    return [one for turn in zip_longest(*lists) for one in turn if one is not None]
 
 
 def _first_tokens_of_words(table: TokenTable) -> list[int]:

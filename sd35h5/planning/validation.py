@@ -11,7 +11,7 @@ from sd35h5.errors import ConfigError
 from sd35h5.gates.gate_options import validate_gate_options
 from sd35h5.planning.interventions import parse_interventions
 from sd35h5.planning.options import CLIP, ENCODER_MASKS, T5, CaptureConfig, Tiers
-from sd35h5.planning.prompts import MAX_SEED, Prompt, load_prompts, sample_seed
+from sd35h5.planning.prompts import Prompt, check_seeds, load_prompts
 from sd35h5.planning.selectors import check_rows, choose_steps, count_rows, parse_raw
 from sd35h5.planning.token_table import check_phrases
 from sd35h5.weights.model_options import DTYPES
@@ -69,12 +69,7 @@ def validate(config: CaptureConfig) -> list[Prompt]:
     if parse_interventions(config.causal) and sampling.batch_size > 1:
         raise ConfigError("--intervene alters one sample at a time: leave out --batch_size")
     prompts = load_prompts(config.prompts)
-    last = sample_seed(config.prompts.seed, len(prompts) - 1, config.prompts.num_images - 1)
-    if last > MAX_SEED:
-        raise ConfigError(
-            f"--seed {config.prompts.seed} is too large: the last sample's is {last}, and the file holds seeds up to "
-            f"2**63 - 1"
-        )
+    check_seeds(prompts, config.prompts.seed, config.prompts.num_images)
     texts = [prompt.text for prompt in prompts]
     check_phrases(config.tiers.words, texts)
     check_rows(config.tiers.rows, texts)

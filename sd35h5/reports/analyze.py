@@ -13,7 +13,14 @@ import xarray as xr
 from sd35h5 import metrics
 from sd35h5.errors import StoreError
 from sd35h5.figures import curves, heatmaps, overlays, scales, token_charts
-from sd35h5.reports.output_files import make_folder, open_with_samples, safe_name, save_chart, writing
+from sd35h5.reports.output_files import (
+    csv_text,
+    distinct_names,
+    make_folder,
+    open_with_samples,
+    save_chart,
+    writing,
+)
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -53,8 +60,10 @@ def analyze(
         values = {name: metrics.METRICS[value_col](store, target, name) for name in branches}
         made += _charts(store, values, value_col, target, list(range(store.sizes["sample"])), out)
         if per_prompt:
-            for prompt_id, rows in store.samples.groupby("prompt_id", sort=False):
-                folder = make_folder(out / "prompts" / safe_name(str(prompt_id)))
+            by_prompt = [(str(name), rows) for name, rows in store.samples.groupby("prompt_id", sort=False)]
+            folders = distinct_names([name for name, _ in by_prompt])
+            for (_, rows), name in zip(by_prompt, folders, strict=True):
+                folder = make_folder(out / "prompts" / name)
                 made += _charts(store, values, value_col, target, list(rows["sample"]), folder)
     return made
 
@@ -66,7 +75,7 @@ def _metrics_csv(store: Store, target: metrics.Target, branches: Sequence[str], 
         for place, (branch, sample) in enumerate((b, s) for b in branches for s in range(len(prompt_ids))):
             table = metrics_table(store, target, branch, sample)
             table["prompt_id"] = prompt_ids[sample]
-            table[COLUMNS].to_csv(file, header=place == 0, index=False, float_format="%.9g")
+            file.write(csv_text(table[COLUMNS], header=place == 0))
     return path
 
 

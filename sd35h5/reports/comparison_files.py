@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,8 @@ from sd35h5.figures.scatter_chart import scatter
 from sd35h5.metrics import sink_rates
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports import comparison_page
-from sd35h5.reports.output_files import save_chart, write, writing
+from sd35h5.reports.output_files import csv_text, save_chart, write
+from sd35h5.store.showable import as_json
 
 if TYPE_CHECKING:
     from sd35h5.comparing.comparison import Comparison
@@ -127,13 +127,11 @@ def _settings(found: Comparison, path: Path) -> Path:
             for name, store in found.stores.items()
         },
     }  # fmt: skip
-    return write(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
+    return write(path, (as_json(document, indent=1) + "\n").encode())
 
 
 def _csv(table: pd.DataFrame, path: Path) -> Path:
-    with writing(path, "w") as file:
-        table.to_csv(file, index=False, float_format="%.9g")
-    return path
+    return write(path, csv_text(table).encode())
 
 
 def _scores(table: pd.DataFrame, unit: str) -> alt.TopLevelMixin:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ import xarray as xr
 from sd35h5.errors import StoreError
 from sd35h5.figures import overlays
 from sd35h5.metrics import attention_maps
-from sd35h5.reports.output_files import make_folder, open_with_samples, safe_name, write
+from sd35h5.reports.output_files import distinct_names, make_folder, open_with_samples, safe_name, write
+from sd35h5.store.showable import as_json
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -27,9 +27,8 @@ def export(path: str | Path, out_dir: str | Path, maps: bool = False) -> list[Pa
         if maps and "maps/image_to_text" not in store:
             raise StoreError(f"{store.name} holds no maps: capture it with --maps words to export them")
         made = [_tokens_json(store, out / "tokens.json")]
-        for sample in range(store.sizes["sample"]):
+        for sample, name in enumerate(distinct_names(store.samples["sample_id"])):
             image = store.image(sample)
-            name = safe_name(store.samples["sample_id"].iloc[sample])
             if image is not None:
                 made.append(write(make_folder(out / "images") / f"{name}.png", overlays.png(image)))
             if maps:
@@ -55,7 +54,7 @@ def _tokens_json(store: Store, path: Path) -> Path:
             }
         )
         document["groups"].append(table["group"].tolist())
-    return write(path, json.dumps(document, ensure_ascii=False, indent=1).encode())
+    return write(path, as_json(document, indent=1).encode())
 
 
 def _export_maps(store: Store, sample: int, image: np.ndarray | None, out: Path) -> list[Path]:

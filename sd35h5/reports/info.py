@@ -8,6 +8,7 @@ from typing import Any
 
 from sd35h5.store.reader import Store
 from sd35h5.store.schema import MODEL_ATTRIBUTES, variable
+from sd35h5.store.showable import showable
 
 _SHOWN_PROMPTS = 12
 
@@ -46,15 +47,15 @@ def _finite(value: Any) -> Any:
 def as_text(told: dict[str, Any]) -> Iterator[str]:
     """Lines of `info` for people."""
     sealed, planned = told["samples_sealed"], told["samples_planned"]
-    yield f"{told['name']}: {told['status']}, {sealed} of {planned} samples, {nbytes(told['bytes'])}"
+    yield f"{showable(told['name'])}: {told['status']}, {sealed} of {planned} samples, {nbytes(told['bytes'])}"
     for name in (*MODEL_ATTRIBUTES, "created_utc", "writer", "schema_version"):
         if told["attributes"].get(name):
-            yield f"  {name:<15} {one_line(told['attributes'][name], 100)}"
+            yield f"  {name:<15} {showable(told['attributes'][name], 100)}"
     yield f"  {'sizes':<15} {', '.join(f'{dim} {size}' for dim, size in told['sizes'].items())}"
     if told["samples"]:
         yield "samples"
     for row in told["samples"][:_SHOWN_PROMPTS]:
-        yield f"  {row['sample']:>4}  seed {row['seed']:<6} {one_line(row['prompt'], 80)}"
+        yield f"  {row['sample']:>4}  seed {row['seed']:<6} {showable(row['prompt'], 80)}"
     if len(told["samples"]) > _SHOWN_PROMPTS:
         yield f"  ... and {len(told['samples']) - _SHOWN_PROMPTS} more (--json has them all)"
     if told["variables"]:
@@ -70,9 +71,3 @@ def nbytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
-
-
-def one_line(text: str, width: int) -> str:
-    """A text from a file, on one printable line."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return line if len(line) <= width else f"{line[: width - 3]}..."

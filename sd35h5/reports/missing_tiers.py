@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sd35h5.errors import StoreError
+from sd35h5.store.showable import acts
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -25,6 +26,8 @@ FLAGS = (
     "gate_type", "gate_target", "gate_layers", "gate_activation", "gate_zero_rows", "gate_init", "gate_override",
     "attn2_layout", "intervene", "control",
 )  # fmt: skip
+#: what a prompt may say for itself -> where a stored config has them all
+OWN = {"negative_prompt": "negative_prompts", "seed": "seeds", "tags": "tags"}
 PROMPTS_FILE = "prompts.json"
 MOST_PROMPTS = 12  # on a command line; more are read from a file
 
@@ -84,20 +87,24 @@ def capture_command(store: Store, names: Iterable[str], out: str) -> str:
     return shlex.join([*words, *_option("out", out)])
 
 
-def prompts_file(store: Store) -> list[dict[str, str]] | None:
+def prompts_file(store: Store) -> list[dict[str, Any]] | None:
     """Return what --prompts_json has to hold; None where the prompts can stand on the command line."""
     texts, names = _texts(store.config.get("prompts")), _texts(store.config.get("prompt_ids"))
     if not texts:
         raise StoreError(f"{store.name} does not tell its prompts in its configuration")
     usual = [f"p{number:03d}" for number in range(len(texts))]
-    if (
-        names in ([], usual)
-        and len(texts) <= MOST_PROMPTS
-        and not any(text.startswith("-") for text in texts)
-    ):
+    own = {name: store.config.get(held) for name, held in OWN.items()}
+    own = {
+        name: values for name, values in own.items() if isinstance(values, list) and len(values) == len(texts)
+    }
+    short = len(texts) <= MOST_PROMPTS and not any(text.startswith("-") or acts(text) for text in texts)
+    if names in ([], usual) and short and not own:
         return None
     names = names if len(names) == len(texts) else usual
-    return [{"id": name, "prompt": text} for name, text in zip(names, texts, strict=True)]
+    entries = [{"id": name, "prompt": text} for name, text in zip(names, texts, strict=True)]
+    for name, values in own.items():
+        entries = [e | ({} if v is None else {name: v}) for e, v in zip(entries, values, strict=True)]
+    return entries
 
 
 def _option(flag: str, value: Any) -> list[str]:
@@ -107,7 +114,9 @@ def _option(flag: str, value: Any) -> list[str]:
     if value is True:
         return [f"--{flag}"]
     words = _texts(value) if isinstance(value, list) else [str(value)]
-    if not isinstance(value, str | int | float | list) or any(word.startswith("-") for word in words):
+    if not isinstance(value, str | int | float | list) or any(
+        word.startswith("-") or acts(word) for word in words
+    ):
         raise StoreError(f"its configuration has a {flag} that cannot stand on a command line")
     return [f"--{flag}", *words]
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import altair as alt
+import pandas as pd
 
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.figures import printing
 from sd35h5.store.opening import reason
 from sd35h5.store.processes.guarded_store import open_checked
+from sd35h5.store.showable import cell
 
 if TYPE_CHECKING:
-    from sd35h5.store.opening import reason
-from sd35h5.store.reader import Store
+    from sd35h5.store.reader import Store
+
+LONGEST = 60  # letters of a file name
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 
 
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> Path:
@@ -35,8 +41,37 @@ def open_with_samples(path: str | Path) -> Store:
 
 
 def safe_name(text: str) -> str:
-    """Return a file name made only of letters, digits, - and _: strings of a store never become paths."""
-    return re.sub(r"[^\w-]+", "-", str(text), flags=re.ASCII).strip("-")[:60]
+    """Return a file name made only of letters, digits, - and _: strings of a store never become paths.
+
+    What cannot be told from it, a long name, one in other letters or one that some system reserves, ends in a hash.
+    """
+    text = str(text)
+    name = re.sub(r"[^\w-]+", "-", text, flags=re.ASCII).strip("-")
+    if name == text and len(name) <= LONGEST and name.upper() not in RESERVED:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{name[: LONGEST - 9]}-{digest}".lstrip("-")
+
+
+def distinct_names(texts: Iterable[str]) -> list[str]:
+    """Return a safe file name for each text, no two alike, also where a file system does not tell case apart."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for name in map(safe_name, texts):
+        others = (f"{name}-{number}" for number in count(2))
+        free = name if name.casefold() not in taken else next(o for o in others if o.casefold() not in taken)
+        taken.add(free.casefold())
+        names.append(free)
+    return names
+
+
+def csv_text(table: pd.DataFrame, header: bool = True) -> str:
+    """Return the table as comma-separated values; texts of files cannot act in a spreadsheet or a terminal."""
+    texts = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    shown = table.assign(
+        **{name: table[name].map({one: cell(one) for one in table[name].unique()}) for name in texts}
+    )
+    return shown.to_csv(header=header, index=False, float_format="%.9g")
 
 
 def make_folder(path: str | Path) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sd35h5.errors import StoreError
 from sd35h5.store.schema import MANTISSA_BITS, Variable
+from sd35h5.store.showable import forbidden
 
 BY_WRITER = ("samples/sealed", "samples/content_sha256")
 Block = tuple[tuple[int, ...], np.ndarray]  # origin, values
@@ -45,8 +46,8 @@ def cast(spec: Variable, array: np.ndarray, copies: bool) -> np.ndarray:
         StoreError: a type or a value that the variable cannot hold.
     """
     if spec.is_text:
-        if wrong := [text for text in array.ravel() if not isinstance(text, str) or "\0" in text]:
-            raise StoreError(f"{spec.name} holds texts without NUL, not {wrong[0]!r}")
+        if wrong := [text for text in array.ravel() if not isinstance(text, str) or forbidden(text)]:
+            raise StoreError(f"{spec.name} holds texts without control characters, not {wrong[0]!r}")
         return array
     dtype = numpy_dtype(spec)
     if array.dtype.kind not in ("biuf" if dtype.kind == "f" else "biu"):

@@ -14,6 +14,7 @@ from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of, numpy_dtype
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.showable import seen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join(map(seen, self._lines()))
 
     def close(self) -> None:
         """Close the files; a closed store answers what it knows and refuses to read."""

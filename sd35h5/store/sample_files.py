@@ -14,10 +14,10 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
-from sd35h5.store.file_texts import as_text, well_formed_json
 from sd35h5.store.opening import opened, reading
 from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
+from sd35h5.store.showable import as_text, well_formed_json
 from sd35h5.store.versions import version_problem
 
 
@@ -26,7 +26,7 @@ class Parts:
 
     def __init__(self, path: Path, paths: list[Path], run: Mapping[str, Any] | None) -> None:
         self.path = path
-        self.name = path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX)
+        self.name = as_text(path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX))
         self._handles: dict[Path, h5py.File] = {}
         self._closed = False
         self._sources: list[tuple[int, Path, int]] = []  # index in the capture, file, position in it
@@ -91,7 +91,8 @@ class Parts:
             rows = [row for row, _ in pairs]
             positions = np.array([position for _, position in pairs])
             try:
-                out[rows] = read_hyperslab(dataset, (positions, *rest))
+                found = read_hyperslab(dataset, (positions, *rest))
+                out[rows] = _texts(found) if spec.is_text else found
             except (OSError, RuntimeError) as error:
                 raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
 
@@ -201,6 +202,10 @@ def _pieces(wanted: np.ndarray, chunk: int) -> list[tuple[slice, slice, np.ndarr
 
 def _is_text(dataset: h5py.Dataset) -> bool:
     return h5py.check_string_dtype(dataset.dtype) is not None
+
+
+def _texts(found: np.ndarray) -> np.ndarray:
+    return np.array([as_text(text) for text in found.ravel().tolist()], object).reshape(found.shape)
 
 
 def _parsed(dataset: h5py.Dataset) -> Any:

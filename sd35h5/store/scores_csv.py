@@ -12,6 +12,7 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store.opening import reason
 from sd35h5.store.schema import MAX_SCORE_NAME, is_sample_column, is_score
+from sd35h5.store.showable import cell
 
 KEYS = (("sample_id",), ("prompt_id", "seed"))  # columns that name a sample, the first that are there
 MISSING = ("", "nan", "na")
@@ -100,7 +101,12 @@ def _placed(
     """Return the position of each row's sample."""
     known: dict[tuple[str, ...], list[int]] = {}
     for place, values in enumerate(zip(*(samples[name].tolist() for name in key), strict=True)):
-        known.setdefault(tuple(str(value).strip() for value in values), []).append(place)
+        names = [str(value).strip() for value in values]
+        for told in {
+            tuple(names),
+            tuple(str(cell(name)) for name in names),
+        }:  # as our own tables write them, too
+            known.setdefault(told, []).append(place)
     first_line: dict[int, int] = {}
     places = []
     for line, row in rows:

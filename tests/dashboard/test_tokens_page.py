@@ -70,7 +70,7 @@ def test_masses_follow_the_steps_and_heads_however_they_were_chosen_before(app, 
             places = [list(range(low, high + 1)) for low, high in (steps, heads)]
             values = opened.read("sinks/mass_image", sample=0, branch="cond", step=places[0], head=places[1])
             expected = values.astype(float).mean(["step", "layer", "head"], skipna=True).values
-        found = prompt_chips.token_chips(metrics.with_words(opened_tokens(path)).assign(mass=expected))
+        found = prompt_chips.token_chips(opened_tokens(path).assign(mass=expected))
         shown = frame_with(test, "left", "count").sort_values("token")
         np.testing.assert_allclose(shown["mass"], found["mass"], rtol=1e-9, err_msg=str((steps, heads)))
 
@@ -122,7 +122,9 @@ def test_truncation_is_shown_with_what_was_cut_off(app, tmp_path):
 
 def test_a_clicked_token_means_itself_in_one_sample_and_its_word_or_group_in_several(store):
     with open_store(store) as opened:
-        table = metrics.with_words(opened.tokens(0)).set_index("token", drop=False)
+        table = metrics.with_words(opened.tokens(0), opened.samples["prompt"][0]).set_index(
+            "token", drop=False
+        )
     rows = {name: table.loc[place].to_dict() for name, place in (("start", 0), ("apple", 3), ("pad", 40))}
     end = table[table["group"] == "clip_eos"].iloc[0].to_dict()
     assert clicks.target_of(rows["start"], 1) == metrics.FIRST_TOKEN == clicks.target_of(rows["start"], 2)

@@ -64,7 +64,7 @@ def test_what_no_piece_has_is_refused_and_other_errors_go_through(store):
 def test_words_of_many_samples_are_those_of_each_table(store):
     found = targets.token_words(store, "cond", range(SAMPLES))
     for sample in range(SAMPLES):
-        table = targets.with_words(store.tokens(sample))
+        table = targets.with_words(store.tokens(sample), store.samples["prompt"][sample])
         assert found[sample].tolist() == table["word_text"].tolist()
         for row in table[table["word_text"] != ""].itertuples():  # pieces of a word lie beside each other
             own = table[(table["encoder"] == row.encoder) & (table["word"] == row.word)]

@@ -13,13 +13,12 @@ from sd35h5.planning.token_table import (
     check_phrases,
     choose_map_tokens,
     encode,
-    find_phrase,
     token_encoders,
     token_table,
     truncation_note,
-    word_spans,
 )
 from sd35h5.store import schema
+from sd35h5.store.words import find_phrase, word_spans
 
 CLIP_L, CLIP_G, T5 = make_clip_tokenizer(), make_clip_tokenizer(pad_token="!"), make_t5_tokenizer()
 
@@ -119,7 +118,7 @@ def test_default_maps_are_the_first_token_then_each_words_first_token_in_clip_th
 def test_chosen_phrases_map_all_their_tokens_in_both_encoders():
     table = _table("a red apple left of a red cat")
     chosen = choose_map_tokens(table, "words", ("Red  apple",), 24)
-    assert [table.texts[token] for token in chosen] == ["<|startoftext|>", "red", "apple", "red", "apple"]
+    assert [table.texts[token] for token in chosen] == ["<|startoftext|>", "red", "red", "apple", "apple"]
     assert (table.starts[chosen[1:]] < len("a red apple")).all()
 
 

@@ -17,7 +17,7 @@ from making.stores import make_store
 from dashboard import run_list
 from sd35h5 import open_store
 from sd35h5.__main__ import main
-from sd35h5.store.file_texts import well_formed, well_formed_json
+from sd35h5.store.showable import well_formed, well_formed_json
 
 PAGES = ("overview", "maps", "compare", "files")
 

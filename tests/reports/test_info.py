@@ -14,7 +14,8 @@ import pytest
 from making.stores import make_store
 
 from sd35h5.__main__ import main, parser
-from sd35h5.reports.info import nbytes, one_line
+from sd35h5.reports.info import nbytes
+from sd35h5.store.showable import showable
 from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).parents[2]
@@ -103,8 +104,8 @@ def test_info_answers_without_heavy_imports(run):
 
 
 def test_texts_from_a_file_cannot_write_control_characters():
-    assert one_line("a\x1b[31m cat\non a mat", 80) == "a [31m cat on a mat"
-    assert one_line("x" * 100, 10) == "xxxxxxx..."
+    assert showable("a\x1b[31m cat\non a mat", 80) == r"a\x1b[31m cat on a mat"
+    assert showable("x" * 100, 10) == "xxxxxxxxx…"
     assert [nbytes(n) for n in (0, 999, 1000, 2_500_000, 3 * 10**9)] == [
         "0 B",
         "999 B",

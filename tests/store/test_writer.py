@@ -146,8 +146,8 @@ def test_only_partly_filled_blocks_are_held_in_memory(tmp_path):
         ("topk/top_mass", 1.0, {}, "needs the scale 'top_step', 'rank': the header has none"),
         ("tokens/token_word", np.full((2, 70), 40_000), {}, r"int16, the values span 40000\.\.40000"),
         ("tokens/token_word", np.ones((2, 70)), {}, "int16, the values are float64"),
-        ("samples/prompt", 3, {}, "holds texts without NUL, not 3"),
-        ("samples/prompt", "a\0b", {}, "holds texts without NUL"),
+        ("samples/prompt", 3, {}, "holds texts without control characters, not 3"),
+        ("samples/prompt", "a\0b", {}, "holds texts without control characters"),
         ("samples/sealed", 1, {}, r"written by seal\(\)"),
     ],
 )  # fmt: skip

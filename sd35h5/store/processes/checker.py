@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import h5py
@@ -18,6 +18,7 @@ from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
+from sd35h5.store.showable import forbidden, forbidden_within
 from sd35h5.store.versions import version_problem
 
 OUT_OF_MEMORY = 64
@@ -75,6 +76,12 @@ def _each(check: Callable, file: h5py.File, names: Iterable[str], *more: object)
 def _check_identity(file: h5py.File) -> None:
     with told_as("its attributes cannot be read: it is damaged"):
         found = {name: as_text(file.attrs.get(name, "")) for name in schema.FILE_ATTRIBUTES}
+        told = {name: as_text(value) for name, value in file.attrs.items()}
+    for name, text in told.items():
+        if found_in := forbidden(name) or forbidden(text):
+            raise Problem(
+                f"its attribute {shown(name)} holds {found_in.split()[0]}, which no text of a file may"
+            )
     if found["schema_name"] != schema.SCHEMA_NAME:
         raise Problem(
             "it is HDF5, but no sd35h5 store, or it is damaged: it has no attribute schema_name = sd35h5"
@@ -140,10 +147,20 @@ def _check_variable(file: h5py.File, name: str) -> None:
         attached = dataset.dims[axis]
         if len(attached) != 1 or attached[0].name != f"/{dim}":
             raise Problem(f"{spec.name} has no dimension scale {dim} attached to its axis {axis}")
-    if spec.is_text and (longest := max(map(len, dataset[...].ravel()), default=0)) > MAX_TEXT_BYTES:
-        raise Problem(f"{name} holds a text of {longest} bytes, more than {MAX_TEXT_BYTES}")
+    if spec.is_text:
+        _check_texts(name, dataset[...].ravel().tolist())
     if spec.is_table:
         dataset[...]
+
+
+def _check_texts(name: str, texts: Sequence[bytes]) -> None:
+    """Refuse texts that are too long, no UTF-8, or hold what ends a renderer and no reader should have to expect."""
+    if (longest := max(map(len, texts), default=0)) > MAX_TEXT_BYTES:
+        raise Problem(f"{name} holds a text of {longest} bytes, more than {MAX_TEXT_BYTES}")
+    with told_as(f"{name} holds a text that is not UTF-8"):
+        joined = b"\n".join(texts).decode()
+    if found := forbidden(joined):
+        raise Problem(f"{name} holds the control character {found.split()[0]}, which no text of a file may")
 
 
 def _check_samples(file: h5py.File) -> None:
@@ -171,7 +188,9 @@ def _check_table(file: h5py.File) -> None:
                     raise Problem(
                         f"provenance/{name} holds {len(text)} bytes, more than {MAX_PROVENANCE_BYTES}"
                     )
-                json.loads(text)
+                told = json.loads(text)
+            if forbidden_within(told):
+                raise Problem(f"provenance/{name} holds a control character, which no text of a file may")
 
 
 def _check_content(file: h5py.File) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sd35h5.errors import StoreError
-from sd35h5.store.file_texts import as_text, well_formed_json
 from sd35h5.store.processes.reader_pool import NONSENSE, Readers
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.showable import as_text, well_formed_json
 
 SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
 

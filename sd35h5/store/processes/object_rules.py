@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
+from sd35h5.store.showable import showable
+
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 SCALE_ATTRIBUTES = {
     "CLASS",
@@ -43,8 +45,7 @@ def told_as(sentence: str) -> Iterator[None]:
 
 def shown(name: str) -> str:
     """A name from the file, short and printable."""
-    safe = "".join(c if c.isprintable() else "?" for c in name)
-    return safe if len(safe) <= 80 else f"{safe[:77]}..."
+    return showable(name, 80)
 
 
 def as_text(value: object) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store.processes import children
+from sd35h5.store.showable import showable
 
 _PROCESS = "sd35h5.store.processes.reader_process"
 SECONDS = 20
@@ -87,7 +88,7 @@ class Readers:
             raise StoreError(f"{Path(path).name}: {sentence}") from None
         if "error" in told:
             kind = StoreNotFoundError if told.get("missing") is True else StoreError
-            raise kind(one_line(told["error"]))
+            raise kind(showable(told["error"], 500))
         return told
 
     def ask_together(
@@ -199,11 +200,6 @@ class _Reader:
                     pipe.close()
                 except BrokenPipeError:  # a request that was never read
                     continue
-
-
-def one_line(text: object, longest: int = 500) -> str:
-    """A sentence from a reader, without line breaks and of bounded length."""
-    return " ".join(str(text).split())[:longest]
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
