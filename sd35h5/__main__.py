@@ -24,9 +24,8 @@ def info(args: argparse.Namespace) -> int:
     """Print what is inside."""
     from sd35h5.reports.info import as_text, describe
     from sd35h5.store.processes.guarded_store import open_checked
-    from sd35h5.store.processes.reader_pool import Readers
 
-    with Readers(1) as readers, open_checked(args.path, readers, check=False) as store:
+    with open_checked(args.path) as store:
         told = describe(store)
     print(as_json(told, indent=1, allow_nan=False) if args.json else "\n".join(as_text(told)))
     return 0

@@ -147,7 +147,9 @@ def _own_folder(model: Model) -> Path | None:
 def _in_folder(model: Model, base: Path | None, folder: Path | None) -> Part | None:
     """The transformer in a folder, by its headers; None where only its config is there, which is enough for a plan."""
     weights = (
-        [] if folder is None else [file for file in folder.glob("*.safetensors") if file.name != GATES_NAME]
+        []
+        if folder is None
+        else [file for file in folder.glob("[!.]*.safetensors") if file.name != GATES_NAME]
     )
     return find_part("transformer", model, base, folder) if weights else None
 

@@ -137,7 +137,9 @@ def weight_files(path: Path, option: str, variant: str = "") -> tuple[Path, ...]
         return (path,)
     if not path.is_dir():
         raise ConfigError(f"{option}: there is no such file or folder")
-    there = [file.name for file in path.iterdir() if file.is_file()]
+    there = [
+        file.name for file in path.iterdir() if file.is_file() and file.name[0] != "."
+    ]  # macOS leaves ._x
     if sets := weight_sets(there):
         chosen = choose_set(sets, variant, option)
         names = _listed(path / chosen.index) if chosen.index else chosen.files

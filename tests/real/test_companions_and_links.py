@@ -13,7 +13,7 @@ from dashboard import run_list
 from sd35h5 import StoreNotFoundError, open_store, verify
 from sd35h5.store.runs import begin_run, forget_run, part_files
 from sd35h5.store.writer import pack
-from sd35h5.weights.checkpoints import weight_files
+from sd35h5.weights.weight_sets import weight_files
 
 APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 

@@ -47,7 +47,7 @@ def test_a_file_that_hangs_its_reader_is_one_sentence(hanging):
         Readers(1, seconds=2) as readers,
         pytest.raises(StoreError, match="^hangs.h5: reading it did not end in 2 s"),
     ):
-        describe(open_checked(hanging, readers, check=False))
+        describe(open_through(readers, hanging))
     assert verify(hanging, seconds=2).problems == (
         "reading it did not end in 2 s: it is damaged, or made to hang readers",
     )

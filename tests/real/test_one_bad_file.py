@@ -19,7 +19,7 @@ from sd35h5 import open_store
 from sd35h5.__main__ import main
 from sd35h5.store.showable import well_formed, well_formed_json
 
-PAGES = ("overview", "maps", "compare", "files")
+PAGES = ("overview", "compare", "files")
 
 
 @pytest.fixture(scope="module")

@@ -29,19 +29,16 @@ def own_readers() -> Readers:
     return Readers(2, OWN_SECONDS, OWN_MEMORY_BYTES, started=1)
 
 
-def open_checked(path: str | Path, readers: Readers | None = None, check: bool = True) -> Store:
-    """Open what `open_store` opens, wherever it comes from: nothing that is in it hangs, kills or swells this
-    process, and Ctrl-C ends every read.
+def open_checked(path: str | Path, readers: Readers | None = None) -> Store:
+    """Verify and open what `open_store` opens, wherever it comes from: nothing that is in it hangs, kills or
+    swells this process, and Ctrl-C ends every read.
 
-    Args:
-        readers: of `own_readers`; None starts some that end when the store is closed.
-        check: verify the structure first, for the better sentence.
+    Args: readers: of `own_readers`; None starts some that end when the store is closed.
     Raises: StoreError with the first problem; StoreNotFoundError.
     """
     own = own_readers() if readers is None else None  # they start while the file is verified
     try:
-        if check:
-            refuse_problems(path)
+        refuse_problems(path)
         return Store(GuardedFiles(readers or own, Path(path), (), own), OWN_MAX_READ_BYTES)
     except BaseException:
         if own is not None:

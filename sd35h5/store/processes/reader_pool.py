@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class Readers:
         self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, str]] = {}
         for place, reader in enumerate(self._readers):
             if started is None or count - place <= started:  # the last to be put is the first to be taken
-                reader.start()
+                with suppress(children.CannotStartError):  # who asks it is told
+                    reader.start()
             self._idle.put(reader)
 
     def ask(
