@@ -48,16 +48,15 @@ def key_of(view, name: str, pairing: compare.Pairing, where: tuple[tuple[int, ..
 
 def changes(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pairing]) -> None:
     """Draw how much changed, with intervals over prompts: in all, or at the clicked cell, and over the layers."""
-    whole, layers = [], []
-    for name, sides in pairs.items():
-        prompts = tuple(pairings[name].pairs["prompt_id"])
-        for into, here, where in (
-            (whole, tuple(_cell(view, side) for side in sides), view.looked_at),
-            (layers, sides, (view.layers, view.heads)),
-        ):
-            change = compare.difference(*here)
-            both = cached_metrics.change_effects(change, prompts, key_of(view, name, pairings[name], where))
-            into.append(both[0 if into is whole else 1].assign(run=name))
+
+    def effects_of(name: str, sides: tuple, where: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
+        prompts, key = tuple(pairings[name].pairs["prompt_id"]), key_of(view, name, pairings[name], where)
+        found = cached_metrics.change_effects(compare.difference(*sides), prompts, key)
+        return tuple(table.assign(run=name) for table in found)
+
+    at_cell = {name: tuple(_cell(view, side) for side in sides) for name, sides in pairs.items()}
+    whole = [effects_of(name, sides, view.looked_at)[0] for name, sides in at_cell.items()]
+    layers = [effects_of(name, sides, (view.layers, view.heads))[1] for name, sides in pairs.items()]
     others = [run for run in view.others if run.name in pairs]
     title = panels.METRIC_TITLES[view.metric]
     left, right = st.columns(2)
