@@ -209,7 +209,7 @@ def test_h5dump_reads_them(run):
     assert "(0): -0.001, nan, 0.25" in done.stdout.replace("-nan", "nan")
 
 
-@pytest.mark.parametrize("moment", ["shutil.copyfile", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("moment", ["shutil.copymode", "os.fsync", "os.replace"])
 def test_a_process_that_is_killed_leaves_the_file_as_it_was(run, moment):
     before, path = run.read_bytes(), table(run, GOOD)
     code = (
@@ -251,7 +251,7 @@ def test_a_damaged_file_is_not_copied_over_the_one_that_is_there(run):
     with h5py.File(run, "r+") as file:
         file["samples/sealed"][1] = 0
     before = run.read_bytes()
-    with pytest.raises(StoreError, match="run.h5 is not joined, it does not verify: sample 1 is not sealed"):
+    with pytest.raises(StoreError, match="run.h5 cannot be opened: sample 1 is not sealed"):
         join_scores(run, table(run, GOOD))
     assert run.read_bytes() == before
 
