@@ -46,4 +46,5 @@ def test_the_benchmark_runs_the_kinds_and_writes_what_it_prints(tmp_path):
     assert done.stdout == (tmp_path / real_inputs.NAME).read_text(encoding="utf-8")
     assert "2 kinds, " in done.stdout and "0 tests fell short" in done.stdout
     nothing = subprocess.run([*command, "--only", "no_such_kind"], capture_output=True, text=True)
-    assert nothing.returncode == 1
+    assert nothing.returncode == 1 and "no table is written" in nothing.stderr
+    assert done.stdout == (tmp_path / real_inputs.NAME).read_text(encoding="utf-8")
