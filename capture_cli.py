@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -58,11 +61,15 @@ def main(args: list[str] | None = None) -> int:
         args=args,
         use_underscores=True,
     )
+    from sd35h5.capturing.interrupts import Stopped, heeded_interrupts  # not to print help
+
     try:
-        return _act(line, line.action)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        with heeded_interrupts(is_ending=True):
+            return _act(line, line.action)
+    except KeyboardInterrupt as stop:
+        by = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
+        print("stopped" if by.number == signal.SIGINT else f"stopped by {by}", file=sys.stderr)
+        return by.status
     except BrokenPipeError:  # `... --dry_run | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -78,14 +85,19 @@ def _act(config: CaptureConfig, action: Action) -> int:
     from sd35h5.planning.demo import demo_configs, run_demo
     from sd35h5.planning.describing import describe
     from sd35h5.planning.job import make_job
+    from sd35h5.store.runs import running
 
     configs = demo_configs(config) if action.demo else [config]
     jobs = [make_job(each, offline_guess=action.dry_run) for each in configs]  # before torch is imported
     if action.dry_run:
         print(seen("\n".join(map(describe, jobs))))
         return 0
-    run, say = _load_capture()
-    stores = run_demo(jobs, run, say) if action.demo else [run(job) for job in jobs]
+    with ExitStack() as held:  # before torch is imported: who has to wait is told at once
+        for job in jobs:
+            held.enter_context(running(job.out))
+        run, say = _load_capture()
+        draw = partial(run, is_held=True)
+        stores = run_demo(jobs, draw, say) if action.demo else [draw(job) for job in jobs]
     if action.analyze:
         from sd35h5.reports.analyze import analyze
 

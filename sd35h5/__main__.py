@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from sd35h5.errors import Sd35h5Error, StoreError
@@ -51,7 +52,7 @@ def verify(args: argparse.Namespace) -> int:
 def pack(args: argparse.Namespace) -> int:
     """Make one file of the sealed samples of a capture."""
     from sd35h5.store.packing import pack
-    from sd35h5.store.runs import out_of, read_run, sealed_indices
+    from sd35h5.store.runs import out_of, read_run, running, sealed_indices
     from sd35h5.store.verifying import refuse_problems
 
     refuse_problems(args.path)
@@ -69,7 +70,9 @@ def pack(args: argparse.Namespace) -> int:
             f"{sealed} of {planned} samples are sealed: run the capture again to make the rest, "
             "or pass --partial to pack these"
         )
-    print(showable(pack(parts, out, keep_parts=not args.remove_parts)))
+    own = out_of(parts)
+    with running(own) if own and (own == out or args.remove_parts) else nullcontext():  # not under a capture
+        print(showable(pack(parts, out, keep_parts=not args.remove_parts)))
     return 0
 
 

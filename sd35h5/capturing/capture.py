@@ -18,9 +18,11 @@ from sd35h5.capturing.session import Session
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.measuring.compiled import bare, compiled_how
 from sd35h5.measuring.processor import check_processors
+from sd35h5.planning.going_on import deciding
 from sd35h5.planning.interventions import CausalOptions, parse_interventions
 from sd35h5.planning.options import Tiers
 from sd35h5.planning.validation import check_masks
+from sd35h5.store.runs import running
 from sd35h5.store.writer import begin_run
 
 log = logging.getLogger("sd35h5")
@@ -39,7 +41,8 @@ def capture(
 
     Samples are sealed one by one in `OUT.parts` and packed into `out` when the block ends. After an error
     the sealed samples stay; the same calls again continue: those that are sealed are drawn, but not
-    captured anew.
+    captured anew. Numbers of one model are never handed out for another: a fingerprint of all weights, adapters and
+    gates is kept with each sample, and one that has changed is refused.
 
     Args:
         overwrite: remove what is at `out` first.
@@ -51,6 +54,7 @@ def capture(
     Raises:
         CaptureError: another pipeline class, an unknown attention processor, a capture under way on it.
         ConfigError: an unknown option or value.
+        StoreError: another process captures into `out`, or it was begun with other options.
     """
     out = Path(out)
     _check_pipeline(pipe)
@@ -58,11 +62,12 @@ def capture(
     masks = check_masks(encoder_masks)
     settings = json.loads(json.dumps(asdict(tiers) | asdict(causal) | {"encoder_masks": masks}))
     name = str(getattr(pipe.config, "_name_or_path", "") or "a pipeline in memory")
-    parts = begin_run(out, settings, 0, overwrite=overwrite)
-    session = Session(pipe, parts, tiers, settings, name, "", causal=causal, encoder_masks=masks)
-    with generating(session) as generate:
-        yield generate
-    finish(parts, out)
+    with running(out):
+        parts = begin_run(out, settings, 0, overwrite, deciding)
+        session = Session(pipe, parts, tiers, settings, name, "", causal=causal, encoder_masks=masks)
+        with generating(session) as generate:
+            yield generate
+        finish(parts, out)
 
 
 def _check_pipeline(pipe: object) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 
 from sd35h5.capturing.call import Call, Drawing
 from sd35h5.capturing.encoder_masks import masked_encoders
+from sd35h5.capturing.finite import check_picture, watched_decoder
+from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import without_truncation_noise
 from sd35h5.capturing.sealing import seal_all
 from sd35h5.capturing.session import Identity, Session
@@ -69,12 +71,29 @@ class Generate:
             CaptureError: several samples under interventions, or samples that do not fit into the file.
             StoreError: a sample before could not be sealed.
         """
+        self._session.begin_call()
+        with heeded_interrupts() as heed:
+
+            def step() -> None:
+                heed()
+                if watchers[0].is_at_end:
+                    self._session.look()
+                if on_step is not None:
+                    on_step()
+
+            watchers = self._watchers(drawing.samples, identities, step)
+            return self._sealed(drawing, watchers)
+
+    def _sealed(self, drawing: Drawing, watchers: Sequence[PassWatcher]) -> Any:
+        """Draw, and hand what is to be sealed over."""
         session, pipe = self._session, self._session.pipe
-        watchers = self._watchers(drawing.samples, identities, on_step)
         try:
-            with without_truncation_noise(), _watched(pipe.transformer, watchers), self._stance():
+            seeing = _watched(pipe.transformer, watchers)
+            with without_truncation_noise(), watched_decoder(pipe) as decoded, seeing, self._stance():
                 result = pipe(**drawing.arguments)
+            check_picture(watchers[0].step, decoded, result, pipe)
             drawn = [watcher.finished(_pixels(result, place)) for place, watcher in enumerate(watchers)]
+            session.end_call()
             if new := [each for each in drawn if each is not None]:
                 session.sealing.submit(partial(seal_all, new), 1)
             for watcher in watchers:
@@ -92,7 +111,7 @@ class Generate:
         return torch.compiler.set_stance("force_eager") if eager else nullcontext()
 
     def _watchers(
-        self, calls: Sequence[Call], identities: Sequence[Identity], on_step: Callable[[], None] | None
+        self, calls: Sequence[Call], identities: Sequence[Identity], on_step: Callable[[], None]
     ) -> list[PassWatcher]:
         """One for each sample; the first tells the steps."""
         count = len(calls)

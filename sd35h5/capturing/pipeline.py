@@ -24,10 +24,10 @@ from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.weights.held_gates import gates_to_apply
 from sd35h5.weights.layouts import COMPONENTS
-from sd35h5.weights.loading import build, fill, plan_part, provenance, split_gates
+from sd35h5.weights.loading import build, fill, plan_part, provenance, split_gates, told_of
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import DTYPES, Model
-from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base
+from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base, tokenizer_files
 
 log = logging.getLogger("sd35h5")
 _NOISE = ("The following part of your input was truncated", "Token indices sequence length is longer")
@@ -110,10 +110,10 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
                 **{**dict.fromkeys(TOKENIZERS), **tokenizers},
                 scheduler=load_scheduler(base),
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            for future in told.values():  # the sentence should not wait for hashes that nobody needs
+        except BaseException as error:
+            for future in told.values():  # no sentence, nor Ctrl-C, should wait for hashes that nobody needs
                 future.cancel()
-            if isinstance(error, Sd35h5Error):
+            if isinstance(error, Sd35h5Error) or not isinstance(error, (OSError, ValueError, RuntimeError)):
                 raise
             raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
         sources = {component: future.result() for component, future in told.items()}
@@ -127,6 +127,10 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
         offload(pipe, choice.gates, device, model.offload)
     if choice.record:
         sources["gates"] = choice.record | _told_of(facts.gates_file)
+    for name, tokenizer in tokenizers.items():  # of a folder of its own each
+        folder = Path(tokenizer.name_or_path)
+        if (files := tokenizer_files(folder.parent).get(name)) is not None:
+            sources[name] = {"source": str(folder), "files": told_of(files)}
     return Loaded(pipe, choice.gates, sources)
 
 

@@ -86,14 +86,24 @@ class SampleRecorder:
             self._writer.abandon()
             raise
 
-    def add(self, step: int, rows: Sequence[str], result: PassResult) -> None:
+    def add(
+        self, step: int, rows: Sequence[str], result: PassResult, flags: Mapping[str, Tensor],
+        check: Callable[[Mapping[str, np.ndarray]], None],
+    ) -> None:  # fmt: skip
         """Take one pass of the transformer; `rows` names the branch of each batch row.
 
+        Args:
+            flags: come over with the results.
+            check: looks at both first, and refuses them by an error.
         Raises:
-            CaptureError: rows of A did not sum to 1; said of an earlier pass where results come over later.
+            CaptureError: as `check`, or rows of A did not sum to 1; said of an earlier pass where results come later.
         """
-        tensors = self._outgoing(rows, result)
-        self._transfer.send(tensors, lambda arrays: self._take(step, rows, arrays))
+
+        def take(arrays: dict[str, np.ndarray]) -> None:
+            check(arrays)
+            self._take(step, rows, arrays)
+
+        self._transfer.send({**self._outgoing(rows, result), **flags}, take)
 
     def add_altered(self, step: int, rows: Sequence[str], masses: Mapping[str, Tensor]) -> None:
         """Take the masses that were altered in one pass: variable -> (batch row, query stream, layer, head)."""

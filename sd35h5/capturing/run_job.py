@@ -4,69 +4,86 @@ from __future__ import annotations
 
 import inspect
 import logging
-import shutil
 from collections.abc import Mapping, Set
+from contextlib import nullcontext
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from sd35h5.capturing.call import Drawing
 from sd35h5.capturing.generate import generating
+from sd35h5.capturing.identity import are_files_unchanged
 from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import load, resolve_device, resolve_dtype
 from sd35h5.capturing.progress import Progress, say
 from sd35h5.capturing.prompt_notes import notes_on, table_of
-from sd35h5.capturing.session import Identity, Session
+from sd35h5.capturing.session import Identity, Session, sealed_attributes, sealed_samples
 from sd35h5.planning.describing import describe
+from sd35h5.planning.going_on import check_samples, deciding
 from sd35h5.planning.job import Job
 from sd35h5.planning.plan import in_bytes
 from sd35h5.planning.token_table import TokenTable
-from sd35h5.store.runs import forget_run, part_files, parts_of
+from sd35h5.store.runs import (
+    RUN_FILE,
+    check_run,
+    empty,
+    part_files,
+    parts_of,
+    read_run,
+    running,
+    sealed_texts,
+)
 from sd35h5.store.writer import begin_run, pack, sealed_indices
 
 log = logging.getLogger("sd35h5")
 PACK_LIMIT = 20 << 30  # above this, a capture stays a folder until it is packed by hand
 
 
-def run(job: Job) -> Path:
+def run(job: Job, is_held: bool = False) -> Path:
     """Draw what a job says, going on where an earlier run stopped. Returns: the store.
 
+    Args:
+        is_held: the caller holds the run already, by `store.runs.running`.
     Raises:
         ConfigError, CaptureError, StoreError: a sentence; sealed samples stay.
     """
-    config, facts, out, planned = job.config, job.facts, job.out, job.samples
-    sealed, was_there = set(), parts_of(out).exists()
-    if config.output.budget:
+    if job.config.output.budget:
         say(describe(job))
+    with nullcontext(parts_of(job.out)) if is_held else running(job.out) as parts:
+        return _run(job, parts)
+
+
+def _run(job: Job, parts: Path) -> Path:
+    config, facts, out, planned = job.config, job.facts, job.out, job.samples
     device = resolve_device(config.model.device)
     settings = {**job.settings, "device": device, "dtype": resolve_dtype(config.model.dtype, device)}
-    size = in_bytes(job.plan.file_bytes)
+    begin = partial(begin_run, out, settings, planned, resolve=partial(deciding, facts=facts))
+    sealed: dict[int, dict] = {}
     if not config.output.overwrite:  # what is to be overwritten goes when the model is there, not before
-        parts = begin_run(out, settings, planned)
-        sealed = sealed_indices(parts)
-    todo = batches_to_draw(planned, config.sampling.batch_size, sealed)
-    if not todo:
-        say(f"{out} is complete already: {planned} samples")
-        return finish(parts, out)
+        check_run(out, settings, partial(deciding, facts=facts))
+        sealed = sealed_samples(parts)
+        check_samples(job, sealed, sealed_attributes(parts).get("model_shape", ""))
+    before = 0  # without a sealed sample nothing binds
     if sealed:
-        say(f"{len(sealed)} of {planned} samples are sealed already; going on with the others")
-    drawn = sum(map(len, todo))
-    if again := drawn - (planned - len(sealed)):
-        say(f"{again} of the sealed samples are drawn again, beside those of their batch that are not")
-    say(f"drawing {drawn} samples of {config.sampling.steps} steps, about {size} each, into {out}")
-    try:
-        pipe, gates, sources = load(config.model, facts, config.gating)
-    except BaseException:
-        if not was_there:  # the mended command has other options, and should not be refused for it
-            forget_run(parts_of(out))
-        raise
+        before = read_run(parts)["planned"] if (parts / RUN_FILE).is_file() else len(sealed)
+    todo = batches_to_draw(planned, config.sampling.batch_size, set(sealed), before)
+    if not todo and _is_unchanged(job, parts):
+        return _complete(job, begin())
+    _tell(job, todo, len(sealed))
+    pipe, gates, sources = load(config.model, facts, config.gating)
     if gates is not None and gates.untrained:
         log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
     pipe.set_progress_bar_config(disable=True)
     if config.output.overwrite:
-        parts = begin_run(out, settings, planned, overwrite=True)
+        begin(overwrite=True)
     session = Session(
         pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal,
-        config.sampling.encoder_masks,
+        config.sampling.encoder_masks, planned,
     )  # fmt: skip
+    session.check_model()
+    begin()
+    if not todo:
+        return _complete(job, parts)
     _say_of_prompts(job, session)
     try:
         _draw_all(job, todo, session)
@@ -77,10 +94,46 @@ def run(job: Job) -> Path:
     return finish(parts, out)
 
 
-def batches_to_draw(planned: int, batch_size: int, sealed: Set[int]) -> list[range]:
+def _is_unchanged(job: Job, parts: Path) -> bool:
+    """Whether the sealed samples are those of the model's files as they are now; False where only the loaded model
+    can tell."""
+    revision = sealed_attributes(parts).get("model_revision", "")
+    known = sealed_texts(parts, "components")
+    return are_files_unchanged(job.config.model, job.facts, known, revision)
+
+
+def _complete(job: Job, parts: Path) -> Path:
+    say(f"{job.out} is complete already: {job.samples} samples")
+    return finish(parts, job.out)
+
+
+def _tell(job: Job, todo: list[range], sealed: int) -> None:
+    """Say what there is to do."""
+    drawn, planned, steps = sum(map(len, todo)), job.samples, job.config.sampling.steps
+    if not todo:
+        say("all samples are sealed; the model's files are others than theirs: is it the same model?")
+        return
+    if sealed:
+        say(f"{sealed} of {planned} samples are sealed already; going on with the others")
+    if again := drawn - (planned - sealed):
+        say(f"{again} of the sealed samples are drawn again, beside those of their batch that are not")
+    size = in_bytes(job.plan.file_bytes)
+    say(f"drawing {drawn} samples of {steps} steps, about {size} each, into {job.out}")
+
+
+def batches_to_draw(planned: int, batch_size: int, sealed: Set[int], before: int = 0) -> list[range]:
     """Indices of the samples of each call of the pipeline: batches are cut from the whole list, so that a sample
-    keeps its companions when a capture goes on, and one of which anything is missing is drawn whole."""
-    batches = [range(first, min(first + batch_size, planned)) for first in range(0, planned, batch_size)]
+    keeps its companions when a capture goes on, and one of which anything is missing is drawn whole.
+
+    Args:
+        before: how many samples there were to be when it was begun: the batches of a longer list begin there anew.
+    """
+    cuts = (0, *({before} if 0 < before < planned else ()), planned)
+    batches = [
+        range(first, min(first + batch_size, end))
+        for begin, end in pairwise(cuts)
+        for first in range(begin, end, batch_size)
+    ]
     return [batch for batch in batches if not sealed.issuperset(batch)]
 
 
@@ -149,7 +202,7 @@ def finish(parts: Path, out: Path) -> Path:
     """Pack the sealed samples into `out`, unless they are many bytes. Returns: what can be opened."""
     files = part_files(parts)
     if not files:  # nothing was captured, or nothing that is not packed already
-        shutil.rmtree(parts)
+        empty(parts)
         return out
     if sum(file.stat().st_size for file in files) > PACK_LIMIT:
         say(

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from sd35h5.capturing.call import Call
+from sd35h5.capturing.identity import components, differing_models, environment
 from sd35h5.capturing.sample_facts import Layout
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
-from sd35h5.measuring.compiled import bare, compiled_how
+from sd35h5.measuring.compiled import compiled_how
 from sd35h5.measuring.processor import check_processors, regrouped_attentions
 from sd35h5.planning.interventions import CausalOptions, control_seed, parse_interventions
 from sd35h5.planning.options import Tiers
 from sd35h5.planning.token_table import TokenTable, truncation_note
 from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.reader import open_store
-from sd35h5.store.runs import sealed_indices
-from sd35h5.store.schema import PARTS_SUFFIX
+from sd35h5.store.runs import sealed_indices, sealed_texts
+from sd35h5.store.schema import MODEL_ATTRIBUTES, PARTS_SUFFIX
 from sd35h5.store.showable import showable, well_formed_json
 from sd35h5.store.writer import Header
+from sd35h5.weights.fingerprint import Glimpse, fingerprints, glimpse, is_alike, tokenizer_fingerprints
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -54,9 +51,9 @@ class Session:
         self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
         model_id: str,
         revision: str, sources: Mapping[str, dict] | None = None, causal: CausalOptions | None = None,
-        encoder_masks: tuple[str, ...] = (),
+        encoder_masks: tuple[str, ...] = (), planned: int = 0,
     ) -> None:  # fmt: skip
-        self.encoder_masks = encoder_masks
+        self.encoder_masks, self._planned = encoder_masks, planned
         self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
         check_processors(pipe.transformer)
         causal = causal or CausalOptions()
@@ -81,9 +78,7 @@ class Session:
             scales={},
             provenance={
                 "config": json.dumps(well_formed_json(dict(settings)), ensure_ascii=False),
-                "environment": json.dumps(_environment(pipe)),
-                "components": json.dumps(well_formed_json(_components(pipe, sources or {}, self.compiled))),
-                "origin": json.dumps({"kind": "capture"}),
+                "environment": json.dumps(environment(pipe)), "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,
         )  # fmt: skip
@@ -91,7 +86,85 @@ class Session:
         self._layout: Layout | None = None
         self.are_prompts_noted = False
         self._noted: set[str] = set()
-        self.sealed = _sealed_samples(parts)
+        self.sealed = sealed_samples(parts)
+        self._ids = {index: row["sample_id"] for index, row in self.sealed.items()}
+        self._sources, self._components = sources or {}, {}
+        self._known = sealed_texts(parts, "components")  # of the samples that are there
+        self._tokenizers = tokenizer_fingerprints(pipe)
+        self._seen: Glimpse | None = None  # the model at the last call, and at the one under way
+        self._now: Glimpse | None = None
+        self._continue_header()
+
+    def check_model(self) -> None:
+        """Take the fingerprints of the model as it is now.
+
+        Raises:
+            CaptureError: the samples that are there are another model's.
+        """
+        found = {**fingerprints(self.pipe), **self._tokenizers}
+        now = components(self.pipe, self._sources, found, self.compiled)
+        for known in self._known:
+            if told := differing_models(known, now):
+                raise CaptureError(
+                    f"{self._out.name} holds samples of another model ({'; '.join(told)}): capture into another file, "
+                    "draw with the model of those samples, or overwrite the file (--overwrite, overwrite=True)"
+                )
+        self._components = now
+
+    def begin_call(self) -> None:
+        """Before a call of the pipeline: the first one takes the fingerprints, which tell the model of all."""
+        self._now = None
+        if self._seen is None:
+            self.check_model()
+
+    def look(self) -> None:
+        """At a call's last step, while the device computes it: see whether the model changes."""
+        self._now = glimpse(self.pipe)
+
+    def end_call(self) -> None:
+        """After a call, before its samples are sealed.
+
+        Raises:
+            CaptureError: the model is another since the first call.
+        """
+        if self._now is not None and self._seen is not None and not is_alike(self._seen, self._now):
+            self.check_model()
+        self._seen = self._now or self._seen
+        if self._components not in self._known:
+            self._known.append(self._components)
+
+    def sample_id(self, identity: Identity, seed: int) -> str:
+        """A name that no other sample of the run has: of prompt and seed, and a number where they come again."""
+        taken = {name for index, name in self._ids.items() if index != identity.index}
+        name = first = f"{identity.prompt_id}-seed{seed}"
+        again = 1
+        while name in taken:
+            again += 1
+            name = f"{first}-{again}"
+        self._ids[identity.index] = name
+        return name
+
+    @property
+    def _out(self) -> Path:
+        return self.parts.with_name(self.parts.name.removesuffix(PARTS_SUFFIX))
+
+    def _continue_header(self) -> None:
+        """A run keeps the name that its model was first given, and has one kind of gates.
+
+        Raises:
+            CaptureError: the samples that are there have others.
+        """
+        there = sealed_attributes(self.parts)
+        before = {name: there[name] for name in MODEL_ATTRIBUTES if name in there}
+        now = dict(self._header.attributes)
+        names = {name: before.pop(name) for name in ("model_id", "model_revision") if name in before}
+        if told := [f"{name} is {value} there, {now[name]} now" for name, value in before.items()
+                    if now.get(name, value) != value]:  # fmt: skip
+            raise CaptureError(
+                f"{self._out.name} holds samples of another model ({'; '.join(told)}): capture into another file, "
+                "or overwrite the file (--overwrite, overwrite=True)"
+            )
+        self._header = replace(self._header, attributes={**now, **names})
 
     def header(self, layout: Layout, events: list[dict]) -> Header:
         """The header for a sample with these axes.
@@ -105,7 +178,8 @@ class Session:
                 "so capture it into another file"
             )
         self._layout = layout
-        provenance = {**self._header.provenance, **({"events": json.dumps(events)} if events else {})}
+        provenance = {**self._header.provenance, "components": json.dumps(well_formed_json(self._components))}
+        provenance |= {"events": json.dumps(events)} if events else {}
         return replace(self._header, scales=layout.scales(), provenance=provenance)
 
     def check_sealed(self, identity: Identity, call: Call, key: str) -> bool:
@@ -116,10 +190,9 @@ class Session:
         """
         before = self.sealed.get(identity.index)
         if before is None:
-            out = self.parts.with_name(self.parts.name.removesuffix(PARTS_SUFFIX))
-            if out.is_file():
+            if self._out.is_file() and identity.index >= self._planned:
                 raise CaptureError(
-                    f"{out.name} is complete with {len(self.sealed)} samples: "
+                    f"{self._out.name} is complete with {len(self.sealed)} samples: "
                     "capture further ones into another file"
                 )
             return False
@@ -155,56 +228,25 @@ class Session:
         self._noted.add(what)
 
 
-def _sealed_samples(parts: Path) -> dict[int, dict]:
+def sealed_samples(parts: Path) -> dict[int, dict]:
     """Rows of the samples table that are on disk already, by sample index."""
-    out = parts.with_name(parts.name.removesuffix(PARTS_SUFFIX))
     indices = sorted(sealed_indices(parts))
     if not indices:
         return {}
-    with open_store(out if out.is_file() else parts) as store:
+    with open_store(_opened_as(parts)) as store:
         rows = store.samples.to_dict("records")
     return dict(zip(indices, rows, strict=True))
 
 
-def _environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
-    """Versions and machine that the numbers come from; no host or user name."""
-    packages = ("sd35h5", "torch", "diffusers", "transformers", "tokenizers", "numpy", "h5py")
-    found = {name: _version(name) for name in packages}
-    device = torch.device(pipe._execution_device)  # its models may wait on the host
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        **found,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "device": f"{device.type} {name}",
-    }
+def sealed_attributes(parts: Path) -> dict[str, str]:
+    """The root attributes of the samples that are on disk already, {} without any."""
+    if not sealed_indices(parts):
+        return {}
+    with open_store(_opened_as(parts)) as store:
+        return dict(store.attributes)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a bare checkout has no metadata
-        return "not installed"
-
-
-def _components(
-    pipe: StableDiffusion3Pipeline, sources: Mapping[str, dict], compiled: Mapping[str, object]
-) -> dict[str, dict]:
-    """Class, dtype and size of every model of the pipeline, and where its weights came from if that is
-    known; how the transformer is compiled; class and settings of the scheduler."""
-    found = {}
-    for name, component in pipe.components.items():
-        if isinstance(component, nn.Module):
-            found[name] = {
-                "class": type(bare(component)).__name__,
-                "dtype": str(next(component.parameters()).dtype).removeprefix("torch."),
-                "parameters": sum(parameter.numel() for parameter in component.parameters()),
-                **sources.get(name, {}),
-            }
-    found["transformer"] |= {"compiled": dict(compiled)} if compiled else {}
-    if "gates" in sources:
-        found["gates"] = sources["gates"]
-    scheduler = pipe.scheduler
-    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    found["scheduler"] = {"class": type(scheduler).__name__, **json.loads(json.dumps(settings, default=str))}
-    return found
+def _opened_as(parts: Path) -> Path:
+    """The packed file, which knows of its parts, or the parts alone."""
+    out = parts.with_name(parts.name.removesuffix(PARTS_SUFFIX))
+    return out if out.is_file() else parts

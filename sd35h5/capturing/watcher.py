@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sd35h5.capturing import finite
 from sd35h5.capturing.call import Call
 from sd35h5.capturing.prompt_notes import table_of, words_without_map
 from sd35h5.capturing.recorder import SampleRecorder
@@ -54,8 +55,10 @@ class PassWatcher:
     ) -> None:
         self._pipe, self._session, self._probe = session.pipe, session, probe
         self._call, self._identity, self._samples, self._on_step = call, identity, samples, on_step
-        self._step = -1
+        self.step = -1
         self._rows: tuple[str, ...] = ()
+        self._skipped: frozenset[int] = frozenset()
+        self._inputs: Mapping[str, object] = {}  # of the call under way
         self._layout: Layout | None = None
         self._recorder: SampleRecorder | None = None
         self._membership: dict[str, Tensor] = {}
@@ -63,30 +66,38 @@ class PassWatcher:
         self._queries: Tensor | None = None
         self._interventions: Interventions | None = None
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether this is the last step."""
+        return self._layout is not None and self.step == len(self._layout.timesteps) - 1
+
     def before(self, module: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, not the batch size."""
         latents, skipped = kwargs["hidden_states"], kwargs.get("skip_layers")
         if skipped is None:
-            self._step += 1
+            self.step += 1
         if self._layout is None:
             self._begin(latents, kwargs["encoder_hidden_states"])
-        if self._step >= len(self._layout.timesteps):
-            raise CaptureError(f"the pipeline calls its transformer more often than its {self._step} steps")
+        if self.step >= len(self._layout.timesteps):
+            raise CaptureError(f"the pipeline calls its transformer more often than its {self.step} steps")
         self._rows = self._batch_rows(skipped is not None, latents.shape[0])
-        self._probe.altered = self._interventions.at(self._step, self._rows)
+        self._probe.altered = self._interventions.at(self.step, self._rows)
+        self._skipped, self._inputs = frozenset(skipped or ()), kwargs
         if self._recorder is not None:
-            self._probe.begin(self._plan(frozenset(skipped or ())))
+            self._probe.begin(self._plan(self._skipped))
 
     def after(self, module: nn.Module, args: tuple, output: object) -> None:
         """Forward hook of the transformer."""
         if self._recorder is not None:
-            self._recorder.add(self._step, self._rows, self._probe.end())
+            flags = finite.flags(self.step, self._inputs, output)
+            check = partial(finite.check, self.step, self._skipped, finite.Cause(self._pipe))
+            self._recorder.add(self.step, self._rows, self._probe.end(), flags, check)
             if (altered := self._probe.altered) is not None:
                 masses = altered.stacked_mass(self._layout.layers).items()
                 named = {ALTERED_MASS[attn]: mass for attn, mass in masses}
                 if named:
-                    self._recorder.add_altered(self._step, self._rows, named)
-        self._probe.altered = None
+                    self._recorder.add_altered(self.step, self._rows, named)
+        self._probe.altered, self._inputs = None, {}
         if self._on_step is not None and self._rows != ("skip",):
             self._on_step()
 
@@ -98,11 +109,10 @@ class PassWatcher:
         """
         if self._recorder is None:
             return None
-        steps = len(self._layout.timesteps)
-        if self._step + 1 != steps:
-            raise CaptureError(
-                f"the pipeline stopped after step {self._step} of 0..{steps - 1}: this sample is not sealed"
-            )
+        if not self.is_at_end:
+            last = len(self._layout.timesteps) - 1
+            at = f"step {self.step} of 0..{last}"
+            raise CaptureError(f"the pipeline stopped after {at}: this sample is not sealed")
         return Sealing(self._recorder, image)
 
     def let_go(self) -> None:
@@ -126,15 +136,15 @@ class PassWatcher:
             branches=self._rows,
             membership=torch.stack([self._membership[branch] for branch in self._rows]),
             patches=layout.patches,
-            check=self._step == 0,
-            top=layout.ranks if cond and self._step in layout.top_steps else 0,
+            check=self.step == 0,
+            top=layout.ranks if cond and self.step in layout.top_steps else 0,
             tiers=self._tier_plan() if cond else TierPlan(),
             skipped=skipped,
         )
 
     def _tier_plan(self) -> TierPlan:
         """What this step measures of the cond row beside the sinks."""
-        layout, step, maps, rows, raw = self._layout, self._step, None, None, None
+        layout, step, maps, rows, raw = self._layout, self.step, None, None, None
         if self._map_tokens is not None and step in layout.map_steps:
             every_head = self._session.tiers.map_heads == "all"
             keep = partial(self._recorder.add_head_maps, step) if every_head else None
@@ -191,7 +201,7 @@ class PassWatcher:
         self._queries = torch.tensor(queries, device=device) if queries else None
         events = self._events(tables)
         facts = SampleFacts(
-            **vars(self._identity), sample_id=f"{self._identity.prompt_id}-seed{call.seed}",
+            **vars(self._identity), sample_id=session.sample_id(self._identity, call.seed),
             prompt=call.prompt,
             negative_prompt=call.negative_prompt, seed=call.seed, pairing_key=key,
         )  # fmt: skip

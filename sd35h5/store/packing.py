@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
 from sd35h5.store.opening import opened, reading, reason
-from sd35h5.store.runs import lock, packed_indices, part_files
+from sd35h5.store.runs import RUN_FILE, empty, lock, out_of, packed_indices, part_files, read_run
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.skeleton import create_variable, publish, write_head
@@ -33,7 +32,10 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
     if out.is_file():
         fresh = {index for index, _, _ in sources}
         kept = [(index, out, at) for at, index in enumerate(packed_indices(out)) if index not in fresh]
-        if kept and _config(out) != _config(sources[0][1]):
+        is_begun = (
+            out_of(parts) == out and (parts / RUN_FILE).is_file()
+        )  # then `begin_run` has compared them, by what decides the data
+        if kept and not is_begun and _config(out) != _config(sources[0][1]):
             raise StoreError(f"{out.name} holds samples of another configuration: pack into another file")
         sources += kept
     temporary = out.with_name(out.name + ".tmp")
@@ -43,7 +45,7 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
         raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
     try:
         with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False) as target:
-            _pack_into(target, sorted(sources))
+            _pack_into(target, sorted(sources), _begun_config(parts))
         publish(temporary, out)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -53,8 +55,13 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
     finally:
         held.close()
     if not keep_parts:
-        shutil.rmtree(parts)
+        empty(parts)
     return out
+
+
+def _begun_config(parts: Path) -> dict[str, str]:
+    """What the run was last begun with, as a provenance text: it may draw more samples than when it was begun first."""
+    return {"config": json.dumps(read_run(parts)["config"])} if (parts / RUN_FILE).is_file() else {}
 
 
 def _config(path: Path) -> object:
@@ -62,8 +69,14 @@ def _config(path: Path) -> object:
         return json.loads(_text(file, "config"))
 
 
-def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
-    """Copy samples, each (index, file, position in the file), in their order."""
+def _pack_into(
+    target: h5py.File, sources: list[tuple[int, Path, int]], provenance: Mapping[str, str]
+) -> None:
+    """Copy samples, each (index, file, position in the file), in their order.
+
+    Args:
+        provenance: texts that go before those of the samples.
+    """
     rows: dict[Path, dict[int, int]] = {}  # file -> position in it -> position in the target
     for row, (_, path, position) in enumerate(sources):
         rows.setdefault(path, {})[position] = row
@@ -72,7 +85,7 @@ def _pack_into(target: h5py.File, sources: list[tuple[int, Path, int]]) -> None:
         scales = {name: first[name][:] for name in SCALES if name in first}
         attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
     scales["sample"] = np.array([index for index, _, _ in sources])
-    write_head(target, scales, attributes, _provenance(paths), kind="run")
+    write_head(target, scales, attributes, _provenance(paths, provenance), kind="run")
     sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
     tables: dict[str, np.ndarray] = {}
     recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
@@ -176,9 +189,9 @@ def _check_alike(
             )
 
 
-def _provenance(paths: list[Path]) -> dict[str, str]:
-    """Texts of the first sample; what later samples say otherwise is appended to `events`."""
-    merged: dict[str, str] = {}
+def _provenance(paths: list[Path], texts: Mapping[str, str]) -> dict[str, str]:
+    """Given texts, else those of the first sample; what samples say otherwise is appended to `events`, once each."""
+    merged: dict[str, str] = dict(texts)
     events: list[object] = []
     for path in paths:
         with reading(path) as part:
@@ -186,8 +199,13 @@ def _provenance(paths: list[Path]) -> dict[str, str]:
         for name, text in texts.items():
             if name == "events":
                 events += [event for event in _as_list(text) if event not in events]
-            elif merged.setdefault(name, text) != text:
-                events.append({"event": f"{name} differs", "sample": path.stem, "value": json.loads(text)})
+                continue
+            value = json.loads(text)
+            if value == json.loads(merged.setdefault(name, text)):
+                continue
+            told = {"event": f"{name} differs", "sample": path.stem, "value": value}
+            if not any(isinstance(each, dict) and {**each, "sample": path.stem} == told for each in events):
+                events.append(told)
     return merged | ({"events": json.dumps(events)} if events else {})
 
 

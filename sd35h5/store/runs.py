@@ -1,13 +1,14 @@
-"""A capture on disk: where its parts are, what it was begun with, which samples are sealed."""
+"""A capture on disk: where its parts are, what it was begun with, who fills it, which samples are sealed."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 
@@ -17,6 +18,7 @@ from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
 from sd35h5.store.skeleton import publish
 
 RUN_FILE = "run.json"
+LOCK_FILE = "run.lock"
 MAX_RUN_BYTES = 16 << 20
 
 
@@ -60,30 +62,112 @@ def packed_indices(out: Path) -> list[int]:
         return file["sample"][:].tolist()
 
 
-def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) -> Path:
-    """Make the parts folder of `out`, or find the one that the same configuration began. Returns: the folder.
+def sealed_texts(parts: Path, name: str) -> list[Any]:
+    """What the sealed samples say in `provenance/NAME`, each different value once; [] without sealed samples."""
+    out, found = out_of(parts), []
+    packed = [out] if out and out.is_file() else []
+    for path in (*packed, *part_files(parts)):
+        with _opened(path) as file:
+            told = {key: json.loads(text[()]) for key, text in file["provenance"].items()}
+        events = told.get("events", [])
+        found += [told[name]] if name in told else []
+        found += [event["value"] for event in events if event.get("event") == f"{name} differs"]
+    return [value for place, value in enumerate(found) if value not in found[:place]]
+
+
+@contextmanager
+def running(out: Path) -> Iterator[Path]:
+    """Hold the capture of `out` for this process. Yields: its parts folder, which is made.
+
+    Nothing is left of a capture that sealed nothing, so that it never stands in another's way.
+
+    Raises: StoreError at once if another process, or another capture of this one, fills it.
+    """
+    parts = parts_of(Path(out))
+    held = _held(parts)
+    try:
+        yield parts
+    finally:
+        if os.name == "nt":  # an open file cannot be removed there
+            held.close()
+        forget_run(parts)
+        held.close()
+
+
+def _held(parts: Path) -> BinaryIO:
+    path = parts / LOCK_FILE
+    while True:
+        try:
+            parts.mkdir(parents=True, exist_ok=True)
+            held = lock(path)
+        except BlockingIOError:
+            raise StoreError(
+                f"{parts.name.removesuffix(PARTS_SUFFIX)} is being captured already, by process {_holder(path)}: wait "
+                "for it or stop it, or choose another output file"
+            ) from None
+        except FileNotFoundError:  # it was removed in between
+            continue
+        except OSError as error:
+            raise StoreError(f"{parts} cannot be made: {reason(error)}") from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held.fileno()), path.stat()):
+                held.truncate(0)
+                held.write(str(os.getpid()).encode())
+                held.flush()
+                return held
+        held.close()  # who held it before has removed it: it is no longer the folder's
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii") or "?"
+    except (OSError, ValueError):
+        return "?"
+
+
+def check_run(out: Path, config: dict, resolve: Callable[[dict], dict] = dict) -> None:
+    """Refuse to go on with samples that another configuration sealed; without a sealed one there is nothing to refuse.
 
     Args:
         config: what must be equal to go on with the samples that are there; it goes through JSON.
-        planned: how many samples there will be.
-        overwrite: remove what is there first.
+        resolve: what of a configuration decides the data, spelled in one way; applied to both.
     Raises: StoreError naming the fields that differ.
     """
-    out, config = Path(out), json.loads(json.dumps(config))
-    parts = parts_of(out)
-    if overwrite:
-        shutil.rmtree(parts, ignore_errors=True)
-        out.unlink(missing_ok=True)
-    before = _config_before(out, parts)
-    if before is not None and (fields := _differing(before, config)):
+    out, parts = Path(out), parts_of(Path(out))
+    if not sealed_indices(parts):
+        return
+    before, now = resolve(_config_before(out, parts)), resolve(json.loads(json.dumps(config)))
+    if fields := _differing(before, now):
         told = "; ".join(
-            f"{name}: {_short(before, name)} there, {_short(config, name)} now" for name in fields[:6]
+            f"{name}: {_short(before, name)} there, {_short(now, name)} now" for name in fields[:6]
         )
         more = f" and {len(fields) - 6} more" if len(fields) > 6 else ""
         raise StoreError(
             f"{out.name} was begun with another configuration ({told}{more}): "
             "use the same options, another output file, or overwrite it"
         )
+
+
+def begin_run(
+    out: Path,
+    config: dict,
+    planned: int,
+    overwrite: bool = False,
+    resolve: Callable[[dict], dict] = dict,
+) -> Path:
+    """Make the parts folder of `out`, or find the one that the same configuration began. Returns: the folder.
+
+    Args:
+        config, resolve: as `check_run`.
+        planned: how many samples there will be.
+        overwrite: remove what is there first.
+    Raises: StoreError naming the fields that differ.
+    """
+    out, parts = Path(out), parts_of(Path(out))
+    if overwrite:
+        empty(parts)
+        out.unlink(missing_ok=True)
+    check_run(out, config, resolve)
     try:
         parts.mkdir(parents=True, exist_ok=True)
         temporary = parts / f"{RUN_FILE}.tmp"
@@ -96,11 +180,26 @@ def begin_run(out: Path, config: dict, planned: int, overwrite: bool = False) ->
     return parts
 
 
+def empty(parts: Path) -> None:
+    """Remove a capture's parts, but not the file by which a process holds them, which goes with the process."""
+    if not (parts / LOCK_FILE).exists():
+        shutil.rmtree(parts, ignore_errors=True)
+        return
+    for path in parts.iterdir():
+        if path.name != LOCK_FILE:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 def forget_run(parts: Path) -> None:
-    """Remove a capture that was begun and has nothing yet; what holds anything else stays."""
-    if parts.is_dir() and all(path.name == RUN_FILE or is_companion(path.name) for path in parts.iterdir()):
+    """Let go of a capture: remove one that was begun and has nothing yet; what holds anything else stays."""
+    if not parts.is_dir():
+        return
+    if all(path.name in (RUN_FILE, LOCK_FILE) or is_companion(path.name) for path in parts.iterdir()):
         for path in parts.iterdir():
-            path.unlink()
+            if path.name != LOCK_FILE:
+                path.unlink(missing_ok=True)
+    (parts / LOCK_FILE).unlink(missing_ok=True)
+    with suppress(OSError):  # there is more in it, or the next one has begun
         parts.rmdir()
 
 
@@ -149,13 +248,12 @@ def lock(path: Path) -> BinaryIO:
     return held
 
 
-def _config_before(out: Path, parts: Path) -> dict | None:
+def _config_before(out: Path, parts: Path) -> dict:
+    """The configuration of the samples that are sealed."""
     if (parts / RUN_FILE).is_file():
         return read_run(parts)["config"]
-    if out.exists():
-        with _opened(out) as file:
-            return json.loads(file["provenance/config"][()].decode())
-    return None
+    with _opened(out if out.exists() else part_files(parts)[0]) as file:
+        return json.loads(file["provenance/config"][()].decode())
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -267,7 +268,10 @@ def provenance(part: Part) -> dict[str, object]:
         "source": str(part.path),
         "layout": part.layout.name,
         "stored_dtype": stored_dtypes(part.entries.values()),
-        "files": [
-            {"name": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in part.files
-        ],
+        "files": told_of(part.files),
     }
+
+
+def told_of(files: Iterable[Path]) -> list[dict[str, object]]:
+    """Name, size and sha256 of files."""
+    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in files]

@@ -105,6 +105,15 @@ def bundled_tokenizers() -> Path:
     return TOKENIZERS_HERE
 
 
+def tokenizer_files(root: Path | None) -> dict[str, tuple[Path, ...]]:
+    """The files of each tokenizer in a folder, {} without one."""
+    found = {}
+    for name in TOKENIZERS if root is not None else ():
+        files = sorted(file for kind in ("json", "txt", "model") for file in (root / name).glob(f"*.{kind}"))
+        found |= {name: tuple(files)} if files else {}
+    return found
+
+
 def find_parts(
     model: Model, base: Path | None, transformer: Path | None = None, given_only: bool = False
 ) -> dict[str, Part]:

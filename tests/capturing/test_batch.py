@@ -190,7 +190,9 @@ def test_after_an_error_nothing_is_left_of_a_batch_and_the_same_calls_go_on(tiny
         first = generate(["a cat", "a dog"], seed=0, **call).images
         with pytest.raises(ZeroDivisionError):
             generate(["a tree", "a red apple"], seed=2, callback_on_step_end=stop, **call)
-        assert sorted(path.name for path in parts.iterdir()) == ["000000.h5", "000001.h5", "run.json"]
+        assert sorted(path.name for path in parts.iterdir()) == [
+                "000000.h5", "000001.h5", "run.json", "run.lock",
+            ]  # fmt: skip
         raise RuntimeError("mine")
     kept = (parts / "000001.h5").read_bytes()
     (parts / "000000.h5").unlink()

@@ -149,7 +149,11 @@ def test_an_error_within_a_sample_leaves_the_sealed_ones_and_no_half_file(tiny_p
         generate("a cat", seed=0, **call)
         with pytest.raises(ZeroDivisionError):
             generate("a dog", seed=1, callback_on_step_end=stop, **call)
-        assert sorted(p.name for p in (tmp_path / "a.h5.parts").iterdir()) == ["000000.h5", "run.json"]
+        assert sorted(p.name for p in (tmp_path / "a.h5.parts").iterdir()) == [
+            "000000.h5",
+            "run.json",
+            "run.lock",
+        ]
         again = generate("a dog", seed=1, **call).images[0]
     assert np.array_equal(pixels(again), pixels(plain_image(tiny_pipeline, "a dog", 1, **call)))
     with open_store(tmp_path / "a.h5") as store:

@@ -1,14 +1,28 @@
-"""Ctrl-C is heeded at the next step where Python lost it, and handlers are put back."""
+"""Ctrl-C and its like are heeded at the next step where Python lost them, and handlers are put back."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
-from sd35h5.capturing.interrupts import heeded_interrupts
+from sd35h5.capturing.interrupts import Stopped, heeded_interrupts
+
+OTHERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.fixture(autouse=True)
+def _usual_handlers() -> Iterator[None]:
+    """Those of a process that a person starts; the tests may run in a script's background, where SIGINT is ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(OTHERS, signal.SIG_DFL)}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Thing:
@@ -54,3 +68,38 @@ def test_another_handler_and_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert seen == ["theirs", "thread"]
+
+
+@pytest.mark.parametrize("number", OTHERS)
+def test_the_signals_of_schedulers_and_closing_terminals_are_as_ctrl_c(number):
+    with heeded_interrupts() as heed:
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            signal.raise_signal(number)
+        assert stopped.value.status == 128 + number and str(stopped.value) == signal.Signals(number).name
+        signal.raise_signal(
+            signal.SIGTERM
+        )  # a scheduler repeats itself: what is being put in order is left alone
+        with pytest.raises(Stopped):
+            heed()
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)  # a person who insists
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with heeded_interrupts() as heed:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
+        heed()
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_within_another_one_the_outer_one_is_heeded():
+    with heeded_interrupts(), heeded_interrupts() as inner:
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            inner()

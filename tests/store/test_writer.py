@@ -312,6 +312,13 @@ def test_provenance_that_differs_is_kept_as_events(tmp_path):
 def test_a_run_is_continued_only_with_its_own_configuration(tmp_path):
     out = tmp_path / "run.h5"
     parts = begin_run(out, {"steps": 28, "prompts": ("a", "b"), "seed": 0}, planned=2)
+    assert (
+        begin_run(out, {"steps": 27}, planned=2) == parts
+    )  # nothing is sealed, so nothing stands in its way
+    begin_run(out, {"steps": 28, "prompts": ("a", "b"), "seed": 0}, planned=2)
+    writer = SampleWriter(parts, 0, header())
+    put_required(writer)
+    writer.seal()
     assert begin_run(out, {"steps": 28, "prompts": ["a", "b"], "seed": 0}, planned=2) == parts
     with pytest.raises(
         StoreError,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -21,6 +22,9 @@ from sd35h5.errors import Sd35h5Error
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.shared_buffer import SharedBuffer
 from sd35h5.store.writer import Header, SampleWriter
+
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOPPING if hasattr(signal, name))
 
 
 def begin(told: dict[str, Any]) -> SampleWriter:
@@ -64,7 +68,13 @@ def serve(source: BinaryIO, sink: TextIO, buffers: list[SharedBuffer]) -> str | 
 
 
 def main() -> int:
-    """Serve stdin. What goes wrong is answered in one line, and ends the process."""
+    """Serve stdin. What goes wrong is answered in one line, and ends the process.
+
+    Signals to stop are for who asked for the sample: a scheduler sends them to every process of a job. When that one
+    ends, so does this, and leaves no half file.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as sink:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
         sink.write(READY.decode())

@@ -1,0 +1,253 @@
+"""Which model is in memory, by its contents: exact sums of every tensor's bits. No name or path has a part in it.
+
+Transformer and gates decide the attention, the text encoders its keys and tokenizers which they are, and the VAE the
+picture that is stored and compared: each has a fingerprint of its own, so that a sentence can say which is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sd35h5.errors import CaptureError
+from sd35h5.gates.modules import describe, gate_tensors, gates_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+_SIDE = 4096  # words of 32 bits in a row, and rows in a piece: 64 MiB, whose sums are a thousandth of it
+_GLIMPSED = 4096  # bytes of each tensor, about
+_STRIP = 64  # rows that a processor's cache holds, widened
+_COMPUTING = (  # settings by which equal weights compute something else
+    "hidden_act", "feed_forward_proj", "num_heads", "num_attention_heads", "attention_head_dim", "patch_size",
+    "layer_norm_eps", "layer_norm_epsilon", "scaling_factor", "shift_factor",
+)  # fmt: skip
+Glimpse = tuple[list[object], dict[torch.device, Tensor]]
+_ADAPTERS = (
+    "active_adapters",
+    "merged_adapters",
+    "disable_adapters",
+    "scaling",
+    "use_dora",
+)  # of peft's layers
+
+
+def fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
+    """Fingerprint of every model of a pipeline, and of its gates if it has some: component -> 64 hex digits.
+
+    Raises:
+        CaptureError: a weight that is nowhere to be had.
+    """
+    models = {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
+    found = {name: fingerprint(model, name) for name, model in models.items()}
+    gates = gates_of(pipe.transformer)
+    if gates is not None:
+        told = describe(gates) | {"forced": [gate.forced for _, _, gate in gates.all()]}
+        found["gates"] = _digest(told, sorted(gate_tensors(gates).items()))
+    return found
+
+
+@torch.no_grad()
+def glimpse(pipe: StableDiffusion3Pipeline) -> Glimpse:
+    """A look at a pipeline that takes no time beside drawing, to compare with a later one by `is_alike`.
+
+    How often PyTorch counted a change of each tensor, its shape and dtype, and bytes from all over it, on its device:
+    writing past PyTorch's count, as merging an adapter does, is seen by these.
+    """
+    told: list[object] = []
+    bytes_of: dict[torch.device, list[Tensor]] = {}
+    models = [(name, each) for name, each in pipe.components.items() if isinstance(each, nn.Module)]
+    tensors = [tensor for name, model in models for _, tensor in _tensors(model, name)]
+    gates = gates_of(pipe.transformer)
+    if gates is not None:
+        told.append([gate.forced for _, _, gate in gates.all()])
+        tensors += gate_tensors(gates).values()
+    for tensor in tensors:
+        told.append((0 if tensor.is_inference() else tensor._version, tuple(tensor.shape), tensor.dtype))
+        flat = tensor.reshape(-1).view(torch.uint8)
+        stride = flat.numel() // _GLIMPSED | 1  # odd, so that every byte of a number has its turn
+        bytes_of.setdefault(tensor.device, []).append(flat[::stride])
+    return told, {device: torch.cat(each) for device, each in bytes_of.items()}
+
+
+def is_alike(first: Glimpse, second: Glimpse) -> bool:
+    """Whether two glimpses are of a model that nothing was done to in between."""
+    if first[0] != second[0] or first[1].keys() != second[1].keys():
+        return False
+    return all(torch.equal(each, second[1][device]) for device, each in first[1].items())
+
+
+def tokenizer_fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
+    """The same of its tokenizers: of all that turns a text into ids."""
+    found = {}
+    for name, each in pipe.components.items():
+        if name.startswith("tokenizer") and each is not None:
+            backend = getattr(each, "backend_tokenizer", None)
+            told = json.loads(backend.to_str()) if backend is not None else each.get_vocab()
+            for of_the_last_call in ("truncation", "padding"):
+                told.pop(of_the_last_call, None)
+            told["pad"] = each.pad_token_id
+            found[name] = hashlib.sha256(_json(told)).hexdigest()
+    return found
+
+
+def fingerprint(model: nn.Module, name: str = "the model") -> str:
+    """Fingerprint of a model: of its parameters and buffers by name, shape and dtype, of the settings by which equal
+    weights compute something else, and of which of peft's adapters are active. The same on every device.
+
+    Raises:
+        CaptureError: a weight that is nowhere to be had.
+    """
+    config = getattr(model, "config", None) or {}
+    told: dict[str, Any] = {key: _setting(config, key) for key in _COMPUTING}
+    for path, module in model.named_modules():
+        if hasattr(module, "active_adapters") and hasattr(module, "merged_adapters"):
+            told[_plain(path)] = {key: getattr(module, key, None) for key in _ADAPTERS}
+    return _digest(told, _tensors(model, name))
+
+
+def _digest(told: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over what is told, each tensor's name, shape and dtype, and the sums of all their bits."""
+    shapes = []
+
+    def noted() -> Iterator[Tensor]:
+        for name, tensor in tensors:
+            shapes.append((name, list(tensor.shape), str(tensor.dtype)))
+            yield tensor
+
+    numbers = _sums(noted())
+    return hashlib.sha256(_json([dict(told), shapes, numbers])).hexdigest()
+
+
+def _tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, those that an offload keeps elsewhere too; quantised ones as what they consist of."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places = {
+        f"{path}.{short}".lstrip("."): (module, short)
+        for path, module in modules.items()
+        for short in (*module._parameters, *module._buffers)
+    }
+    for full, (module, short) in sorted(places.items(), key=lambda item: _plain(item[0])):
+        tensor = getattr(module, short)
+        if tensor is None:
+            continue
+        if tensor.is_meta:
+            tensor = _offloaded(modules, full)
+        if tensor is None:
+            raise CaptureError(
+                f"{name}: {full} is on the meta device and no offload's hook knows it: this model cannot be told "
+                "from another, load its weights or offload it another way"
+            )
+        yield from _plain_tensors(_plain(full), tensor)
+
+
+def _offloaded(modules: Mapping[str, nn.Module], full: str) -> Tensor | None:
+    """A tensor that accelerate keeps for the module, or for one that the module is in, while it does not compute."""
+    path = full
+    while path:
+        path = path.rpartition(".")[0]
+        hook = getattr(modules[path], "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            kept = getattr(each, "weights_map", None)
+            short = full.removeprefix(f"{path}." if path else "")
+            if kept is not None and short in kept:
+                return kept[short]
+    return None
+
+
+def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that one consists of: of a subclass those within, of bitsandbytes' the scales beside it."""
+    if hasattr(type(tensor), "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
+        return
+    yield name, tensor.detach()
+    state = getattr(tensor, "quant_state", None)
+    beside = state.as_dict(packed=True) if state is not None else {"SCB": getattr(tensor, "SCB", None)}
+    for key, each in beside.items():
+        if isinstance(each, Tensor):
+            yield f"{name}.{key}", each.detach()
+
+
+@torch.no_grad()
+def _sums(tensors: Iterable[Tensor]) -> list[int]:
+    """Numbers that change with any bit of any tensor, and with their order: one a piece of 64 MiB.
+
+    A piece's words are summed along its rows and its columns, exactly, in one look at each; these sums are weighted by
+    odd numbers of 64 bits and added, wrapping. The numbers of all pieces come over in one go.
+    """
+    numbers: list[Tensor] = []
+    rests: list[Tensor] = []  # what fills no row: joined, so that thousands of small tensors take few calls
+    weights: dict[torch.device, Tensor] = {}
+    for tensor in tensors:
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        whole = flat.numel() // (4 * _SIDE) * (4 * _SIDE)
+        numbers += _pieces(flat[:whole], weights)
+        if whole < flat.numel():
+            rests.append(flat[whole:].clone() if whole else flat)  # or a large one would stay for its end
+    if rests:
+        joined = torch.cat([each.to(rests[0].device) for each in rests])
+        numbers += _pieces(nn.functional.pad(joined, (0, -joined.numel() % (4 * _SIDE))), weights)
+    told = {device: iter(_stacked(numbers, device)) for device in weights}
+    return [next(told[number.device]) for number in numbers]
+
+
+def _stacked(numbers: Iterable[Tensor], device: torch.device) -> list[int]:
+    """The numbers on one device, brought over together."""
+    return torch.stack([number for number in numbers if number.device == device]).tolist()
+
+
+def _pieces(data: Tensor, weights: dict[torch.device, Tensor]) -> list[Tensor]:
+    """The number of each piece of bytes that fill whole rows."""
+    if not data.numel():
+        return []
+    if data.device not in weights:
+        weights[data.device] = _odd_numbers(2 * _SIDE).to(data.device)
+    aligned = data if data.storage_offset() % 4 == 0 else data.clone()
+    numbers = []
+    for words in aligned.view(torch.int32).view(-1, _SIDE).split(_SIDE):
+        columns, rows = _along_both(words)
+        weight = weights[data.device]
+        numbers.append((columns * weight[:_SIDE]).sum() + (rows * weight[_SIDE:][: len(rows)]).sum())
+    return numbers
+
+
+def _along_both(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of int32 (row, column) over the rows and over the columns, in int64, where they cannot overflow."""
+    if words.device.type != "cpu":
+        return words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64)
+    wide = (strip.long() for strip in words.split(_STRIP))
+    sums = [(strip.sum(0), strip.sum(1)) for strip in wide]
+    return torch.stack([columns for columns, _ in sums]).sum(0), torch.cat([rows for _, rows in sums])
+
+
+def _odd_numbers(count: int) -> Tensor:
+    """Odd numbers of 64 bits that look like chance and are the same everywhere (splitmix64)."""
+    mixed = torch.arange(1, count + 1) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ _shifted(mixed, shift)) * factor
+    return (mixed ^ _shifted(mixed, 31)) | 1
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """int64 shifted to the right, with zeros from the left."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _setting(config: Any, key: str) -> Any:
+    value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def _plain(name: str) -> str:
+    """A name without what torch.compile's wrapper adds: compiled weights are the same."""
+    return name.replace("_orig_mod.", "")
+
+
+def _json(told: Any) -> bytes:
+    return json.dumps(told, sort_keys=True, default=str, separators=(",", ":")).encode()
