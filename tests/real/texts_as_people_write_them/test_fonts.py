@@ -14,7 +14,7 @@ from PIL import Image, ImageFont
 from sd35h5.figures import overlays, printing, token_charts
 from sd35h5.store.words import word_spans
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOWHERE = "\U000f0000"  # no font has it: a box
 UNDRAWN = set("\u0302\u0337")  # marks of one odd prompt each
 ALIKE = ["猫狗", "リル", "고양", "🐱🍎", "कख", "กข", "شم", "של", "éè", "Яж", "αβ", "𝓪𝓮", "ﬁﬂ", "①②"]

@@ -22,7 +22,7 @@ from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.processes.writer_client import ProcessWriter
 from sd35h5.store.writer import Header
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LOOK = """
 import sys
 from sd35h5 import open_store, verify

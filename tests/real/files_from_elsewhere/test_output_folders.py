@@ -17,7 +17,7 @@ from sd35h5 import StoreError, open_store
 from sd35h5.__main__ import main
 from sd35h5.reports.output_files import make_folder, write, writing
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

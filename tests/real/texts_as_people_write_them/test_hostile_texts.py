@@ -35,7 +35,7 @@ from sd35h5.store.showable import (
 from sd35h5.store.verifying import verify
 from sd35h5.store.writer import Header, SampleWriter, begin_run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KILLS = "\x01\x1b[31m\x08\x1f\ufffe"  # each of these ends the renderer of charts
 BYTES = KILLS.encode() + b"\xff\xed\xa0\x80"  # and no UTF-8
 ACTS = "=cmd\u202edrowssap\u2066\x7f\x9b\x85 <b>|`$x$ \u200f"

@@ -19,7 +19,7 @@ from sd35h5.__main__ import main as sd35h5_main
 from sd35h5.errors import StoreError
 from sd35h5.store.runs import begin_run, parts_of, running
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOLD = (
     "import sys, time; from pathlib import Path; from sd35h5.store.runs import running\n"
     "with running(Path(sys.argv[1])) as parts:\n    print(parts, flush=True); time.sleep(600)"

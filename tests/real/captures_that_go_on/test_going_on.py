@@ -21,7 +21,7 @@ from sd35h5.weights.model_options import Model
 
 FLAGS = f"--height 64 --width 96 --steps 2 --max_sequence_length {T5_TOKENS} --maps off --topk 0 --device cpu".split()
 PROMPTS = ["a cat", "a dog", "a tree"]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from making.stores import make_store
 from sd35h5 import StoreError, open_store, verify
 from sd35h5.store.writer import begin_run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 53000000\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>no</body></html>"
 

@@ -19,7 +19,7 @@ from sd35h5.store.reader import open_store
 from sd35h5.store.schema import GROUPS
 from sd35h5.store.words import find_phrase, word_spans
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = Path(__file__).resolve().parents[3] / "data"
 CAFE = "café"
 FAMILY = ["👩\u200d👩\u200d👧", "👍🏽", "🇩🇪", "🇫🇷", "❤\ufe0f", "1\ufe0f\u20e3"]
 NFD = unicodedata.normalize("NFD", CAFE)

@@ -24,7 +24,7 @@ from sd35h5.store.processes import reader_pool
 from sd35h5.store.processes.guarded_store import open_checked, open_through
 from sd35h5.store.processes.reader_pool import Readers
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "v1.0.h5"
 HANGS = slice(40145, 40563)  # zeros there make the HDF5 library loop for ever
 
