@@ -75,5 +75,8 @@ def heeded_interrupts(is_ending: bool = False) -> Iterator[Callable[[], None]]:
     try:
         yield handler.heed
     finally:
-        for number in () if is_ending and handler.number else usual:
-            signal.signal(number, before[number])
+        for number in usual:
+            is_over = is_ending and handler.number and number != signal.SIGINT
+            signal.signal(
+                number, signal.SIG_IGN if is_over else before[number]
+            )  # Python keeps what is ignored
