@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from making.pages import open_page
 from making.pipelines import HEIGHT, T5_TOKENS, WIDTH, make_pipeline
-from making.stores import make_store
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
