@@ -64,12 +64,16 @@ def call() -> dict[str, object]:
 @pytest.fixture
 def app(monkeypatch):
     """Start the dashboard with paths on one of its pages, see making.pages.open_page."""
+    from making.pages import open_page  # a machine with a GPU needs no Streamlit to test capturing
+
     return partial(open_page, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with a baseline, a gated run that pairs with it, and one that does not."""
+    from making.stores import make_store
+
     folder = tmp_path_factory.mktemp("runs")
     make_store(folder / "demo-baseline.h5", layers=3, heads=2, steps=4, sink=4.0)
     make_store(folder / "demo-headwise.h5", layers=3, heads=2, steps=4, sink=2.0, gates=True)
