@@ -83,6 +83,9 @@ def told_effects(table: pd.DataFrame) -> str:
     """Say each run's change with its interval, in the metric's own unit."""
     said = []
     for row in table.itertuples():
+        if row.mean_difference != row.mean_difference:  # no pair has a value on both sides
+            said.append(f"{row.run}: no pair to take a difference of")
+            continue
         span = f" [{row.low:+.3g}, {row.high:+.3g}]" if row.low == row.low else ""
         said.append(f"{row.run}: {row.mean_difference:+.3g}{span}, {row.prompts:.0f} prompts")
     return (

@@ -114,12 +114,23 @@ def test_a_folder_that_cannot_be_listed_is_told_and_the_others_are_shown(app, so
     assert ("closed", run_list.UNREADABLE) in test.session_state["found"].refused
 
 
-@pytest.mark.parametrize("kind", ["broken model id", "broken prompt", "surrogate in config"])
-def test_the_command_line_prints_them(sound, tmp_path, capsys, kind):
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("broken model id", ""),
+        ("broken prompt", "samples/prompt holds a text that is not UTF-8"),
+        ("surrogate in config", "provenance/config holds a control character"),
+    ],
+)
+def test_the_command_line_prints_them_or_says_what_is_wrong(sound, tmp_path, capsys, kind, refused):
     BAD[kind](tmp_path, sound)
-    assert main(["info", "--json", str(tmp_path / "bad.h5")]) == 0
-    json.dumps(json.loads(capsys.readouterr().out), ensure_ascii=False).encode()
-    with open_store(tmp_path / "bad.h5") as store:
+    assert main(["info", "--json", str(tmp_path / "bad.h5")]) == bool(refused)
+    said = capsys.readouterr()
+    if refused:
+        assert refused in said.err and len(said.err.encode().splitlines()) == 1
+    else:
+        json.dumps(json.loads(said.out), ensure_ascii=False).encode()
+    with open_store(tmp_path / "bad.h5") as store:  # who trusts a file reads it all the same
         repr(store).encode()
 
 

@@ -156,8 +156,8 @@ for path, status in ((sound, 0), (poisoned, 1)):
     to = f"{out}/{status}"
     assert main(["verify", path]) == status
     assert main(["verify", path, "--json"]) == status
-    assert main(["info", path]) == 0
-    assert main(["info", path, "--json"]) == 0
+    assert main(["info", path]) == status
+    assert main(["info", path, "--json"]) == status
     assert main(["analyze", path, "--out_dir", to + "/analyze", "--per_prompt"]) == status
     assert main(["export", path, "--out_dir", to + "/export", "--maps"]) == status
     assert main(["compare", path, other, "--out_dir", to + "/compare", "--resamples", "100"]) == status
