@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 FLAGS = (
     "model_id", "transformer", "dit_path", "clip_l_path", "clip_g_path", "t5xxl_path", "vae_path",
     "vae_is_sd3",
-    "variant", "tokenizer_path", "no_t5", "offload", "compile", "gates", "device", "dtype", "negative_prompt", "num_images", "seed",
+    "variant", "tokenizer_path", "no_t5", "offload", "compile", "gates", "device", "dtype",
+    "negative_prompt", "num_images", "seed",
     "batch_size",
     "steps", "guidance", "height", "width", "max_sequence_length", "apply_lg_attn_mask", "apply_t5_attn_mask",
     "maps", "words", "map_steps", "map_layers", "map_heads", "map_pool", "topk", "top_steps", "branches",
