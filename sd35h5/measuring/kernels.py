@@ -20,10 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sd35h5.measuring.reductions import KeyReduction
-from sd35h5.store.schema import MANTISSA_BITS
 
 _LOG2_E = math.log2(math.e)
-_CELL_BLOCK, _MAP_BLOCK, _ROUND_BLOCK = 64, 32, 2048
+_CELL_BLOCK, _MAP_BLOCK = 64, 32
 _SUM_TILE, _ROW_TILE = (16, 64), (8, 512)  # partial sums × what they are sums of
 _SMALLEST_DOT = 16  # tl.dot takes no side below it
 
@@ -105,20 +104,6 @@ def attention_maps(query: Tensor, key: Tensor, lse: Tensor, patches: tuple[int, 
         num_warps=4, num_stages=1,
     )  # fmt: skip
     return maps.transpose(0, 1)
-
-
-def round_mantissa(values: Tensor, bits: int = MANTISSA_BITS) -> Tensor:
-    """Round float32, read once and written once: see `reductions.round_mantissa`."""
-    values = values.contiguous()
-    rounded = torch.empty_like(values)
-    _round_words[(triton.cdiv(values.numel(), _ROUND_BLOCK),)](
-        values.view(torch.int32),
-        rounded.view(torch.int32),
-        values.numel(),
-        DROP=23 - bits,
-        BLOCK=_ROUND_BLOCK,
-    )
-    return rounded
 
 
 def _padded(width: int) -> int:
@@ -296,13 +281,3 @@ def _pool_maps(
         maps + (token[None, :] * tl.num_programs(2) + head) * cells + cell[:, None],
         pooled, mask=(cell < cells)[:, None] & (token < count)[None, :],
     )  # fmt: skip
-
-
-@triton.jit
-def _round_words(values, rounded, count, DROP: tl.constexpr, BLOCK: tl.constexpr):
-    """Round the words of float32 to a mantissa that is DROP bits shorter, half to even; not NaN and infinity."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(values + at, mask=at < count, other=0)
-    near = (word + ((1 << (DROP - 1)) - 1) + ((word >> DROP) & 1)) & -(1 << DROP)
-    finite = (word & 0x7F800000) != 0x7F800000
-    tl.store(rounded + at, tl.where(finite, near, word), mask=at < count)

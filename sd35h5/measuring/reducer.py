@@ -34,9 +34,9 @@ def torch_reducer() -> Reducer:
 
 def triton_reducer() -> Reducer:
     """The Triton kernels, on CUDA (on a CPU only where TRITON_INTERPRET=1)."""
-    from sd35h5.measuring import kernels
+    from sd35h5.measuring import kernels, rounding_kernel
 
-    return Reducer("triton", kernels.reduce_keys, kernels.attention_maps, kernels.round_mantissa)
+    return Reducer("triton", kernels.reduce_keys, kernels.attention_maps, rounding_kernel.round_mantissa)
 
 
 def reducer_for(device: torch.device) -> Reducer:
