@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 _FLASH, _EFFICIENT, _CUDNN = 1, 2, 3  # torch.nn.attention.SDPBackend, as _fused_sdp_choice answers
+_SDPA = torch._C._nn.scaled_dot_product_attention  # what F.scaled_dot_product_attention is by itself
 _LSE_TILE = {"cpu": 1 << 20}
 _LSE_TILE_ELSEWHERE = 1 << 25
 
@@ -23,8 +25,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | 
     return attend_by(chosen_backend(query, key, value), query, key, value)
 
 
+def is_replaced() -> bool:
+    """Whether the user has put something else in the place of F.scaled_dot_product_attention, as SageAttention is
+    plugged in, or lets a TorchFunctionMode look at its calls: then that is what attends."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return F.scaled_dot_product_attention is not _SDPA or any(not isinstance(m, DeviceContext) for m in modes)
+
+
 def chosen_backend(query: Tensor, key: Tensor, value: Tensor) -> str:
     """The backend that F.scaled_dot_product_attention would choose: one that keeps the log-sum-exp, or `other`."""
+    if is_replaced():
+        return "other"
     choice = torch._fused_sdp_choice(query, key, value)
     if choice == _FLASH and query.device.type == "cpu":
         return "flash_cpu"
