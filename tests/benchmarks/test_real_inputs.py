@@ -37,6 +37,7 @@ def test_the_table_says_how_each_case_ended(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_runs_the_kinds_and_writes_what_it_prints(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "real_inputs.py"), "--out", str(tmp_path)]
     done = subprocess.run(

@@ -82,11 +82,10 @@ def _config(medium, out, **more) -> CaptureConfig:
         ("", {"gate_type": "elementwise", "gate_init": "neutral", "gate_target": "attn2"}),
     ],
 )
-@pytest.mark.parametrize("topk", [0, 4])
-def test_the_plan_names_what_the_file_will_hold(medium, tmp_path, gates, options, topk):
+def test_the_plan_names_what_the_file_will_hold(medium, tmp_path, gates, options):
     config = _config(
         medium, tmp_path / "a.h5", gates=str(medium / f"{gates}.safetensors") if gates else "",
-        gating=GateOptions(**options), tiers=Tiers(topk=topk, map_heads="all", atlas=True, rows=("centre",)),
+        gating=GateOptions(**options), tiers=Tiers(topk=0 if gates == "joint" else 4, map_heads="all", atlas=True, rows=("centre",)),
     )  # fmt: skip
     job = make_job(config)
     with open_store(run(job)) as store:
