@@ -85,7 +85,8 @@ def _config(medium, out, **more) -> CaptureConfig:
 def test_the_plan_names_what_the_file_will_hold(medium, tmp_path, gates, options):
     config = _config(
         medium, tmp_path / "a.h5", gates=str(medium / f"{gates}.safetensors") if gates else "",
-        gating=GateOptions(**options), tiers=Tiers(topk=0 if gates == "joint" else 4, map_heads="all", atlas=True, rows=("centre",)),
+        gating=GateOptions(**options),
+        tiers=Tiers(topk=0 if gates == "joint" else 4, map_heads="all", atlas=True, rows=("centre",)),
     )  # fmt: skip
     job = make_job(config)
     with open_store(run(job)) as store:
