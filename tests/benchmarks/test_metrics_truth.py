@@ -14,6 +14,7 @@ SCRIPT = ROOT / "benchmarks" / "metrics_truth.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_number_agrees_with_full_attention_matrices(tmp_path):
     command = [sys.executable, str(SCRIPT), "--models", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -68,7 +68,9 @@ def test_only_a_run_that_has_nothing_yet_is_forgotten(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "kill", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM]
+)
 def test_a_stopped_capture_goes_on_and_gives_equal_data(tiny_folder, whole, tmp_path, kill):
     stopped = tmp_path / "stopped.h5"
     parts = tmp_path / "stopped.h5.parts"

@@ -205,6 +205,7 @@ def test_the_cards_table_is_the_evaluations():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_bundled_baseline_draws_what_it_is_asked_for_with_the_plain_pipeline():
     pipe = load_pipeline(ROOT / "data/models/emoji", "baseline", torch.device("cpu"))
     scenes = [heldout_scene(index) for index in range(4)]
