@@ -17,40 +17,19 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics import stored_mass
-from sd35h5.metrics.averaging import (
-    by_layer_head,
-    finite_mean,
-    groups_over_layers,
-    head_counts,
-    over_layers,
-    over_steps,
-)
 from sd35h5.metrics.piecewise import weighted_mean
-from sd35h5.metrics.sample_tokens import token_mass, token_means, token_sums, with_pads_averaged
 from sd35h5.metrics.targets import (
     FIRST_TOKEN,
-    TEXT_GROUPS,
     Target,
     chosen_samples,
-    clean,
     plain,
     refuse_empty,
-    shown_text,
-    target_positions,
     target_sizes,
-    with_words,
 )
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
-__all__ = [
-    "FIRST_TOKEN", "LABELS", "METRICS", "TEXT_GROUPS", "Target", "branch_contrast", "by_layer_head", "clean",
-    "encoder_mass", "entropy", "finite_mean", "first_token_mean", "first_token_share", "group_mass",
-    "groups_over_layers", "head_counts", "image_self_mass", "mean_group_mass", "over_layers", "over_steps",
-    "shown_text", "target_positions", "target_sizes", "text_mass", "text_mass_fraction", "token_mass", "token_means",
-    "token_sums", "with_pads_averaged", "with_words",
-]  # fmt: skip
 #: metric name -> (what a chart's axis says, short name)
 LABELS = {
     "first_token_mean": "mass: share of an image query's attention (0..1)",
