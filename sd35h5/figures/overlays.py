@@ -108,7 +108,7 @@ def sheet(
     canvas = _canvas((columns * (width + gap) + gap, top + rows * (height + band + gap)), clear)
     draw, ink = ImageDraw.Draw(canvas), _GRAY if clear else _BLACK
     if title:
-        draw.text((gap, 8), fitted(title, canvas.width - 2 * gap, 14), fill=ink, font=font(14))
+        _write(draw, (gap, 8), fitted(title, canvas.width - 2 * gap, 14), 14, ink)
     for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         row, column = divmod(place, columns)
         left, upper = gap + column * (width + gap), top + row * (height + band + gap)
@@ -116,7 +116,7 @@ def sheet(
         if tile.size != (width, height):
             tile = tile.resize((width, height), Image.Resampling.LANCZOS)
         canvas.paste(tile, (left, upper))
-        draw.text((left, upper + height + 3), fitted(label, width, 12), fill=ink, font=font(12))
+        _write(draw, (left, upper + height + 3), fitted(label, width, 12), 12, ink)
     return canvas
 
 
@@ -145,13 +145,21 @@ def color_bar(low: float, high: float, width: int = 256, clear: bool = False) ->
         Image.fromarray(np.broadcast_to(colored(np.linspace(0, 1, width)), (12, width, 3)).copy()), (0, 0)
     )
     draw, ink = ImageDraw.Draw(canvas), _GRAY if clear else _BLACK
-    draw.text((0, 15), f"{low:.3g}", fill=ink, font=font(12))
-    draw.text((width, 15), f"{high:.3g}", fill=ink, font=font(12), anchor="ra")
+    _write(draw, (0, 15), f"{low:.3g}", 12, ink)
+    _write(draw, (width, 15), f"{high:.3g}", 12, ink, side="r")
     return canvas
 
 
 def _canvas(size: tuple[int, int], clear: bool) -> Image.Image:
     return Image.new("RGBA", size, (0, 0, 0, 0)) if clear else Image.new("RGB", size, "white")
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, ink: object, side: str = "l"
+) -> None:
+    """Write a line whose capitals begin at `place`: the font leaves room for the tallest of all scripts above them."""
+    x, y = place
+    draw.text((x, y + size), text, fill=ink, font=font(size), anchor=f"{side}s")
 
 
 @cache
@@ -192,7 +200,7 @@ def boxed(
             continue
         above = y0 - size - 10
         place = (x0 + 4, above if above >= 0 else y1 + 2)
-        ground = draw.textbbox(place, name, font=font(size))
+        ground = draw.textbbox((place[0], place[1] + size), name, font=font(size), anchor="ls")
         draw.rectangle((ground[0] - 4, ground[1] - 3, ground[2] + 4, ground[3] + 3), fill="#000000")
-        draw.text(place, name, fill=ink, font=font(size))
+        _write(draw, place, name, size, ink)
     return np.asarray(canvas)

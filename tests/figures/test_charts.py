@@ -217,3 +217,12 @@ def test_long_labels_are_shortened_to_their_width():
     short = overlays.fitted("a very long caption that cannot fit", 80, 12)
     assert short.endswith("…")
     assert overlays.font(12).getlength(short) <= 80
+
+
+def test_letters_of_bars_and_sheets_lie_within_their_picture():
+    """On a picture that is made taller, the same letters would have no more ink."""
+    bar = np.asarray(overlays.color_bar(0.0, 0.198, 320))
+    assert (bar[12:] < 128).any() and (bar[-3:] == 255).all()
+    tiles, labels = [np.full((40, 90, 3), 255, np.uint8)] * 2, ["step 24", "猫 gjy"]
+    sheet = np.asarray(overlays.sheet(tiles, labels, columns=1, size=(40, 90), title="a title, gj"))
+    assert (sheet < 128).any() and (sheet[-4:] == 255).all() and (sheet[:8] == 255).all()
