@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from sd35h5.devices import takes_triton
 from sd35h5.measuring import reductions
 from sd35h5.measuring.reductions import KeyReduction
 
@@ -40,8 +38,5 @@ def triton_reducer() -> Reducer:
 
 
 def reducer_for(device: torch.device) -> Reducer:
-    """The kernels on CUDA where triton is installed and finds the C compiler that it builds launchers with."""
-    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
-    if device.type == "cuda" and find_spec("triton") is not None and compiler:
-        return triton_reducer()
-    return torch_reducer()
+    """The kernels where they run, else plain torch."""
+    return triton_reducer() if takes_triton(device) else torch_reducer()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sd35h5.devices import takes_triton
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import describe, gate_tensors, gates_of
 
@@ -185,36 +186,56 @@ def _sums(tensors: Iterable[Tensor]) -> list[int]:
     rests: list[Tensor] = []  # what fills no row: joined, so that thousands of small tensors take few calls
     weights: dict[torch.device, Tensor] = {}
     for tensor in tensors:
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        contiguous = tensor.contiguous()
+        flat = contiguous.reshape(-1).view(torch.uint8)
         whole = flat.numel() // (4 * _SIDE) * (4 * _SIDE)
         numbers += _pieces(flat[:whole], weights)
-        if whole < flat.numel():
-            rests.append(flat[whole:].clone() if whole else flat)  # or a large one would stay for its end
+        if whole < flat.numel():  # no copy stays for its end
+            rests.append(flat[whole:] if contiguous is tensor else flat[whole:].clone())
     if rests:
         joined = torch.cat([each.to(rests[0].device) for each in rests])
         numbers += _pieces(nn.functional.pad(joined, (0, -joined.numel() % (4 * _SIDE))), weights)
-    told = {device: iter(_stacked(numbers, device)) for device in weights}
-    return [next(told[number.device]) for number in numbers]
+    told = {device: iter(_joined(numbers, device)) for device in weights}
+    return [next(told[each.device]) for each in numbers for _ in range(len(each))]
 
 
-def _stacked(numbers: Iterable[Tensor], device: torch.device) -> list[int]:
+def _joined(numbers: Iterable[Tensor], device: torch.device) -> list[int]:
     """The numbers on one device, brought over together."""
-    return torch.stack([number for number in numbers if number.device == device]).tolist()
+    return torch.cat([each for each in numbers if each.device == device]).tolist()
 
 
 def _pieces(data: Tensor, weights: dict[torch.device, Tensor]) -> list[Tensor]:
-    """The number of each piece of bytes that fill whole rows."""
+    """The numbers of bytes that fill whole rows, in one tensor; none for none."""
     if not data.numel():
         return []
     if data.device not in weights:
         weights[data.device] = _odd_numbers(2 * _SIDE).to(data.device)
-    aligned = data if data.storage_offset() % 4 == 0 else data.clone()
+    aligned = data if data.data_ptr() % 4 == 0 else data.clone()
+    words = aligned.view(torch.int32).view(-1, _SIDE)
+    return [_counting_on(data.device)(words, weights[data.device])]
+
+
+def _counting_on(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """`piece_numbers`, or the kernel that counts the same."""
+    if not takes_triton(device):
+        return piece_numbers
+    from sd35h5.weights import fingerprint_kernel
+
+    return fingerprint_kernel.piece_numbers
+
+
+def piece_numbers(words: Tensor, weights: Tensor) -> Tensor:
+    """Numbers of int32 (row, column), int64 (piece): a piece has as many rows as there are columns.
+
+    Args:
+        weights: int64, of each column, then of each of a piece's rows.
+    """
+    side = words.shape[1]
     numbers = []
-    for words in aligned.view(torch.int32).view(-1, _SIDE).split(_SIDE):
-        columns, rows = _along_both(words)
-        weight = weights[data.device]
-        numbers.append((columns * weight[:_SIDE]).sum() + (rows * weight[_SIDE:][: len(rows)]).sum())
-    return numbers
+    for piece in words.split(side):
+        columns, rows = _along_both(piece)
+        numbers.append((columns * weights[:side]).sum() + (rows * weights[side:][: len(rows)]).sum())
+    return torch.stack(numbers)
 
 
 def _along_both(words: Tensor) -> tuple[Tensor, Tensor]:

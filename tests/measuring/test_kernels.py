@@ -154,7 +154,7 @@ def test_a_row_that_does_not_look_at_the_keys_has_entropy_zero(reducer):
 
 def test_only_cuda_is_measured_by_kernels(monkeypatch):
     assert reducer_for(torch.device("cpu")).name == "torch"
-    monkeypatch.setattr("sd35h5.measuring.reducer.find_spec", lambda name: None)
+    monkeypatch.setattr("sd35h5.devices.find_spec", lambda name: None)
     assert reducer_for(torch.device("cuda")).name == "torch"
 
 

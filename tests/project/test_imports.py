@@ -46,7 +46,7 @@ ONLY_IN = {  # library -> where it may be imported
     "h5py": ("sd35h5.store",),
     "altair": ("sd35h5.figures", "sd35h5.reports", "dashboard"),
     "streamlit": ("dashboard", "dashboard.__main__"),
-    "triton": ("sd35h5.measuring",),
+    "triton": ("sd35h5.measuring", "sd35h5.weights"),
     "tyro": ("sd35h5.flags", "sd35h5.planning", "sd35h5.gates", "sd35h5.weights", "capture_cli"),
     **dict.fromkeys(TORCH_SIDE, TORCH_ROOMS),
 }
