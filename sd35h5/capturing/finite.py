@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sd35h5.errors import CaptureError
+from sd35h5.weights.held_tensors import computing_dtype, held_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -88,17 +89,17 @@ class Cause:
         for model in (each for each in models if each is not None):
             if (bad := _broken_weight(model)) is not None:
                 return f"{bad} of its weights holds such numbers, get them again"
-        if any(each is not None and each.dtype == torch.float16 for each in models):
+        if any(each is not None and computing_dtype(each) == torch.float16 for each in models):
             return "float16 overflows beyond 65504, use bfloat16 (--dtype bfloat16) or float32"
         return "numbers grow too large in this model, use float32 (--dtype float32) or look at what was changed in it"
 
 
 def _broken_weight(model: nn.Module) -> str | None:
-    for name, parameter in model.named_parameters():
-        if not parameter.is_meta and parameter.is_floating_point():
-            wide = parameter.detach() if parameter.element_size() > 1 else parameter.detach().float()
+    for name, tensor in held_tensors(model, type(model).__name__):
+        if tensor.is_floating_point():
+            wide = tensor if tensor.element_size() > 1 else tensor.float()
             if not torch.isfinite(wide).all():
-                return name
+                return name.partition(" of ")[0]
     return None
 
 

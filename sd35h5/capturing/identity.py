@@ -15,6 +15,7 @@ from torch import nn
 from sd35h5.errors import ConfigError
 from sd35h5.measuring.compiled import bare
 from sd35h5.weights.checkpoints import sha256_of
+from sd35h5.weights.held_tensors import computing_dtype, stored_dtypes_of
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, tokenizer_files, wanted
@@ -52,15 +53,18 @@ def components(
     fingerprints: Mapping[str, str],
     compiled: Mapping[str, object],
 ) -> dict[str, dict]:
-    """Class, dtype, size and fingerprint of every model of the pipeline, and where its weights came from if that is
-    known; how the transformer is compiled; class and settings of the scheduler."""
+    """Class, dtypes (in which it computes, in which its weights are stored), size and fingerprint of every model of the
+    pipeline, and where its weights came from if that is known; how the transformer is compiled; class and settings of
+    the scheduler."""
     found = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
+            stored, count = stored_dtypes_of(component)
             found[name] = {
                 "class": type(bare(component)).__name__,
-                "dtype": str(next(component.parameters()).dtype).removeprefix("torch."),
-                "parameters": sum(parameter.numel() for parameter in component.parameters()),
+                "dtype": str(computing_dtype(component)).removeprefix("torch."),
+                "stored_dtype": stored,
+                "parameters": count,
                 **sources.get(name, {}),
             }
         elif name in fingerprints:

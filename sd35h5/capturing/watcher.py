@@ -18,6 +18,7 @@ from sd35h5.capturing.sealing import Sealing
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.altering import Interventions
+from sd35h5.measuring.attend import dtype_in_force
 from sd35h5.measuring.optional_tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.measuring.passes import PassPlan
 from sd35h5.measuring.probe import Probe
@@ -272,8 +273,7 @@ class PassWatcher:
     def _pairing_fields(self, latents: Tensor) -> dict[str, object]:
         """What must be equal for two samples to be compared; weights and gates are not among it."""
         pipe, call, layout = self._pipe, self._call, self._layout
-        config = pipe.scheduler.config
-        factor = pipe.vae_scale_factor
+        config, factor = pipe.scheduler.config, pipe.vae_scale_factor
         return {
             "prompt": call.prompt,
             "negative_prompt": call.negative_prompt,
@@ -292,7 +292,7 @@ class PassWatcher:
             "max_sequence_length": call.get("max_sequence_length"),
             "encoder_masks": list(self._session.encoder_masks),
             "t5": pipe.text_encoder_3 is not None,
-            "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+            "dtype": str(dtype_in_force(latents)).removeprefix("torch."),
             "batch_size": self._samples,
             "model_shape": self._session.model_shape,
             "attn2_layout": self._session.attn2_layout,

@@ -19,10 +19,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | 
     Returns: the output, bit for bit that of F.scaled_dot_product_attention, and the LSE, float32 (batch,
     heads, S), or None where the backend keeps none.
     """
-    if torch.is_autocast_enabled(query.device.type):  # under which sdpa casts, and the operators do not
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    dtype = dtype_in_force(query)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return attend_by(chosen_backend(query, key, value), query, key, value)
+
+
+def dtype_in_force(states: Tensor) -> torch.dtype:
+    """The dtype in which a transformer that is given these states computes: autocast's, under which sdpa casts and its
+    operators do not, or their own. That of its weights may be another: quantised ones are stored as integers."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def is_replaced() -> bool:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sd35h5.devices import takes_triton
-from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import describe, gate_tensors, gates_of
+from sd35h5.weights.held_tensors import held_tensors, layer_settings, plain_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -63,7 +63,7 @@ def glimpse(pipe: StableDiffusion3Pipeline) -> Glimpse:
     told: list[object] = []
     bytes_of: dict[torch.device, list[Tensor]] = {}
     models = [(name, each) for name, each in pipe.components.items() if isinstance(each, nn.Module)]
-    tensors = [tensor for name, model in models for _, tensor in _tensors(model, name)]
+    tensors = [tensor for name, model in models for _, tensor in held_tensors(model, name)]
     gates = gates_of(pipe.transformer)
     if gates is not None:
         told.append([gate.forced for _, _, gate in gates.all()])
@@ -99,7 +99,8 @@ def tokenizer_fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
 
 def fingerprint(model: nn.Module, name: str = "the model") -> str:
     """Fingerprint of a model: of its parameters and buffers by name, shape and dtype, of the settings by which equal
-    weights compute something else, and of which of peft's adapters are active. The same on every device.
+    weights compute something else, quantised layers' too, and of which of peft's adapters are active. The same on
+    every device.
 
     Raises:
         CaptureError: a weight that is nowhere to be had.
@@ -108,8 +109,10 @@ def fingerprint(model: nn.Module, name: str = "the model") -> str:
     told: dict[str, Any] = {key: _setting(config, key) for key in _COMPUTING}
     for path, module in model.named_modules():
         if hasattr(module, "active_adapters") and hasattr(module, "merged_adapters"):
-            told[_plain(path)] = {key: getattr(module, key, None) for key in _ADAPTERS}
-    return _digest(told, _tensors(model, name))
+            told[plain_name(path)] = {key: getattr(module, key, None) for key in _ADAPTERS}
+    if settings := layer_settings(model):
+        told["layers"] = settings
+    return _digest(told, held_tensors(model, name))
 
 
 def _digest(told: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -123,56 +126,6 @@ def _digest(told: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> s
 
     numbers = _sums(noted())
     return hashlib.sha256(_json([dict(told), shapes, numbers])).hexdigest()
-
-
-def _tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, those that an offload keeps elsewhere too; quantised ones as what they consist of."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    places = {
-        f"{path}.{short}".lstrip("."): (module, short)
-        for path, module in modules.items()
-        for short in (*module._parameters, *module._buffers)
-    }
-    for full, (module, short) in sorted(places.items(), key=lambda item: _plain(item[0])):
-        tensor = getattr(module, short)
-        if tensor is None:
-            continue
-        if tensor.is_meta:
-            tensor = _offloaded(modules, full)
-        if tensor is None:
-            raise CaptureError(
-                f"{name}: {full} is on the meta device and no offload's hook knows it: this model cannot be told "
-                "from another, load its weights or offload it another way"
-            )
-        yield from _plain_tensors(_plain(full), tensor)
-
-
-def _offloaded(modules: Mapping[str, nn.Module], full: str) -> Tensor | None:
-    """A tensor that accelerate keeps for the module, or for one that the module is in, while it does not compute."""
-    path = full
-    while path:
-        path = path.rpartition(".")[0]
-        hook = getattr(modules[path], "_hf_hook", None)
-        for each in getattr(hook, "hooks", (hook,)):
-            kept = getattr(each, "weights_map", None)
-            short = full.removeprefix(f"{path}." if path else "")
-            if kept is not None and short in kept:
-                return kept[short]
-    return None
-
-
-def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that one consists of: of a subclass those within, of bitsandbytes' the scales beside it."""
-    if hasattr(type(tensor), "__tensor_flatten__"):
-        for part in tensor.__tensor_flatten__()[0]:
-            yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
-        return
-    yield name, tensor.detach()
-    state = getattr(tensor, "quant_state", None)
-    beside = state.as_dict(packed=True) if state is not None else {"SCB": getattr(tensor, "SCB", None)}
-    for key, each in beside.items():
-        if isinstance(each, Tensor):
-            yield f"{name}.{key}", each.detach()
 
 
 @torch.no_grad()
@@ -263,11 +216,6 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
 def _setting(config: Any, key: str) -> Any:
     value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
     return list(value) if isinstance(value, (tuple, list)) else value
-
-
-def _plain(name: str) -> str:
-    """A name without what torch.compile's wrapper adds: compiled weights are the same."""
-    return name.replace("_orig_mod.", "")
 
 
 def _json(told: Any) -> bytes:
