@@ -12,9 +12,8 @@ from torch import nn
 
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import build_gates, install_gates
+from sd35h5.weights.bits import SIDE, bit_sums
 from sd35h5.weights.fingerprint import (
-    _SIDE,
-    _sums,
     fingerprint,
     fingerprints,
     glimpse,
@@ -96,13 +95,13 @@ def test_names_shapes_and_dtypes_are_part_of_it():
 
 def test_the_sums_are_those_of_exact_integers():
     random = np.random.default_rng(1)
-    words = random.integers(-(2**31), 2**31, (70, _SIDE), np.int32)
-    weights = [_odd(i) for i in range(1, 2 * _SIDE + 1)]
+    words = random.integers(-(2**31), 2**31, (70, SIDE), np.int32)
+    weights = [_odd(i) for i in range(1, 2 * SIDE + 1)]
     columns, rows = words.sum(0, dtype=object), words.sum(1, dtype=object)
-    exact = sum(int(s) * w for s, w in zip(columns, weights[:_SIDE], strict=True))
-    exact += sum(int(s) * w for s, w in zip(rows, weights[_SIDE:], strict=False))
+    exact = sum(int(s) * w for s, w in zip(columns, weights[:SIDE], strict=True))
+    exact += sum(int(s) * w for s, w in zip(rows, weights[SIDE:], strict=False))
     wrapped = (exact + 2**63) % 2**64 - 2**63
-    assert _sums([torch.from_numpy(words)]) == [wrapped]
+    assert bit_sums([torch.from_numpy(words)]) == [wrapped]
 
 
 def _odd(index: int) -> int:
