@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sd35h5.errors import CaptureError
-from sd35h5.weights.held_tensors import computing_dtype, held_tensors
+from sd35h5.weights.in_memory.held_tensors import computing_dtype, held_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline

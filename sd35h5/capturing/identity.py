@@ -15,7 +15,7 @@ from torch import nn
 from sd35h5.errors import ConfigError
 from sd35h5.measuring.compiled import bare
 from sd35h5.weights.checkpoints import sha256_of
-from sd35h5.weights.held_tensors import computing_dtype, stored_dtypes_of
+from sd35h5.weights.in_memory.held_tensors import computing_dtype, stored_dtypes_of
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, tokenizer_files, wanted

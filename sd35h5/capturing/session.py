@@ -25,7 +25,13 @@ from sd35h5.store.runs import sealed_indices, sealed_texts
 from sd35h5.store.schema import MODEL_ATTRIBUTES, PARTS_SUFFIX
 from sd35h5.store.showable import showable, well_formed_json
 from sd35h5.store.writer import Header
-from sd35h5.weights.fingerprint import Glimpse, fingerprints, glimpse, is_alike, tokenizer_fingerprints
+from sd35h5.weights.in_memory.fingerprint import (
+    Glimpse,
+    fingerprints,
+    glimpse,
+    is_alike,
+    tokenizer_fingerprints,
+)
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline

@@ -20,13 +20,13 @@ SIDE = 16
 @pytest.fixture(params=["torch", "triton"])
 def looking(request):
     """The module that is tried."""
-    from sd35h5.weights import bits
+    from sd35h5.weights.in_memory import bits
 
     if request.param == "torch":
         return bits
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    from sd35h5.weights import bit_kernels
+    from sd35h5.weights.in_memory import bit_kernels
 
     return bit_kernels
 
@@ -43,7 +43,7 @@ def _numbers(tensor: torch.Tensor, weights: list[int]) -> list[int]:
 
 
 def test_a_pieces_number_is_the_sum_of_its_words_times_their_weights(looking):
-    from sd35h5.weights.bits import odd_numbers
+    from sd35h5.weights.in_memory.bits import odd_numbers
 
     weights = odd_numbers(2 * SIDE)
     torch.manual_seed(0)

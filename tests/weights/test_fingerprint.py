@@ -12,8 +12,8 @@ from torch import nn
 
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import build_gates, install_gates
-from sd35h5.weights.bits import SIDE, bit_sums
-from sd35h5.weights.fingerprint import (
+from sd35h5.weights.in_memory.bits import SIDE, bit_sums
+from sd35h5.weights.in_memory.fingerprint import (
     fingerprint,
     fingerprints,
     glimpse,

@@ -10,8 +10,8 @@ from parts.quantising import WAYS, quantised, why_not
 
 import sd35h5
 from sd35h5 import open_store
-from sd35h5.weights.fingerprint import fingerprint, glimpse, is_alike
-from sd35h5.weights.held_tensors import computing_dtype, held_tensors, stored_dtypes_of
+from sd35h5.weights.in_memory.fingerprint import fingerprint, glimpse, is_alike
+from sd35h5.weights.in_memory.held_tensors import computing_dtype, held_tensors, stored_dtypes_of
 
 CPU = torch.device("cpu")
 STORED = {

@@ -18,7 +18,7 @@ import sd35h5
 from sd35h5 import open_store
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import build_gates, install_gates
-from sd35h5.weights.fingerprint import fingerprint, fingerprints
+from sd35h5.weights.in_memory.fingerprint import fingerprint, fingerprints
 
 FLAGS = f"--height 64 --width 96 --steps 2 --max_sequence_length {T5_TOKENS} --maps off --topk 0 --device cpu".split()
 

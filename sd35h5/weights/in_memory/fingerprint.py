@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sd35h5.gates.modules import describe, gate_tensors, gates_of
-from sd35h5.weights.bits import bit_sums, bytes_all_over
-from sd35h5.weights.held_tensors import held_tensors, layer_settings, plain_name
+from sd35h5.weights.in_memory.bits import bit_sums, bytes_all_over
+from sd35h5.weights.in_memory.held_tensors import held_tensors, layer_settings, plain_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline

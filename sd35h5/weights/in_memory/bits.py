@@ -100,7 +100,7 @@ def looks_on(device: torch.device) -> Looks:
     """The kernels where they run, else plain torch."""
     if not takes_triton(device):
         return Looks(piece_numbers, gathered, together=False)
-    from sd35h5.weights import bit_kernels
+    from sd35h5.weights.in_memory import bit_kernels
 
     return Looks(bit_kernels.piece_numbers, bit_kernels.gathered, together=True)
 
