@@ -32,6 +32,17 @@ def attend_plainly(layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tenso
     return joint, *attend(joint.query, joint.key, joint.value)
 
 
+def _at_home(
+    home: torch.device, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
+) -> tuple[JointQKV, Tensor | None, tuple[Tensor, Tensor | None] | None]:
+    """The same on the device where the transformer is called: with a `device_map` its layers are on several."""
+    if joint.query.device == home:
+        return joint, lse, gates
+    parts = (each.to(home) for each in (joint.query, joint.key, joint.value))
+    brought = None if gates is None else tuple(each if each is None else each.to(home) for each in gates)
+    return JointQKV(*parts, joint.image_tokens), lse if lse is None else lse.to(home), brought
+
+
 @dataclass
 class _Common:
     """What the probes of one transformer share: the reductions with their buffers, and what was said once."""
@@ -178,6 +189,7 @@ class Probe:
         plan = self.plan
         if plan is None:
             return
+        joint, lse, gates = _at_home(plan.membership.device, joint, lse, gates)
         if gates is not None:
             self.take_second_gates(layer, gates)
         if "cond" not in plan.branches or not (plan.check or plan.top or plan.tiers.atlas):
@@ -211,6 +223,11 @@ class Probe:
         plan, image = self.plan, joint.image_tokens
         if plan is None:
             return
+        joint, lse, gates = _at_home(plan.membership.device, joint, lse, gates)
+        if layer in self._seen:
+            raise CaptureError(
+                f"layer {layer} attends twice in one call of the transformer: something else runs its blocks again"
+            )
         if lse is None:
             self._note_fallback()
             lse = blocked_lse(joint.query, joint.key)

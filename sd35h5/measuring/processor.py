@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sd35h5.errors import CaptureError
-from sd35h5.gates.attention import JointAttention, JointQKV, finish_joint, project_joint, regroup
+from sd35h5.gates.attention import JointQKV, finish_joint, project_joint, regroup
 from sd35h5.measuring.compiled import free_slot, look, new_slot, traced_attend
 from sd35h5.measuring.probe import Probe, attend_plainly
+from sd35h5.measuring.replaced import check_attentions
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -74,20 +75,13 @@ def check_processors(transformer: SD3Transformer2DModel) -> None:
     """Refuse what the probe cannot measure beside.
 
     Raises:
-        CaptureError: a processor that the probe cannot stand in for, by name.
+        CaptureError: another capture, or attention that the probe cannot stand in for, by name.
     """
-    from diffusers.models.attention_processor import JointAttnProcessor2_0
-
-    for name, processor in transformer.attn_processors.items():
-        if isinstance(processor, ProbeProcessor):
-            raise CaptureError(
-                "this pipeline is being captured already: leave the other `with capture(...)` first"
-            )
-        if type(processor) not in (JointAttnProcessor2_0, JointAttention):
-            raise CaptureError(
-                f"{name} is a {type(processor).__name__}, which a capture would replace by something else: "
-                "only JointAttnProcessor2_0 and sd35h5's JointAttention are known"
-            )
+    if any(isinstance(processor, ProbeProcessor) for processor in transformer.attn_processors.values()):
+        raise CaptureError(
+            "this pipeline is being captured already: leave the other `with capture(...)` first"
+        )
+    check_attentions(transformer)
 
 
 @contextmanager
