@@ -102,7 +102,7 @@ def fingerprint(model: nn.Module, name: str = "the model") -> str:
     config = getattr(model, "config", None) or {}
     told: dict[str, Any] = {key: _setting(config, key) for key in _COMPUTING}
     for path, module in model.named_modules():
-        if hasattr(module, "active_adapters") and hasattr(module, "merged_adapters"):
+        if hasattr(type(module), "active_adapters") and hasattr(module, "merged_adapters"):
             told[plain_name(path)] = {key: getattr(module, key, None) for key in _ADAPTERS}
     if settings := layer_settings(model):
         told["layers"] = settings

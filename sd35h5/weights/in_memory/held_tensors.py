@@ -5,6 +5,7 @@ The dtype in which a model computes is another matter: quantised weights are sto
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sd35h5.errors import CaptureError
 
 _PACKAGES = {"optimum": "optimum-quanto"}  # where the module's name is not the package's
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer, type(None))
 _LAYER_SETTINGS = (  # by which a quantised layer with equal weights computes something else
     "compute_dtype", "activation_qtype", "threshold",
 )  # fmt: skip
@@ -31,12 +33,12 @@ def held_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
     modules = dict(model.named_modules(remove_duplicate=False))
     on_disk = _on_disk(modules)
     places = {
-        f"{path}.{short}".lstrip("."): (module, short)
+        f"{path}.{short}".lstrip("."): (module, tensor)
         for path, module in modules.items()
-        for short in (*module._parameters, *module._buffers)
+        for held in (module._parameters, module._buffers)
+        for short, tensor in held.items()
     }
-    for full, (module, short) in sorted(places.items(), key=lambda item: plain_name(item[0])):
-        tensor = getattr(module, short)
+    for full, (module, tensor) in sorted(places.items(), key=lambda item: plain_name(item[0])):
         if tensor is None:
             continue
         if tensor.is_meta:
@@ -60,7 +62,7 @@ def _on_disk(modules: Mapping[str, nn.Module]) -> dict[int, tuple[str, str]]:
     """Tensors that diffusers' group offloading keeps in files, by id: (file, key). In memory they are empty."""
     found = {}
     for module in modules.values():
-        registry = getattr(module, "_diffusers_hook", None)
+        registry = vars(module).get("_diffusers_hook")  # asking a module for what it lacks takes microseconds
         hook = None if registry is None else registry.get_hook("group_offloading")
         if hook is not None and hook.group.offload_to_disk_path and hook.group._is_offloaded_to_disk:
             file = hook.group.safetensors_file_path
@@ -89,6 +91,9 @@ def _offloaded(modules: Mapping[str, nn.Module], full: str) -> Tensor | None:
 
 def _consists_of(name: str, tensor: Tensor, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors that one consists of: of a subclass those within, of bitsandbytes' the scales beside it."""
+    if type(tensor) in _PLAIN and type(module._parameters.get("weight")) in _PLAIN:
+        yield name, tensor.detach()
+        return
     if hasattr(type(tensor), "__tensor_flatten__"):
         parts, setting = tensor.__tensor_flatten__()
         told = re.sub(r" at 0x[0-9a-f]+", "", f"{type(tensor).__name__} {setting}")
@@ -122,7 +127,7 @@ def computing_dtype(model: nn.Module) -> torch.dtype:
     Weights that a cast keeps in 8 bits between calls (diffusers' layerwise casting) say it by their hook.
     """
     for module in model.modules():
-        registry = getattr(module, "_diffusers_hook", None)
+        registry = vars(module).get("_diffusers_hook")
         hook = None if registry is None else registry.get_hook("layerwise_casting")
         if hook is not None:
             return hook.compute_dtype
@@ -134,9 +139,10 @@ def layer_settings(model: nn.Module) -> dict[str, dict[str, str]]:
     """By which settings quantised layers compute, by the layer's name; {} of a model without any."""
     found = {}
     for path, module in model.named_modules():
-        told = {key: getattr(module, key, None) for key in _LAYER_SETTINGS}
-        told["threshold"] = getattr(getattr(module, "state", None), "threshold", None)
-        if "compute_dtype" in vars(module) and told["compute_dtype"] is None:  # which the first call will set
+        own = vars(module)
+        told = {key: own.get(key) for key in _LAYER_SETTINGS}
+        told["threshold"] = getattr(own.get("state"), "threshold", None)
+        if "compute_dtype" in own and told["compute_dtype"] is None:  # which the first call will set
             told["compute_dtype"] = computing_dtype(model)
         if any(each is not None for each in told.values()):
             found[plain_name(path)] = {key: str(each) for key, each in told.items()}
@@ -147,8 +153,9 @@ def stored_dtypes_of(model: nn.Module) -> tuple[str, int]:
     """How a model's weights are held, the commonest first (`bitsandbytes nf4, bfloat16`), and how many there are."""
     counts: dict[str, int] = {}
     for parameter in model.parameters():
-        kind, shape = _kind(parameter)
-        counts[kind] = counts.get(kind, 0) + torch.Size(shape).numel()
+        is_plain = type(parameter) in _PLAIN
+        kind, shape = (_short(parameter.dtype), parameter.shape) if is_plain else _kind(parameter)
+        counts[kind] = counts.get(kind, 0) + math.prod(shape)
     return ", ".join(sorted(counts, key=counts.__getitem__, reverse=True)), sum(counts.values())
 
 
