@@ -62,6 +62,16 @@ def check(step: int, skipped: frozenset[int], cause: Cause, arrays: Mapping[str,
         raise _not_finite(f"step {step}: {_WHOLE['noise']}", cause.of("noise"))
 
 
+def check_texts(pipe: StableDiffusion3Pipeline, states: Mapping[str, Tensor]) -> None:
+    """Refuse what the text encoders gave where anything is not finite.
+
+    Raises:
+        CaptureError: the sentence.
+    """
+    if not all(torch.isfinite(each).all() for each in states.values()):
+        raise _not_finite(_WHOLE["texts"], Cause(pipe).of("texts"))
+
+
 def _bad_layers(arrays: Mapping[str, np.ndarray]) -> Iterator[int]:
     for name in _LAYERWISE:
         if name in arrays:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sd35h5.errors import ConfigError
+from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.measuring.compiled import bare
 from sd35h5.weights.checkpoints import sha256_of
 from sd35h5.weights.in_memory.held_tensors import computing_dtype, stored_dtypes_of
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 _SHORT = 8  # hex digits of a fingerprint in a sentence
 
 
-def environment(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
+def environment(device: torch.device) -> dict[str, str]:
     """Versions and machine that the numbers come from; no host or user name."""
     packages = ("sd35h5", "torch", "diffusers", "transformers", "tokenizers", "numpy", "h5py")
     found = {name: _version(name) for name in packages}
-    device = torch.device(pipe._execution_device)  # its models may wait on the host
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         **found,
@@ -59,14 +58,7 @@ def components(
     found = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
-            stored, count = stored_dtypes_of(component)
-            found[name] = {
-                "class": type(bare(component)).__name__,
-                "dtype": str(computing_dtype(component)).removeprefix("torch."),
-                "stored_dtype": stored,
-                "parameters": count,
-                **sources.get(name, {}),
-            }
+            found[name] = model_record(component, sources.get(name, {}))
         elif name in fingerprints:
             found[name] = {"class": type(component).__name__, **sources.get(name, {})}
     found["transformer"] |= {"compiled": dict(compiled)} if compiled else {}
@@ -78,6 +70,35 @@ def components(
     settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     found["scheduler"] = {"class": type(scheduler).__name__, **json.loads(json.dumps(settings, default=str))}
     return found
+
+
+def model_record(model: nn.Module, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Class, dtype and size of a model, and where its weights came from."""
+    stored, count = stored_dtypes_of(model)
+    return {
+        "class": type(bare(model)).__name__,
+        "dtype": str(computing_dtype(model)).removeprefix("torch."),
+        "stored_dtype": stored,
+        "parameters": count,
+        **source,
+    }
+
+
+def refuse_another_model(known: Sequence[Mapping[str, Any]], now: Mapping[str, Any], out: Path) -> None:
+    """Refuse to go on with samples of another model.
+
+    Args:
+        known: `provenance/components` of the samples that are there.
+        now: the same of the model that draws, or of a part of its components.
+    Raises:
+        CaptureError: naming the components that differ.
+    """
+    for there in known:
+        if told := differing_models(there, now):
+            raise CaptureError(
+                f"{out.name} holds samples of another model ({'; '.join(told)}): capture into another file, "
+                "draw with the model of those samples, or overwrite the file (--overwrite, overwrite=True)"
+            )
 
 
 def differing_models(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -92,14 +113,14 @@ def differing_models(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         if is_told:
             what, pair = "fingerprint", [each.get("fingerprint", "none") for each in (before, after)]
         else:
-            what, pair = "sha256", [" ".join(_hashes(each)) for each in (before, after)]
+            what, pair = "sha256", [" ".join(hashes(each)) for each in (before, after)]
         if pair[0] != pair[1] and (is_told or all(pair)):
             told.append(f"{name} has {what} {pair[0][:_SHORT]} there, {pair[1][:_SHORT]} now")
     return told
 
 
-def _hashes(component: Mapping[str, Any]) -> list[str]:
-    """Hashes of a component's files, whatever their names."""
+def hashes(component: Mapping[str, Any]) -> list[str]:
+    """Hashes of the files of a component, as its record tells them, whatever their names."""
     own = [component["sha256"]] if "sha256" in component else []
     return sorted([*own, *(file["sha256"] for file in component.get("files", ()))])
 
@@ -125,7 +146,7 @@ def are_files_unchanged(
         files["gates"] = (facts.gates_file,)
     tokenizers = tokenizer_files(Path(model.tokenizer_path).expanduser() if model.tokenizer_path else base)
     for there in known:
-        needed = {name for name in (*wanted(model), *TOKENIZERS, "gates") if _hashes(there.get(name, {}))}
+        needed = {name for name in (*wanted(model), *TOKENIZERS, "gates") if hashes(there.get(name, {}))}
         files |= {
             name: tokenizers[name] for name in needed & tokenizers.keys()
         }  # earlier versions kept no hashes
@@ -143,4 +164,4 @@ def _are_those(files: Sequence[Path], component: Mapping[str, Any]) -> bool:
     sizes = sorted(file["size"] for file in told)
     if sizes != sorted(file.stat().st_size for file in files):
         return False
-    return _hashes(component) == sorted(map(sha256_of, files))
+    return hashes(component) == sorted(map(sha256_of, files))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusion3Pipeline
 
 from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
-from sd35h5.gates.choice import choose_gates, put_gates
+from sd35h5.gates.choice import Choice, choose_gates, put_gates
 from sd35h5.gates.gate_files import read_gates
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.gates.modules import Gates
@@ -23,8 +23,8 @@ from sd35h5.weights.checkpoints import sha256_of
 from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.weights.held_gates import gates_to_apply
-from sd35h5.weights.layouts import COMPONENTS
-from sd35h5.weights.loading import build, fill, plan_part, provenance, split_gates, told_of
+from sd35h5.weights.layouts import COMPONENTS, ENCODERS
+from sd35h5.weights.loading import Planned, build, fill, plan_part, provenance, split_gates, told_of
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import DTYPES, Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base, tokenizer_files
@@ -69,9 +69,82 @@ class Loaded(NamedTuple):
     sources: dict[str, dict]
 
 
-def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Loaded:
-    """Load every component from wherever it comes, and put the gates on; which ones is settled before a weight is
-    read.
+class Prepared:
+    """A model of which everything is found, planned and fitting, and not a weight is read.
+
+    Text encoders and what draws can be had one after the other, so that they are never in memory together.
+
+    Args:
+        planned: component -> where its every weight is.
+        told: component -> its source, while its files are hashed.
+
+    Attributes:
+        encoders: the text encoders among the components.
+        configs: component -> what its class is built from.
+    """
+
+    def __init__(
+        self, model: Model, facts: ModelFacts, base: Path | None, planned: Mapping[str, Planned],
+        tokenizers: Mapping[str, Any], choice: Choice, told: Mapping[str, Future],
+    ) -> None:  # fmt: skip
+        self.model, self.device = model, resolve_device(model.device)
+        self.dtype = getattr(torch, resolve_dtype(model.dtype, self.device))
+        self.tokenizers, self._facts, self._choice, self._told = tokenizers, facts, choice, told
+        self._planned = dict(planned)
+        self._scheduler = load_scheduler(base)
+        self.encoders = tuple(name for name in ENCODERS if name in planned)
+        self.configs = {name: each.part.config for name, each in planned.items()}
+
+    def source(self, component: str) -> dict[str, Any]:
+        """Where the component's weights come from; waits until its files are hashed."""
+        return self._told[component].result()
+
+    def text_pipeline(self) -> StableDiffusion3Pipeline:
+        """Read the text encoders, into a pipeline that can only encode: of its transformer it has the shape."""
+        pipe = self._pipeline(self.encoders)
+        if self.model.offload:
+            offload(pipe, None, self.device, self.model.offload)
+        pipe.register_modules(transformer=build("transformer", self.configs["transformer"]))
+        return pipe
+
+    def pipeline(self, with_encoders: bool = True) -> Loaded:
+        """Read all that was not read yet, or all but the text encoders, and put the gates on."""
+        components = [name for name in self._planned if with_encoders or name not in ENCODERS]
+        model, choice, facts = self.model, self._choice, self._facts
+        pipe = self._pipeline(components)
+        with _told_as_loading(model.model_id):
+            put_gates(pipe.transformer, choice)
+            blocks = {"blocks": pipe.transformer.transformer_blocks, "whole": [pipe.transformer]}
+            for part in blocks.get(model.compile, ()):
+                part.compile(fullgraph=True)
+            if model.offload:
+                offload(pipe, choice.gates, self.device, model.offload)
+            sources = {component: self.source(component) for component in self._told}
+            if choice.record:
+                sources["gates"] = choice.record | _told_of(facts.gates_file)
+        for name, tokenizer in self.tokenizers.items():  # of a folder of its own each
+            folder = Path(tokenizer.name_or_path)
+            if (files := tokenizer_files(folder.parent).get(name)) is not None:
+                sources[name] = {"source": str(folder), "files": told_of(files)}
+        return Loaded(pipe, choice.gates, sources)
+
+    def _pipeline(self, components: Collection[str]) -> StableDiffusion3Pipeline:
+        """A pipeline of these components, which are given away: nothing here holds them."""
+        place = "cpu" if self.model.offload else self.device
+        with _told_as_loading(self.model.model_id):
+            models = {name: fill(self._planned.pop(name), self.dtype, place) for name in components}
+            pipe = StableDiffusion3Pipeline(
+                **{**dict.fromkeys(COMPONENTS), **models},
+                **{**dict.fromkeys(TOKENIZERS), **self.tokenizers},
+                scheduler=self._scheduler,
+            )
+            pipe.to(place)
+        return pipe
+
+
+@contextmanager
+def prepared(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Iterator[Prepared]:
+    """Find every component wherever it comes from, and settle which gates go on, before a weight is read.
 
     Raises:
         ConfigError: a component that does not fit, in one sentence.
@@ -80,8 +153,6 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
     device = resolve_device(model.device)
     if model.offload and not device.startswith("cuda"):
         raise ConfigError(f"--offload brings models to a CUDA device in turn, and the device is {device}")
-    place = "cpu" if model.offload else device
-    dtype = getattr(torch, resolve_dtype(model.dtype, device))
     needed = {*from_base(model)} - ({"transformer"} if model.transformer != "transformer" else set())
     base = (
         local_base(model.model_id, {*needed, "scheduler"}, variant=model.variant)
@@ -95,43 +166,40 @@ def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> 
     attn2 = attn2_of(parts["transformer"])
     gates_to_apply(parts["transformer"], facts.gates_file, facts.layers)  # refuses gates from two files
     with quiet(), ThreadPoolExecutor(1) as hashing:  # the files are hashed while they are read
-        told = {component: hashing.submit(provenance, part) for component, part in parts.items()}
+        first = sorted(parts, key=lambda name: name not in ENCODERS)  # what is asked for first
+        told = {component: hashing.submit(provenance, parts[component]) for component in first}
         try:
-            tokenizers = load_tokenizers(model, base, parts)
-            parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
-            parts["transformer"], held = split_gates(parts["transformer"])
-            bare = build("transformer", parts["transformer"].config)  # without memory: it only has sizes
-            source = held if facts.gates_file is None else read_gates(facts.gates_file)
-            choice = choose_gates(bare, source, gating or GateOptions(), attn2)
-            planned = [plan_part(part) for part in parts.values()]  # all is refused before anything is read
-            models = {each.part.component: fill(each, dtype, place) for each in planned}
-            pipe = StableDiffusion3Pipeline(
-                **{**dict.fromkeys(COMPONENTS), **models},
-                **{**dict.fromkeys(TOKENIZERS), **tokenizers},
-                scheduler=load_scheduler(base),
-            )
-        except BaseException as error:
+            with _told_as_loading(model.model_id):
+                tokenizers = load_tokenizers(model, base, parts)
+                parts = {component: with_tokens(part, tokenizers) for component, part in parts.items()}
+                parts["transformer"], held = split_gates(parts["transformer"])
+                bare = build("transformer", parts["transformer"].config)  # without memory: it only has sizes
+                source = held if facts.gates_file is None else read_gates(facts.gates_file)
+                choice = choose_gates(bare, source, gating or GateOptions(), attn2)
+                planned = {name: plan_part(part) for name, part in parts.items()}
+                ready = Prepared(model, facts, base, planned, tokenizers, choice, told)
+            yield ready
+        except BaseException:
             for future in told.values():  # no sentence, nor Ctrl-C, should wait for hashes that nobody needs
                 future.cancel()
-            if isinstance(error, Sd35h5Error) or not isinstance(error, (OSError, ValueError, RuntimeError)):
-                raise
-            raise CaptureError(f"{model.model_id} cannot be loaded: {_first_line(error)}") from error
-        sources = {component: future.result() for component, future in told.items()}
-    pipe.to(place)
-    put_gates(pipe.transformer, choice)
-    for part in {"blocks": pipe.transformer.transformer_blocks, "whole": [pipe.transformer]}.get(
-        model.compile, ()
-    ):
-        part.compile(fullgraph=True)
-    if model.offload:
-        offload(pipe, choice.gates, device, model.offload)
-    if choice.record:
-        sources["gates"] = choice.record | _told_of(facts.gates_file)
-    for name, tokenizer in tokenizers.items():  # of a folder of its own each
-        folder = Path(tokenizer.name_or_path)
-        if (files := tokenizer_files(folder.parent).get(name)) is not None:
-            sources[name] = {"source": str(folder), "files": told_of(files)}
-    return Loaded(pipe, choice.gates, sources)
+            raise
+
+
+@contextmanager
+def _told_as_loading(model_id: str) -> Iterator[None]:
+    """Tell of what the libraries raise in one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, Sd35h5Error):
+            raise
+        raise CaptureError(f"{model_id} cannot be loaded: {_first_line(error)}") from error
+
+
+def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Loaded:
+    """Load every component, text encoders too, and put the gates on; raises as `prepared` does."""
+    with prepared(model, facts, gating) as ready:
+        return ready.pipeline()
 
 
 def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str, how: str = "model") -> None:

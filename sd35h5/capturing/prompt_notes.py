@@ -22,11 +22,13 @@ BEHIND, ABSENT, FULL = (
 )
 
 
-def table_of(pipe: StableDiffusion3Pipeline, texts: tuple[str, str, str], text_tokens: int) -> TokenTable:
+def table_of(
+    pipe: StableDiffusion3Pipeline, texts: tuple[str, str, str], text_tokens: int, has_t5: bool
+) -> TokenTable:
     """The token table of what CLIP-L, CLIP-G and T5 read, on a text axis of so many positions."""
     clip = pipe.tokenizer_max_length
     first, second, third = texts
-    t5 = None if pipe.text_encoder_3 is None else encode(pipe.tokenizer_3, third, text_tokens - clip)
+    t5 = encode(pipe.tokenizer_3, third, text_tokens - clip) if has_t5 else None
     read = encode(pipe.tokenizer, first, clip), encode(pipe.tokenizer_2, second, clip)
     return token_table(*read, t5, text_tokens - clip)
 

@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from sd35h5.capturing.call import Drawing
+from sd35h5.capturing.encoding import Encoded, Encoding, Texts, encode_texts, forget_texts
 from sd35h5.capturing.generate import generating
 from sd35h5.capturing.identity import are_files_unchanged
 from sd35h5.capturing.interrupts import heeded_interrupts
-from sd35h5.capturing.pipeline import load, resolve_device, resolve_dtype
+from sd35h5.capturing.pipeline import prepared, resolve_device, resolve_dtype
 from sd35h5.capturing.progress import Progress, say
 from sd35h5.capturing.prompt_notes import notes_on, table_of
 from sd35h5.capturing.session import Identity, Session, sealed_attributes, sealed_samples
@@ -70,7 +71,12 @@ def _run(job: Job, parts: Path) -> Path:
     if not todo and _is_unchanged(job, parts):
         return _complete(job, begin())
     _tell(job, todo, len(sealed))
-    pipe, gates, sources = load(config.model, facts, config.gating)
+    how = Encoding(config.sampling.max_sequence_length, config.sampling.encoder_masks)
+    with prepared(config.model, facts, config.gating) as ready:
+        texts = [each for batch in todo for each in _texts(job, batch)]
+        known = [] if config.output.overwrite else sealed_texts(parts, "components")
+        encoded = encode_texts(ready, texts, how, parts, known)
+        pipe, gates, sources = ready.pipeline(with_encoders=False)
     if gates is not None and gates.untrained:
         log.warning("these gates are untrained: all weights are zero, so that each gate is a constant")
     pipe.set_progress_bar_config(disable=True)
@@ -78,7 +84,7 @@ def _run(job: Job, parts: Path) -> Path:
         begin(overwrite=True)
     session = Session(
         pipe, parts, config.tiers, settings, config.model.model_id, facts.revision, sources, config.causal,
-        config.sampling.encoder_masks, planned,
+        config.sampling.encoder_masks, planned, encoded.record,
     )  # fmt: skip
     session.check_model()
     begin()
@@ -86,7 +92,7 @@ def _run(job: Job, parts: Path) -> Path:
         return _complete(job, parts)
     _say_of_prompts(job, session)
     try:
-        _draw_all(job, todo, session)
+        _draw_all(job, todo, session, encoded)
     except BaseException:
         count = f"{len(sealed_indices(parts))} of {planned} samples are sealed in {parts}"
         say(f"{count}; the same command goes on from there")
@@ -143,7 +149,7 @@ def _say_of_prompts(job: Job, session: Session) -> None:
     tokens = pipe.tokenizer_max_length + sampling.max_sequence_length
 
     def read(texts: Mapping[str, str]) -> dict[str, TokenTable]:
-        return {name: table_of(pipe, (text,) * 3, tokens) for name, text in texts.items()}
+        return {name: table_of(pipe, (text,) * 3, tokens, session.has_t5) for name, text in texts.items()}
 
     prompts = {prompt.id: prompt.text for prompt in job.prompts}
     words = job.config.tiers.words if job.config.tiers.maps == "words" else ()
@@ -160,7 +166,14 @@ def _say_of_prompts(job: Job, session: Session) -> None:
     session.are_prompts_noted = True
 
 
-def _draw_all(job: Job, todo: list[range], session: Session) -> None:
+def _texts(job: Job, batch: range) -> list[Texts]:
+    """What is encoded for a call of the pipeline: its prompts, and with guidance its negative prompts."""
+    prompts = tuple(job.prompts[job.places(index)[0]].text for index in batch)
+    negative = tuple(job.negative_prompt(index) for index in batch)
+    return [prompts, negative] if job.config.sampling.guidance > 1 else [prompts]
+
+
+def _draw_all(job: Job, todo: list[range], session: Session, encoded: Encoded) -> None:
     """Draw the batches of which anything is not sealed, under a progress bar."""
     sampling = job.config.sampling
     progress = Progress(job.samples, job.samples - sum(map(len, todo)), sampling.steps)
@@ -193,6 +206,7 @@ def _draw_all(job: Job, todo: list[range], session: Session) -> None:
                     for index, (prompt, image) in zip(batch, places, strict=True)
                 ]
                 progress.begin(len(batch))
+                drawing = encoded.instead_of_texts(drawing, session.pipe._execution_device)
                 generate.draw(drawing, identities, step)
     finally:
         progress.close()
@@ -201,6 +215,7 @@ def _draw_all(job: Job, todo: list[range], session: Session) -> None:
 def finish(parts: Path, out: Path) -> Path:
     """Pack the sealed samples into `out`, unless they are many bytes. Returns: what can be opened."""
     files = part_files(parts)
+    forget_texts(parts)
     if not files:  # nothing was captured, or nothing that is not packed already
         empty(parts)
         return out

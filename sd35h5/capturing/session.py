@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd35h5.capturing.call import Call
-from sd35h5.capturing.identity import components, differing_models, environment
+from sd35h5.capturing.identity import components, environment, refuse_another_model
 from sd35h5.capturing.sample_facts import Layout
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
@@ -57,7 +57,7 @@ class Session:
         self, pipe: StableDiffusion3Pipeline, parts: Path, tiers: Tiers, settings: Mapping[str, object],
         model_id: str,
         revision: str, sources: Mapping[str, dict] | None = None, causal: CausalOptions | None = None,
-        encoder_masks: tuple[str, ...] = (), planned: int = 0,
+        encoder_masks: tuple[str, ...] = (), planned: int = 0, gone: Mapping[str, dict] | None = None,
     ) -> None:  # fmt: skip
         self.encoder_masks, self._planned = encoder_masks, planned
         self.pipe, self.parts, self.tiers, self.settings = pipe, parts, tiers, settings
@@ -84,7 +84,8 @@ class Session:
             scales={},
             provenance={
                 "config": json.dumps(well_formed_json(dict(settings)), ensure_ascii=False),
-                "environment": json.dumps(environment(pipe)), "origin": json.dumps({"kind": "capture"}),
+                "environment": json.dumps(environment(pipe._execution_device)),
+                "origin": json.dumps({"kind": "capture"}),
             },
             precision=tiers.precision,
         )  # fmt: skip
@@ -95,8 +96,10 @@ class Session:
         self.sealed = sealed_samples(parts)
         self._ids = {index: row["sample_id"] for index, row in self.sealed.items()}
         self._sources, self._components = sources or {}, {}
+        self._gone = dict(gone or {})  # records of the text encoders that have run and were let go
+        self.has_t5 = pipe.text_encoder_3 is not None or "text_encoder_3" in self._gone
         self._known = sealed_texts(parts, "components")  # of the samples that are there
-        self._tokenizers = tokenizer_fingerprints(pipe)
+        self._tokenizers = tokenizer_fingerprints(pipe.components)
         self._seen: Glimpse | None = None  # the model at the last call, and at the one under way
         self._now: Glimpse | None = None
         self._continue_header()
@@ -108,13 +111,8 @@ class Session:
             CaptureError: the samples that are there are another model's.
         """
         found = {**fingerprints(self.pipe), **self._tokenizers}
-        now = components(self.pipe, self._sources, found, self.compiled)
-        for known in self._known:
-            if told := differing_models(known, now):
-                raise CaptureError(
-                    f"{self._out.name} holds samples of another model ({'; '.join(told)}): capture into another file, "
-                    "draw with the model of those samples, or overwrite the file (--overwrite, overwrite=True)"
-                )
+        now = self._gone | components(self.pipe, self._sources, found, self.compiled)
+        refuse_another_model(self._known, now, self._out)
         self._components = now
 
     def begin_call(self) -> None:

@@ -230,11 +230,9 @@ class PassWatcher:
     def _token_tables(self, text_tokens: int) -> dict[str, TokenTable]:
         """The token table of every branch; `skip` reads what `cond` reads."""
         tables: dict[str, TokenTable] = {}
+        read = partial(table_of, self._pipe, text_tokens=text_tokens, has_t5=self._session.has_t5)
         for branch in self._call.branches:  # `cond` is the first
-            told = branch != "skip"
-            tables[branch] = (
-                table_of(self._pipe, self._call.texts(branch), text_tokens) if told else tables["cond"]
-            )
+            tables[branch] = tables["cond"] if branch == "skip" else read(self._call.texts(branch))
         return tables
 
     def _make_layout(self, latents: Tensor, text_tokens: int) -> Layout:
@@ -253,7 +251,7 @@ class PassWatcher:
             layers=config.num_layers,
             heads=config.num_attention_heads,
             token_encoders=tuple(
-                int(e) for e in token_encoders(clip, text_tokens - clip, pipe.text_encoder_3 is not None)
+                int(e) for e in token_encoders(clip, text_tokens - clip, self._session.has_t5)
             ),
             patches=patches,
             pixels=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor) if has_image else None,
@@ -291,7 +289,7 @@ class PassWatcher:
             "width": latents.shape[-1] * factor,
             "max_sequence_length": call.get("max_sequence_length"),
             "encoder_masks": list(self._session.encoder_masks),
-            "t5": pipe.text_encoder_3 is not None,
+            "t5": self._session.has_t5,
             "dtype": str(dtype_in_force(latents)).removeprefix("torch."),
             "batch_size": self._samples,
             "model_shape": self._session.model_shape,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ from sd35h5.store.skeleton import publish
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
+TEXTS_FOLDER = "texts"  # what the text encoders gave, until the samples are packed
 MAX_RUN_BYTES = 16 << 20
 
 
@@ -165,7 +166,7 @@ def begin_run(
     """
     out, parts = Path(out), parts_of(Path(out))
     if overwrite:
-        empty(parts)
+        empty(parts, (TEXTS_FOLDER,))  # kept by content: they are of no sample that is there
         out.unlink(missing_ok=True)
     check_run(out, config, resolve)
     try:
@@ -180,13 +181,14 @@ def begin_run(
     return parts
 
 
-def empty(parts: Path) -> None:
-    """Remove a capture's parts, but not the file by which a process holds them, which goes with the process."""
-    if not (parts / LOCK_FILE).exists():
+def empty(parts: Path, kept: Collection[str] = ()) -> None:
+    """Remove a capture's parts, but what is kept and the file by which a process holds them, which goes with the
+    process."""
+    if not (kept or (parts / LOCK_FILE).exists()):
         shutil.rmtree(parts, ignore_errors=True)
         return
-    for path in parts.iterdir():
-        if path.name != LOCK_FILE:
+    for path in parts.iterdir() if parts.is_dir() else ():
+        if path.name not in (LOCK_FILE, *kept):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 

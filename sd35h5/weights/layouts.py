@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 COMPONENTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+ENCODERS = COMPONENTS[1:4]
 TITLES = {
     "transformer": "an SD3 transformer", "text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G",
     "text_encoder_3": "a T5 encoder", "vae": "a VAE",

@@ -268,7 +268,9 @@ def test_the_command_line_draws_in_batches_the_last_one_smaller_and_goes_on_in_t
         assert capture_cli.main(command("stopped.h5", "--batch_size", "4")) == 130
     parts = tmp_path / "stopped.h5.parts"
     assert "4 of 6 samples are sealed" in capsys.readouterr().err
-    assert sorted(path.name for path in parts.iterdir()) == [*(f"00000{i}.h5" for i in range(4)), "run.json"]
+    assert sorted(path.name for path in parts.iterdir()) == [
+        *(f"00000{i}.h5" for i in range(4)), "run.json", "texts",
+    ]  # fmt: skip
     (parts / "000002.h5").unlink()
     assert capture_cli.main(command("stopped.h5", "--batch_size", "2")) == 1
     assert "batch_size: 4 there, 2 now" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import sd35h5
 from sd35h5 import open_store
 from sd35h5.capturing import session
 from sd35h5.errors import CaptureError
-from sd35h5.weights.fingerprint import fingerprints
+from sd35h5.weights.in_memory.fingerprint import fingerprints
 
 CPU = torch.device("cpu")
 

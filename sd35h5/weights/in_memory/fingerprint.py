@@ -77,10 +77,10 @@ def is_alike(first: Glimpse, second: Glimpse) -> bool:
     return all(torch.equal(each, second[1][device]) for device, each in first[1].items())
 
 
-def tokenizer_fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
-    """The same of its tokenizers: of all that turns a text into ids."""
+def tokenizer_fingerprints(components: Mapping[str, Any]) -> dict[str, str]:
+    """The same of a pipeline's tokenizers, among its components: of all that turns a text into ids."""
     found = {}
-    for name, each in pipe.components.items():
+    for name, each in components.items():
         if name.startswith("tokenizer") and each is not None:
             backend = getattr(each, "backend_tokenizer", None)
             told = json.loads(backend.to_str()) if backend is not None else each.get_vocab()
