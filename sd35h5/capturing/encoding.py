@@ -106,7 +106,7 @@ def encode_texts(
         theirs = [{name: there.get(name, {}) for name in record} for there in known]
         refuse_another_model(theirs, record, out_of(parts))
         files = _files(ready, dict.fromkeys(texts), how, folder)
-        _encode(pipe, wanted, how, files, record)
+        _encode(pipe, torch.device(ready.device), wanted, how, files, record)
         del pipe
         let_go()
     return Encoded(files, record)
@@ -135,10 +135,10 @@ def _record(pipe: StableDiffusion3Pipeline, ready: Prepared) -> dict[str, dict[s
 
 @torch.no_grad()
 def _encode(
-    pipe: StableDiffusion3Pipeline, wanted: Sequence[Texts], how: Encoding, files: Mapping[Texts, Path],
-    record: Mapping[str, Any],
+    pipe: StableDiffusion3Pipeline, device: torch.device, wanted: Sequence[Texts], how: Encoding,
+    files: Mapping[Texts, Path], record: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    metadata, device = {_RECORD: json.dumps(record)}, pipe._execution_device
+    metadata = {_RECORD: json.dumps(record)}
     with (
         heeded_interrupts() as heed,
         masked_encoders(pipe, how.masks),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from torch import nn
 
 from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error
 from sd35h5.gates.choice import Choice, choose_gates, put_gates
@@ -23,6 +24,7 @@ from sd35h5.weights.checkpoints import sha256_of
 from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.weights.held_gates import gates_to_apply
+from sd35h5.weights.in_memory.turns import take_turns
 from sd35h5.weights.layouts import COMPONENTS, ENCODERS
 from sd35h5.weights.loading import Planned, build, fill, plan_part, provenance, split_gates, told_of
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
@@ -101,8 +103,9 @@ class Prepared:
 
     def text_pipeline(self) -> StableDiffusion3Pipeline:
         """Read the text encoders, into a pipeline that can only encode: of its transformer it has the shape."""
-        pipe = self._pipeline(self.encoders)
-        if self.model.offload:
+        waits = self.model.offload == "sequential"  # else all have room where the transformer will have it
+        pipe = self._pipeline(self.encoders, waits)
+        if waits:
             offload(pipe, None, self.device, self.model.offload)
         pipe.register_modules(transformer=build("transformer", self.configs["transformer"]))
         return pipe
@@ -111,7 +114,7 @@ class Prepared:
         """Read all that was not read yet, or all but the text encoders, and put the gates on."""
         components = [name for name in self._planned if with_encoders or name not in ENCODERS]
         model, choice, facts = self.model, self._choice, self._facts
-        pipe = self._pipeline(components)
+        pipe = self._pipeline(components, bool(model.offload))
         with _told_as_loading(model.model_id):
             put_gates(pipe.transformer, choice)
             blocks = {"blocks": pipe.transformer.transformer_blocks, "whole": [pipe.transformer]}
@@ -128,11 +131,15 @@ class Prepared:
                 sources[name] = {"source": str(folder), "files": told_of(files)}
         return Loaded(pipe, choice.gates, sources)
 
-    def _pipeline(self, components: Collection[str]) -> StableDiffusion3Pipeline:
-        """A pipeline of these components, which are given away: nothing here holds them."""
-        place = "cpu" if self.model.offload else self.device
+    def _pipeline(self, components: Collection[str], waits: bool) -> StableDiffusion3Pipeline:
+        """A pipeline of these components, which are given away: nothing here holds them.
+
+        Args:
+            waits: on the host, where weights stay mapped from their files as far as they can.
+        """
+        place = "cpu" if waits else self.device
         with _told_as_loading(self.model.model_id):
-            models = {name: fill(self._planned.pop(name), self.dtype, place) for name in components}
+            models = {name: fill(self._planned.pop(name), self.dtype, place, waits) for name in components}
             pipe = StableDiffusion3Pipeline(
                 **{**dict.fromkeys(COMPONENTS), **models},
                 **{**dict.fromkeys(TOKENIZERS), **self.tokenizers},
@@ -208,7 +215,7 @@ def offload(pipe: StableDiffusion3Pipeline, gates: Gates | None, device: str, ho
     if how == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     else:
-        pipe.enable_model_cpu_offload(device=device)
+        take_turns([each for each in pipe.components.values() if isinstance(each, nn.Module)], device)
     if gates is not None:
         gates.to(device, pipe.transformer.dtype)
 

@@ -26,6 +26,7 @@ from sd35h5.weights.sources import Part
 log = logging.getLogger("sd35h5")
 _SHARED, _EMBED = "shared.weight", "encoder.embed_tokens.weight"  # one tensor of T5 under two names
 _PROJECTION = "text_projection.weight"
+_LET_GO = 1 << 30  # bytes read from files that are then opened anew
 
 
 def build(component: str, config: Mapping[str, object]) -> nn.Module:
@@ -106,10 +107,13 @@ def load_part(part: Part, dtype: torch.dtype, device: str) -> nn.Module:
     return fill(plan_part(part), dtype, device)
 
 
-def fill(planned: Planned, dtype: torch.dtype, device: str) -> nn.Module:
+def fill(planned: Planned, dtype: torch.dtype, device: str, is_mapped: bool = False) -> nn.Module:
     """Fill a component: each tensor is read, cast and moved by itself, so that the weights are never twice in the
     host's own memory.
 
+    Args:
+        is_mapped: leave weights that need no cast in their files, from which the system reads what is used: for those
+            that wait on the host. The files must then stay as they are.
     Raises:
         ConfigError: a file that cannot be read.
     """
@@ -118,7 +122,7 @@ def fill(planned: Planned, dtype: torch.dtype, device: str) -> nn.Module:
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
     filled: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        state, factors = _open(part, stack), _factors(planned.whole, planned.factors, stack)
+        state, factors = _Mapped(part), _factors(planned.whole, planned.factors, stack)
         for name, place in planned.places.items():
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
@@ -130,7 +134,7 @@ def fill(planned: Planned, dtype: torch.dtype, device: str) -> nn.Module:
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
                 filled[name] = scaled.to(target)
             else:
-                filled[name] = tensor.to(device=device, dtype=target, copy=True)
+                filled[name] = tensor.to(device=device, dtype=target, copy=not is_mapped)
     _assign(model, filled)
     _note(part, dtype, scaled=bool(factors))
     return model
@@ -219,13 +223,30 @@ def _open(part: Part, stack: ExitStack) -> dict[str, Tensor]:
     return state
 
 
+class _Mapped:
+    """A part's tensors, mapped from their files when asked for. Files are opened anew by the GB: the pages of what was
+    read count as the process's memory as long as their file is open."""
+
+    def __init__(self, part: Part) -> None:
+        self._part, self._read = part, 0
+        self._state: dict[str, Tensor] = {}
+
+    def __getitem__(self, key: str) -> Tensor:
+        if not self._state or self._read > _LET_GO:
+            self._state, self._read = {}, 0
+            with ExitStack() as stack:  # tensors hold their mapping
+                self._state = _open(self._part, stack)
+        self._read += self._part.entries[key].nbytes
+        return self._state[key]
+
+
 def _factors(part: Part, scaled: Mapping[str, str], stack: ExitStack) -> dict[str, float]:
     """The factor of each weight that is scaled, by the weight's key."""
     state = _open(replace(part, entries={key: part.entries[key] for key in scaled.values()}), stack)
     return {weight: float(state[key].float().reshape(())) for weight, key in scaled.items()}
 
 
-def _taken(state: Mapping[str, Tensor], place: Place) -> Tensor:
+def _taken(state: _Mapped, place: Place) -> Tensor:
     """The parameter, as a view where that can be."""
     tensor = state[place.key]
     if place.third is not None:

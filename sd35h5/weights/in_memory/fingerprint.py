@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sd35h5.gates.modules import describe, gate_tensors, gates_of
 from sd35h5.weights.in_memory.bits import bit_sums, bytes_all_over
 from sd35h5.weights.in_memory.held_tensors import held_tensors, layer_settings, plain_name
+from sd35h5.weights.in_memory.turns import bring
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -43,7 +44,8 @@ def fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
         CaptureError: a weight that is nowhere to be had.
     """
     models = {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
-    found = {name: fingerprint(model, name) for name, model in models.items()}
+    last = sorted(models, key=lambda name: name == "transformer")  # models that take turns: it computes next
+    found = {name: fingerprint(models[name], name) for name in last}
     gates = gates_of(pipe.transformer)
     if gates is not None:
         told = describe(gates) | {"forced": [gate.forced for _, _, gate in gates.all()]}
@@ -99,6 +101,7 @@ def fingerprint(model: nn.Module, name: str = "the model") -> str:
     Raises:
         CaptureError: a weight that is nowhere to be had.
     """
+    bring(model)  # a device reads faster than a host
     config = getattr(model, "config", None) or {}
     told: dict[str, Any] = {key: _setting(config, key) for key in _COMPUTING}
     for path, module in model.named_modules():
