@@ -191,10 +191,17 @@ def _files(ready: Prepared, texts: Sequence[Texts], how: Encoding, folder: Path)
     told = {
         "how": [how.max_sequence_length, how.masks], "dtype": str(ready.dtype),
         "machine": [environment(torch.device(ready.device)), torch.get_num_threads()],
-        "encoders": {name: [ready.configs[name], hashes(ready.source(name))] for name in ready.encoders},
+        "encoders": {
+            name: [ready.configs[name], hashes(ready.source(name)), _adapters(ready, name)] for name in ready.encoders
+        },
         "tokenizers": tokenizer_fingerprints(ready.tokenizers),
     }  # fmt: skip
     return {each: folder / f"{_digest([told, each])}.safetensors" for each in texts}
+
+
+def _adapters(ready: Prepared, name: str) -> list[tuple[str, float]]:
+    """Contents and scales of what an encoder is adapted by."""
+    return [(each["sha256"], each["scale"]) for each in ready.source(name).get("adapters", {}).values()]
 
 
 def _digest(told: object) -> str:

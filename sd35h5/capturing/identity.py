@@ -15,6 +15,7 @@ from torch import nn
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.measuring.compiled import bare
 from sd35h5.weights.checkpoints import sha256_of
+from sd35h5.weights.in_memory.held_adapters import adapters_of
 from sd35h5.weights.in_memory.held_tensors import computing_dtype, stored_dtypes_of
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import Model
@@ -52,9 +53,9 @@ def components(
     fingerprints: Mapping[str, str],
     compiled: Mapping[str, object],
 ) -> dict[str, dict]:
-    """Class, dtypes (in which it computes, in which its weights are stored), size and fingerprint of every model of the
-    pipeline, and where its weights came from if that is known; how the transformer is compiled; class and settings of
-    the scheduler."""
+    """Class, dtypes (in which it computes, in which its weights are stored), size, adapters and fingerprint of every
+    model of the pipeline, and where its weights came from if that is known; how the transformer is compiled; class and
+    settings of the scheduler."""
     found = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
@@ -64,6 +65,8 @@ def components(
     found["transformer"] |= {"compiled": dict(compiled)} if compiled else {}
     if "gates" in sources or "gates" in fingerprints:
         found["gates"] = dict(sources.get("gates", {}))
+    if "lora" in sources:
+        found["lora"] = dict(sources["lora"])
     for name, digest in fingerprints.items():
         found[name]["fingerprint"] = digest
     scheduler = pipe.scheduler
@@ -73,7 +76,7 @@ def components(
 
 
 def model_record(model: nn.Module, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Class, dtype and size of a model, and where its weights came from."""
+    """Class, dtype, size and adapters of a model, and where its weights came from."""
     stored, count = stored_dtypes_of(model)
     return {
         "class": type(bare(model)).__name__,
@@ -81,7 +84,15 @@ def model_record(model: nn.Module, source: Mapping[str, Any]) -> dict[str, Any]:
         "stored_dtype": stored,
         "parameters": count,
         **source,
+        **_adapters(model, source.get("adapters", {})),
     }
+
+
+def _adapters(model: nn.Module, files: Mapping[str, Mapping[str, object]]) -> dict[str, list[dict]]:
+    """The adapters that a model has, with their files; those that are in its weights by their files alone."""
+    held = {told["name"]: told for told in adapters_of(model)}
+    named = {name: {"name": name, **held.get(name, {}), **files.get(name, {})} for name in (*files, *held)}
+    return {"adapters": [named[name] for name in sorted(named)]} if named else {}
 
 
 def refuse_another_model(known: Sequence[Mapping[str, Any]], now: Mapping[str, Any], out: Path) -> None:
@@ -126,8 +137,9 @@ def hashes(component: Mapping[str, Any]) -> list[str]:
 
 
 def are_files_unchanged(
-    model: Model, facts: ModelFacts, known: Sequence[Mapping[str, Any]], revision: str
-) -> bool:
+    model: Model, facts: ModelFacts, known: Sequence[Mapping[str, Any]], revision: str,
+    adapters: Sequence[Path] = (),
+) -> bool:  # fmt: skip
     """Whether a model's files are, by size and sha256, those that all sealed samples were drawn with.
 
     False also where that cannot be told without loading them: what was loaded then tells.
@@ -135,6 +147,7 @@ def are_files_unchanged(
     Args:
         known: `provenance/components` of the sealed samples.
         revision: the hub's commit of which they tell; what comes from the same one is the same.
+        adapters: files, each of which has its own scale, so that their order counts.
     """
     base = base_path(model.model_id)
     try:
@@ -146,6 +159,8 @@ def are_files_unchanged(
         files["gates"] = (facts.gates_file,)
     tokenizers = tokenizer_files(Path(model.tokenizer_path).expanduser() if model.tokenizer_path else base)
     for there in known:
+        if [file["sha256"] for file in there.get("lora", {}).get("files", ())] != [*map(sha256_of, adapters)]:
+            return False
         needed = {name for name in (*wanted(model), *TOKENIZERS, "gates") if hashes(there.get(name, {}))}
         files |= {
             name: tokenizers[name] for name in needed & tokenizers.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,9 @@ from sd35h5.gates.choice import Choice, choose_gates, put_gates
 from sd35h5.gates.gate_files import read_gates
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.gates.modules import Gates
+from sd35h5.weights.adapters.activating import activate, adapter_name
+from sd35h5.weights.adapters.adapter_changes import Adapter
+from sd35h5.weights.adapters.merging import check_adapters, merge
 from sd35h5.weights.attn2_origin import attn2_of
 from sd35h5.weights.checkpoints import sha256_of
 from sd35h5.weights.fetching import local_base
@@ -79,6 +82,7 @@ class Prepared:
     Args:
         planned: component -> where its every weight is.
         told: component -> its source, while its files are hashed.
+        adapters: those of --lora.
 
     Attributes:
         encoders: the text encoders among the components.
@@ -87,19 +91,26 @@ class Prepared:
 
     def __init__(
         self, model: Model, facts: ModelFacts, base: Path | None, planned: Mapping[str, Planned],
-        tokenizers: Mapping[str, Any], choice: Choice, told: Mapping[str, Future],
+        tokenizers: Mapping[str, Any], choice: Choice, told: Mapping[str, Future], adapters: Sequence[Adapter] = (),
     ) -> None:  # fmt: skip
         self.model, self.device = model, resolve_device(model.device)
         self.dtype = getattr(torch, resolve_dtype(model.dtype, self.device))
         self.tokenizers, self._facts, self._choice, self._told = tokenizers, facts, choice, told
-        self._planned = dict(planned)
+        self._planned, self._adapters = dict(planned), adapters
+        self._adapter_files = told_of([each.file for each in adapters])
         self._scheduler = load_scheduler(base)
         self.encoders = tuple(name for name in ENCODERS if name in planned)
         self.configs = {name: each.part.config for name, each in planned.items()}
 
     def source(self, component: str) -> dict[str, Any]:
-        """Where the component's weights come from; waits until its files are hashed."""
-        return self._told[component].result()
+        """Where the component's weights come from, and what they are adapted by; waits until its files are hashed."""
+        hashed = zip(self._adapters, self._adapter_files, strict=True)
+        adapters = {
+            adapter_name(number): each.told(component) | {"sha256": file["sha256"]}
+            for number, (each, file) in enumerate(hashed)
+            if component in each.components
+        }
+        return self._told[component].result() | ({"adapters": adapters} if adapters else {})
 
     def text_pipeline(self) -> StableDiffusion3Pipeline:
         """Read the text encoders, into a pipeline that can only encode: of its transformer it has the shape."""
@@ -111,7 +122,7 @@ class Prepared:
         return pipe
 
     def pipeline(self, with_encoders: bool = True) -> Loaded:
-        """Read all that was not read yet, or all but the text encoders, and put the gates on."""
+        """Read all that was not read yet, or all but the text encoders, and put adapters and gates on."""
         components = [name for name in self._planned if with_encoders or name not in ENCODERS]
         model, choice, facts = self.model, self._choice, self._facts
         pipe = self._pipeline(components, bool(model.offload))
@@ -125,6 +136,8 @@ class Prepared:
             sources = {component: self.source(component) for component in self._told}
             if choice.record:
                 sources["gates"] = choice.record | _told_of(facts.gates_file)
+            if self._adapters:
+                sources["lora"] = {"files": self._adapter_files}
         for name, tokenizer in self.tokenizers.items():  # of a folder of its own each
             folder = Path(tokenizer.name_or_path)
             if (files := tokenizer_files(folder.parent).get(name)) is not None:
@@ -139,19 +152,28 @@ class Prepared:
         """
         place = "cpu" if waits else self.device
         with _told_as_loading(self.model.model_id):
-            models = {name: fill(self._planned.pop(name), self.dtype, place, waits) for name in components}
+            models = {name: self._filled(self._planned.pop(name), place, waits) for name in components}
             pipe = StableDiffusion3Pipeline(
                 **{**dict.fromkeys(COMPONENTS), **models},
                 **{**dict.fromkeys(TOKENIZERS), **self.tokenizers},
                 scheduler=self._scheduler,
             )
             pipe.to(place)
+            activate(models, self._adapters)
         return pipe
+
+    def _filled(self, planned: Planned, place: str, is_mapped: bool) -> nn.Module:
+        """A component's model with its weights, and what is merged into them."""
+        model = fill(planned, self.dtype, place, is_mapped)
+        merge(model, planned, [each for each in self._adapters if not each.stays_apart])
+        return model
 
 
 @contextmanager
-def prepared(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Iterator[Prepared]:
-    """Find every component wherever it comes from, and settle which gates go on, before a weight is read.
+def prepared(
+    model: Model, facts: ModelFacts, gating: GateOptions | None = None, adapters: Sequence[Adapter] = ()
+) -> Iterator[Prepared]:
+    """Find every component wherever it comes from, and settle which adapters and gates go on, before a weight is read.
 
     Raises:
         ConfigError: a component that does not fit, in one sentence.
@@ -184,7 +206,8 @@ def prepared(model: Model, facts: ModelFacts, gating: GateOptions | None = None)
                 source = held if facts.gates_file is None else read_gates(facts.gates_file)
                 choice = choose_gates(bare, source, gating or GateOptions(), attn2)
                 planned = {name: plan_part(part) for name, part in parts.items()}
-                ready = Prepared(model, facts, base, planned, tokenizers, choice, told)
+                check_adapters(adapters, {name: each.model for name, each in planned.items()})
+                ready = Prepared(model, facts, base, planned, tokenizers, choice, told, adapters)
             yield ready
         except BaseException:
             for future in told.values():  # no sentence, nor Ctrl-C, should wait for hashes that nobody needs
@@ -203,9 +226,11 @@ def _told_as_loading(model_id: str) -> Iterator[None]:
         raise CaptureError(f"{model_id} cannot be loaded: {_first_line(error)}") from error
 
 
-def load(model: Model, facts: ModelFacts, gating: GateOptions | None = None) -> Loaded:
-    """Load every component, text encoders too, and put the gates on; raises as `prepared` does."""
-    with prepared(model, facts, gating) as ready:
+def load(
+    model: Model, facts: ModelFacts, gating: GateOptions | None = None, adapters: Sequence[Adapter] = ()
+) -> Loaded:
+    """Load every component, text encoders too, and put adapters and gates on; raises as `prepared` does."""
+    with prepared(model, facts, gating, adapters) as ready:
         return ready.pipeline()
 
 

@@ -72,7 +72,7 @@ def _run(job: Job, parts: Path) -> Path:
         return _complete(job, begin())
     _tell(job, todo, len(sealed))
     how = Encoding(config.sampling.max_sequence_length, config.sampling.encoder_masks)
-    with prepared(config.model, facts, config.gating) as ready:
+    with prepared(config.model, facts, config.gating, job.adapters) as ready:
         texts = [each for batch in todo for each in _texts(job, batch)]
         known = [] if config.output.overwrite else sealed_texts(parts, "components")
         encoded = encode_texts(ready, texts, how, parts, known)
@@ -105,7 +105,8 @@ def _is_unchanged(job: Job, parts: Path) -> bool:
     can tell."""
     revision = sealed_attributes(parts).get("model_revision", "")
     known = sealed_texts(parts, "components")
-    return are_files_unchanged(job.config.model, job.facts, known, revision)
+    adapters = [adapter.file for adapter in job.adapters]
+    return are_files_unchanged(job.config.model, job.facts, known, revision, adapters)
 
 
 def _complete(job: Job, parts: Path) -> Path:

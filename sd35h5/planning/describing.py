@@ -27,6 +27,7 @@ def describe(job: Job) -> str:
     lines = [
         f"{config.model.model_id}: {facts.layers} layers, {facts.heads} heads of {facts.head_dim}, {_told_gates(job)}"
         + second * bool(facts.second_layers),
+        *[f"  adapter: {each.said_in_short}" for each in job.adapters],
         "  " + ", ".join(told),
         *_told_interventions(config),
         "a sample, before compression:",

@@ -14,6 +14,7 @@ from sd35h5.gates.gate_options import GateOptions
 from sd35h5.planning.job import Job
 from sd35h5.planning.options import CaptureConfig, Tiers
 from sd35h5.planning.selectors import choose, choose_steps
+from sd35h5.weights.adapters.adapter_files import split_scale
 from sd35h5.weights.model_facts import ModelFacts
 from sd35h5.weights.model_options import DTYPES
 
@@ -42,6 +43,8 @@ def deciding(settings: Mapping[str, Any], facts: ModelFacts | None = None) -> di
     told = dict(settings)
     if facts is not None and "steps" in told:  # an earlier version lacks options that had their defaults then
         told = {**CaptureConfig().flat(), **told}
+    if told.get("lora"):  # what is in them, the fingerprints tell
+        told["lora"] = [split_scale(each)[1] for given in told["lora"] for each in given]
     if "branches" in told:
         kept = Tiers(branches=tuple(told["branches"]), no_unconditional=bool(told.get("no_unconditional")))
         told["branches"] = list(kept.kept_branches)

@@ -14,6 +14,8 @@ from sd35h5.planning.options import CaptureConfig
 from sd35h5.planning.plan import Plan, check_size, make_plan
 from sd35h5.planning.prompts import Prompt, sample_seed
 from sd35h5.planning.validation import validate
+from sd35h5.weights.adapters.adapter_changes import Adapter
+from sd35h5.weights.adapters.adapter_files import read_adapters
 from sd35h5.weights.model_facts import ModelFacts, read_facts
 
 FEW_PROMPTS = 50
@@ -26,6 +28,7 @@ class Job:
     Args:
         config: as given, with the tiers that --budget stands for.
         gates: those of the model's own files, as far as headers tell; files on the hub are read when they are there.
+        adapters: those of --lora, by their headers.
         settings: all that decides the data: kept in the file, and compared when a capture goes on.
     """
 
@@ -35,6 +38,7 @@ class Job:
     gates: Decision
     plan: Plan
     settings: Mapping[str, object]
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def out(self) -> Path:
@@ -78,19 +82,21 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
     """The job of a valid configuration for a model of this shape.
 
     Raises:
-        ConfigError: layers, heads, tokens or gates that this model does not have, or a budget too small.
+        ConfigError: layers, heads, tokens or gates that this model does not have, adapters of another, or a budget too
+            small.
     """
+    adapters = read_adapters(config.model.adapters, facts.layers)
     gates = decide(facts.sizes, facts.held, config.gating, facts.attn2)
     config = within_budget(config, facts, len(prompts) * config.prompts.num_images, gates)
     plan = make_plan(config, facts, gates)
-    return Job(config, tuple(prompts), facts, gates, plan, _settings(config, facts, prompts))
+    return Job(config, tuple(prompts), facts, gates, plan, _settings(config, facts, prompts), adapters)
 
 
 def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt]) -> dict[str, object]:
     settings = config.flat()
     for name in ("prompt", "prompts_json", "limit", "vae_is_sd3"):
         del settings[name]
-    for name, default in (("compile", "off"), ("variant", "")):
+    for name, default in (("compile", "off"), ("variant", ""), ("lora", [])):
         if settings[name] == default:  # captures that were begun when there was no such option go on
             del settings[name]
     height, width = check_size(config, facts)

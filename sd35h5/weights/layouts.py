@@ -171,6 +171,15 @@ def _mmdit(parameter: str, depth: int) -> Place:
     return Place(f"joint_blocks.{block}.{original}.{kind}", third, swap=last)
 
 
+def mmdit_modules(depth: int) -> list[str]:
+    """The linear layers of SD3Transformer2DModel with so many blocks, and its patches' convolution, by their names."""
+    inner = [name for name in _MMDIT_BLOCK if ".norm_" not in name]
+    return [
+        *(name for name in _MMDIT if name != "pos_embed.pos_embed"),
+        *(f"transformer_blocks.{block}.{name}" for block in range(depth) for name in inner),
+    ]
+
+
 _VAE_ATTENTION = {
     "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"
 }  # fmt: skip

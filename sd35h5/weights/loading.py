@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,27 +117,37 @@ def fill(planned: Planned, dtype: torch.dtype, device: str, is_mapped: bool = Fa
     Raises:
         ConfigError: a file that cannot be read.
     """
-    model, part = planned.model, planned.part
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model = planned.model
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
     filled: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        state, factors = _Mapped(part), _factors(planned.whole, planned.factors, stack)
-        for name, place in planned.places.items():
+    with reading(planned) as read:
+        for name in planned.places:
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
-            wide = any(module in name.split(".") for module in kept)
-            target = torch.float32 if wide else dtype  # as transformers' own loader does
+            wide = any(module in name.split(".") for module in kept)  # as transformers' own loader does
+            filled[name] = read(name, torch.float32 if wide else dtype, device, not is_mapped)
+    _assign(model, filled)
+    _note(planned.part, dtype, scaled=bool(planned.factors))
+    return model
+
+
+@contextmanager
+def reading(planned: Planned) -> Iterator[Callable[..., Tensor]]:
+    """A function that reads a parameter from its file: (name, dtype, device, is it a copy of its own) -> the tensor."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in planned.model.state_dict().items()}
+    with ExitStack() as stack:
+        state, factors = _Mapped(planned.part), _factors(planned.whole, planned.factors, stack)
+
+        def read(name: str, dtype: torch.dtype, device: torch.device | str, is_own: bool = True) -> Tensor:
+            place = planned.places[name]
             tensor = _identity(shapes[name]) if place is None else _taken(state, place)
             if place is not None and place.key in factors:
                 # in place: a product of its own would be one copy more
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
-                filled[name] = scaled.to(target)
-            else:
-                filled[name] = tensor.to(device=device, dtype=target, copy=not is_mapped)
-    _assign(model, filled)
-    _note(part, dtype, scaled=bool(factors))
-    return model
+                return scaled.to(dtype)
+            return tensor.to(device=device, dtype=dtype, copy=is_own)
+
+        yield read
 
 
 def plan(part: Part, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Place | None]:

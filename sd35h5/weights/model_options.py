@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from sd35h5.flags import Flag, Text
 
@@ -16,6 +16,12 @@ DTYPES = {
 }  # fmt: skip
 Offload = Annotated[
     Literal["model", "sequential"] | None, arg(metavar="{model,sequential}", help_behavior_hint="")
+]
+
+Files = Annotated[
+    tuple[tuple[str, ...], ...],
+    UseAppendAction,
+    arg(metavar="FILE[:SCALE] [FILE[:SCALE] ...]", help_behavior_hint=""),
 ]
 
 
@@ -50,6 +56,9 @@ class Model:
     own, or of the bundled ones, with which single files are drawn."""
     no_t5: Flag = False
     """Draw without T5, which leaves 77 empty positions in its place."""
+    lora: Files = ()
+    """Adapters to draw with: LoRA, DoRA, LoHa or LoKr in a safetensors file, in diffusers', sd-scripts' or ComfyUI's
+    spelling; several, or the flag again, for more. `style.safetensors:0.7` adds 0.7 of one."""
     offload: Offload = None
     """Keep the weights in the host's memory, for GPUs that do not hold them all: `model`, each model is on the
     CUDA device while it computes, or `sequential`, each layer, which takes least memory and most time."""
@@ -64,3 +73,8 @@ class Model:
     dtype: str = "auto"
     """`bfloat16` (bf16), `float16` (fp16, half) or `float32` (fp32). `auto` is bfloat16 on CUDA, float32
     on the CPU."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """All of --lora, in order."""
+        return tuple(each for given in self.lora for each in given)

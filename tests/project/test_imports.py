@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCH_SIDE = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate")
+TORCH_SIDE = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "peft")
 MOST_FILES, MOST_LINES = 20, 300  # of a folder, of a module
 LONGER = {ROOT / "sd35h5" / "store" / "schema.py": 360}  # data
 # these may import all rooms, and are imported by none (`import sd35h5` gives the public names)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sd35h5.gates.modules import describe, gate_tensors, gates_of
 from sd35h5.weights.in_memory.bits import bit_sums, bytes_all_over
+from sd35h5.weights.in_memory.held_adapters import adapter_settings
 from sd35h5.weights.in_memory.held_tensors import held_tensors, layer_settings, plain_name
 from sd35h5.weights.in_memory.turns import bring
 
@@ -28,13 +29,6 @@ _COMPUTING = (  # settings by which equal weights compute something else
     "layer_norm_eps", "layer_norm_epsilon", "scaling_factor", "shift_factor",
 )  # fmt: skip
 Glimpse = tuple[list[object], dict[torch.device, Tensor]]
-_ADAPTERS = (
-    "active_adapters",
-    "merged_adapters",
-    "disable_adapters",
-    "scaling",
-    "use_dora",
-)  # of peft's layers
 
 
 def fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
@@ -63,6 +57,7 @@ def glimpse(pipe: StableDiffusion3Pipeline) -> Glimpse:
     told: list[object] = []
     models = [(name, each) for name, each in pipe.components.items() if isinstance(each, nn.Module)]
     tensors = [tensor for name, model in models for _, tensor in held_tensors(model, name)]
+    told.append([adapter_settings(module) for _, model in models for module in model.modules()])
     gates = gates_of(pipe.transformer)
     if gates is not None:
         told.append([gate.forced for _, _, gate in gates.all()])
@@ -95,8 +90,8 @@ def tokenizer_fingerprints(components: Mapping[str, Any]) -> dict[str, str]:
 
 def fingerprint(model: nn.Module, name: str = "the model") -> str:
     """Fingerprint of a model: of its parameters and buffers by name, shape and dtype, of the settings by which equal
-    weights compute something else, quantised layers' too, and of which of peft's adapters are active. The same on
-    every device.
+    weights compute something else, quantised layers' too, and of its adapters and their scales. The same on every
+    device.
 
     Raises:
         CaptureError: a weight that is nowhere to be had.
@@ -105,8 +100,8 @@ def fingerprint(model: nn.Module, name: str = "the model") -> str:
     config = getattr(model, "config", None) or {}
     told: dict[str, Any] = {key: _setting(config, key) for key in _COMPUTING}
     for path, module in model.named_modules():
-        if hasattr(type(module), "active_adapters") and hasattr(module, "merged_adapters"):
-            told[plain_name(path)] = {key: getattr(module, key, None) for key in _ADAPTERS}
+        if adapters := adapter_settings(module):
+            told[plain_name(path)] = adapters
     if settings := layer_settings(model):
         told["layers"] = settings
     return _digest(told, held_tensors(model, name))

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sd35h5.errors import CaptureError
+from sd35h5.weights.in_memory.held_adapters import stand_ins
 
 _PACKAGES = {"optimum": "optimum-quanto"}  # where the module's name is not the package's
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer, type(None))
@@ -25,7 +26,7 @@ _LAYER_SETTINGS = (  # by which a quantised layer with equal weights computes so
 
 def held_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by name, those that an offload keeps elsewhere too; quantised ones as what they consist
-    of.
+    of; and those of modules that stand in for others.
 
     Raises:
         CaptureError: a weight that is nowhere to be had.
@@ -51,6 +52,10 @@ def held_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
         if id(tensor) in on_disk:
             tensor = _read(*on_disk[id(tensor)])
         yield from _consists_of(plain_name(full), tensor, module)
+    for path in sorted(modules, key=plain_name):
+        for place, other in enumerate(stand_ins(modules[path])):
+            for short, tensor in held_tensors(other, name):
+                yield f"{plain_name(path)}.forward.{place}.{short}", tensor
 
 
 def plain_name(name: str) -> str:
