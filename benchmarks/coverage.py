@@ -1,4 +1,4 @@
-"""What a capture works with, at full size: sizes, dtypes, guidance, batches, gates, offloading and other shapes.
+"""What a capture works with, at full size: sizes, dtypes, guidance, batches, gates, adapters, offloading, other shapes.
 
     python benchmarks/coverage.py                              the full shapes on CUDA, 40 GB of its memory
     python benchmarks/coverage.py --size tiny --device cpu     the same cases with three layers of two heads
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from capture_cost import PACKAGES, gpu
 from diffusers import StableDiffusion3Pipeline
+from parts.adapting import adapted
 from parts.compiling import backend_on, compiled
 from parts.coverage_cases import CASES, Case
 from parts.machine import RESULTS, machine
@@ -60,7 +61,7 @@ REACH = {
 
 @contextmanager
 def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
-    """The pipeline with the case's gates, without T5 or compiled, as asked; as before afterwards."""
+    """The pipeline with the case's gates and adapter, without T5 or compiled, as asked; as before afterwards."""
     transformer, third = pipe.transformer, (pipe.text_encoder_3, pipe.tokenizer_3)
     processors = dict(transformer.attn_processors)
     try:
@@ -69,7 +70,11 @@ def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
         if case.no_t5:
             pipe.text_encoder_3 = pipe.tokenizer_3 = None
         backend = case.backend or backend_on(transformer.device)
-        with compiled(pipe, case.compiled, backend, case.mode) if case.compiled else nullcontext():
+        with ExitStack() as stack:
+            if case.adapter:
+                stack.enter_context(adapted(pipe, case.adapter, case.fused))
+            if case.compiled:
+                stack.enter_context(compiled(pipe, case.compiled, backend, case.mode))
             yield
     finally:
         pipe.text_encoder_3, pipe.tokenizer_3 = third

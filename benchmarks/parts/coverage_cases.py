@@ -16,6 +16,7 @@ class Case:
         tokens: max_sequence_length; None for the shape's.
         more: other arguments of the pipeline.
         prompts: how many in one call. images: how many calls, each with the next seed.
+        adapter: its kind, see adapting.CONFIGS. fused: into the weights.
         compiled: how the transformer is compiled, see compiling.WAYS. mode: of torch.compile.
         backend: of torch.compile; None for the device's, whose kernels may be timed and chosen anew each time.
         refused: a part of the sentence by which a capture of this is refused.
@@ -33,6 +34,8 @@ class Case:
     masks: tuple[str, ...] = ()
     no_t5: bool = False
     offload: str = ""
+    adapter: str = ""
+    fused: bool = False
     compiled: str = ""
     mode: str | None = None
     backend: str | None = None
@@ -57,6 +60,13 @@ CASES = (
     Case("gates a head", gates="headwise"),
     Case("gates a channel", gates="elementwise"),
     Case("gates a channel, batch of 2", gates="elementwise", prompts=2),
+    Case("LoRA, scaled by the call", adapter="LoRA", more={"joint_attention_kwargs": {"scale": 0.5}}),
+    Case("LoRA, gates a head", adapter="LoRA", gates="headwise"),
+    Case("LoRA, fused", adapter="LoRA", fused=True),
+    Case("DoRA", adapter="DoRA"),
+    Case("LoKr", adapter="LoKr"),
+    Case("LoHa", adapter="LoHa"),
+    Case("LoRA, compiled", adapter="LoRA", compiled="blocks"),
     Case("compiled, eager's kernels", compiled="blocks", backend="aot_eager"),
     Case("compiled by block", compiled="blocks"),
     Case("compiled whole", compiled="whole"),

@@ -132,6 +132,11 @@ class Call:
         settings = {name: self.get(f"skip_layer_guidance_{name}") for name in names}
         return {"layers": sorted(self.get("skip_guidance_layers")), **settings}
 
+    def events(self) -> list[dict]:
+        """What of it the file tells in words: by how much it scales the adapters, beyond the model's own scales."""
+        scale = (self.get("joint_attention_kwargs") or {}).get("scale", 1.0)
+        return [{"event": "adapters scaled by the call", "scale": scale}] if scale != 1 else []
+
     def other(self) -> dict[str, object]:
         """Arguments without a pairing field of their own that are not the pipeline's default."""
         given = {name: value for name, value in self.arguments.items() if name not in _UNPAIRED}

@@ -29,7 +29,7 @@ _SHORT = 8  # hex digits of a fingerprint in a sentence
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and machine that the numbers come from; no host or user name."""
-    packages = ("sd35h5", "torch", "diffusers", "transformers", "tokenizers", "numpy", "h5py")
+    packages = ("sd35h5", "torch", "diffusers", "transformers", "peft", "tokenizers", "numpy", "h5py")
     found = {name: _version(name) for name in packages}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

@@ -200,7 +200,7 @@ class PassWatcher:
             if position >= 0
         ]
         self._queries = torch.tensor(queries, device=device) if queries else None
-        events = self._events(tables)
+        events = [*call.events(), *self._events(tables)]
         facts = SampleFacts(
             **vars(self._identity), sample_id=session.sample_id(self._identity, call.seed),
             prompt=call.prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -129,15 +130,17 @@ def test_a_call_s_scale_is_the_call_s_and_an_adapter_s_scale_is_the_model_s(tmp_
         captured(pipe, tmp_path / f"{name}.h5", **more)
         with sd35h5.open_store(tmp_path / f"{name}.h5") as store:
             keys[name] = store.samples["pairing_key"][0]
+            events = store.provenance.get("events", [])
+            assert [each["scale"] for each in events if "scale" in each] == [0.5] * bool(more)
     assert keys["a"] == keys["b"] != keys["c"]
 
 
 def test_a_scale_that_changes_between_two_calls_is_another_model_and_a_call_s_scale_is_not(tmp_path):
     pipe = adapted()
-    pipe.set_adapters(["style"], [0.7])
+    pipe.set_adapters(["style"], [0.55])
     with pytest.raises(CaptureError, match="samples of another model .transformer has fingerprint"):
         with sd35h5.capture(pipe, tmp_path / "run.h5") as generate:
-            for seed, scale in enumerate((0.3, 0.9)):  # 0.7 is not quite 0.7 after these
+            for seed, scale in enumerate((0.1, 0.9)):  # 0.55 is not quite that after these
                 generate("a cat", seed=seed, **CALL, joint_attention_kwargs={"scale": scale})
             pipe.set_adapters(["style"], [0.6])
             generate("a cat", seed=2, **CALL)
@@ -206,6 +209,7 @@ def test_the_command_line_draws_with_adapters_names_them_and_goes_on_with_no_oth
 
     assert run("--lora", f"{one}:0.7", "--lora", str(two))[0] == 0
     active, merged = adapters_in(out)
+    assert active.pop("sha256") == hashlib.file_digest(one.open("rb"), "sha256").hexdigest()
     assert active == {
         "name": "lora_0", "kind": "LoRA", "rank": 4, "scale": 0.7, "state": "active", "layers": 16,
         "file": "one.safetensors",

@@ -19,7 +19,7 @@ import sd35h5
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TORCH_SIDE = {"torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate"}
+TORCH_SIDE = {"torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "peft"}
 
 
 def _ranges() -> dict[str, Requirement]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from making.pipelines import make_pipeline
+from peft import LoraConfig
 from torch import nn
 
 from sd35h5.errors import CaptureError
@@ -138,17 +140,34 @@ def test_settings_by_which_equal_weights_compute_something_else_change_it(pipe):
     assert fingerprint(encoder) != before == fingerprint(pipe.text_encoder)
 
 
-def test_adapters_count_as_they_are_active_and_scaled():
-    class Adapted(nn.Linear):  # as peft's layers tell of themselves
-        active_adapters, merged_adapters, disable_adapters = ("style",), (), False
+def test_adapters_count_as_they_are_active_scaled_and_merged_and_a_call_s_scale_does_not(pipe):
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "add_k_proj"], init_lora_weights=False)
+    adapted = copy.copy(pipe)
+    adapted.transformer = transformer = copy.deepcopy(pipe.transformer)
+    transformer.add_adapter(config, "style")
+    seen, looks = [fingerprint(pipe.transformer), fingerprint(transformer)], [glimpse(adapted)]
 
-    model = nn.Sequential(Adapted(8, 8))
-    model[0].scaling = {"style": 1.0}
-    seen = {fingerprint(model)}
-    model[0].scaling = {"style": 0.5}
-    seen.add(fingerprint(model))
-    model[0].disable_adapters = True
-    assert len(seen | {fingerprint(model)}) == 3
+    def look() -> None:
+        seen.append(fingerprint(transformer))
+        looks.append(glimpse(adapted))
+
+    adapted.set_adapters(["style"], [0.55])
+    look()
+    call = {"height": 64, "width": 96, "num_inference_steps": 1, "max_sequence_length": 24}
+    for scale in (0.1, 0.9):  # multiplied in and divided out, which leaves another last bit
+        adapted("a cat", joint_attention_kwargs={"scale": scale}, **call)
+    assert transformer.transformer_blocks[0].attn.to_q.scaling["style"] != 0.55 * 3 / 2
+    assert fingerprint(transformer) == seen[-1] and is_alike(looks[-1], glimpse(adapted))
+    transformer.disable_adapters()
+    look()
+    transformer.enable_adapters()
+    transformer.fuse_lora()
+    look()
+    with torch.no_grad():
+        transformer.transformer_blocks[2].attn.to_q.lora_A["style"].weight[0, 0] += 1
+    look()
+    assert len(set(seen)) == len(seen)
+    assert not any(is_alike(one, other) for one, other in pairwise(looks))
 
 
 def test_a_tokenizer_is_told_by_what_it_makes_of_texts_and_not_by_its_last_call(pipe):

@@ -32,15 +32,17 @@ def activate(models: Mapping[str, nn.Module], adapters: Sequence[Adapter]) -> No
     Raises:
         CaptureError: peft has no place for a tensor.
     """
+    scales = {adapter_name(number): each.scale for number, each in enumerate(adapters) if each.stays_apart}
+    if not scales:
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    scales = {adapter_name(number): each.scale for number, each in enumerate(adapters) if each.stays_apart}
     for number, adapter in enumerate(adapters):
         if adapter.stays_apart:
             with ExitStack() as stack:
                 _inject(models, adapter, adapter_name(number), reading_parts(adapter, stack))
     for model in models.values():
-        for layer in model.modules() if scales else ():
+        for layer in model.modules():
             if isinstance(layer, BaseTunerLayer):
                 layer.set_adapter(list(scales))
                 for name, scale in scales.items():
