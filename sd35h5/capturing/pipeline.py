@@ -23,13 +23,13 @@ from sd35h5.weights.adapters.activating import activate, adapter_name
 from sd35h5.weights.adapters.adapter_changes import Adapter
 from sd35h5.weights.adapters.merging import check_adapters, merge
 from sd35h5.weights.attn2_origin import attn2_of
-from sd35h5.weights.checkpoints import sha256_of
+from sd35h5.weights.checkpoints import sha256_of, told_of
 from sd35h5.weights.fetching import local_base
 from sd35h5.weights.frame import load_scheduler, load_tokenizers, with_tokens
 from sd35h5.weights.held_gates import gates_to_apply
 from sd35h5.weights.in_memory.turns import take_turns
 from sd35h5.weights.layouts import COMPONENTS, ENCODERS
-from sd35h5.weights.loading import Planned, build, fill, plan_part, provenance, split_gates, told_of
+from sd35h5.weights.loading import Planned, build, fill, plan_part, provenance, split_gates
 from sd35h5.weights.model_facts import ModelFacts, base_path, transformer_folder
 from sd35h5.weights.model_options import DTYPES, Model
 from sd35h5.weights.sources import TOKENIZERS, find_parts, from_base, tokenizer_files

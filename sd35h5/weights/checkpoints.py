@@ -173,6 +173,11 @@ def sha256_of(file: Path, quick: int = _HASH_IS_QUICK) -> str:
     return digest
 
 
+def told_of(files: Iterable[Path]) -> list[dict[str, object]]:
+    """Name, size and sha256 of files."""
+    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in files]
+
+
 def _known_hash(beside: Path, mark: Mapping[str, int]) -> str | None:
     try:
         known = json.loads(beside.read_text(encoding="utf-8"))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -18,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from sd35h5.errors import ConfigError
 from sd35h5.gates.forms import find_gates
 from sd35h5.gates.gate_files import GateSource, source_of
-from sd35h5.weights.checkpoints import sha256_of, stored_dtypes
+from sd35h5.weights.checkpoints import stored_dtypes, told_of
 from sd35h5.weights.layouts import HARMLESS, TITLES, Layout, Place
 from sd35h5.weights.scaled import split_factors
 from sd35h5.weights.sources import Part
@@ -140,7 +139,7 @@ def reading(planned: Planned) -> Iterator[Callable[..., Tensor]]:
 
         def read(name: str, dtype: torch.dtype, device: torch.device | str, is_own: bool = True) -> Tensor:
             place = planned.places[name]
-            tensor = _identity(shapes[name]) if place is None else _taken(state, place)
+            tensor = torch.eye(*shapes[name]) if place is None else _taken(state, place)
             if place is not None and place.key in factors:
                 # in place: a product of its own would be one copy more
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
@@ -267,10 +266,6 @@ def _taken(state: _Mapped, place: Place) -> Tensor:
     return tensor.flatten(1) if place.flatten else tensor
 
 
-def _identity(shape: tuple[int, ...]) -> Tensor:
-    return torch.eye(*shape)
-
-
 def _assign(model: nn.Module, filled: dict[str, Tensor]) -> None:
     """Put the tensors in place; T5's two embeddings become one again."""
     if _SHARED in filled:
@@ -301,8 +296,3 @@ def provenance(part: Part) -> dict[str, object]:
         "stored_dtype": stored_dtypes(part.entries.values()),
         "files": told_of(part.files),
     }
-
-
-def told_of(files: Iterable[Path]) -> list[dict[str, object]]:
-    """Name, size and sha256 of files."""
-    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in files]
