@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from sd35h5.errors import CaptureError
+from sd35h5.planning.token_table import CLIP_TOKENS
 from sd35h5.store.showable import forbidden
 
 _UNPAIRED = {  # arguments that do not change the picture, or that have a pairing field of their own
@@ -27,6 +30,20 @@ _UNPAIRED = {  # arguments that do not change the picture, or that have a pairin
 
 _OWN_TEXTS = ("prompt", "prompt_2", "prompt_3")  # the pipeline takes one for each sample
 _SHARED_TEXTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")  # or one for all of them
+_LABELS = {  # text states in place of texts -> the texts that stand beside them, for the tokens
+    "prompt_embeds": _OWN_TEXTS, "negative_prompt_embeds": _SHARED_TEXTS,
+}  # fmt: skip
+_INPUTS = (  # what a picture is drawn from beside its texts, with what decides how
+    "image", "mask_image", "masked_image_latents", "strength", "padding_mask_crop", "control_image", "control_mask",
+    "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end",
+    "controlnet_pooled_projections",
+    "latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+)  # fmt: skip
+_ROW_EACH = (  # of a batch, one for each sample
+    "latents", "image", "mask_image", "masked_image_latents",
+    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+)  # fmt: skip
+_BATCHED = {name: (2, 3) for name in _ROW_EACH if name.endswith("_embeds")}  # axes of a batch, else four
 
 
 @dataclass(frozen=True)
@@ -56,18 +73,23 @@ class Drawing:
 
         Raises:
             CaptureError: several images a prompt, no prompt as text, texts or seeds of another number than the
-                prompts, or two sources of noise.
+                prompts, two sources of noise, or a picture of another size than is drawn.
             TypeError: an argument that the pipeline does not have.
         """
         arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
-        for name in ("prompt_embeds", "negative_prompt_embeds"):
-            if arguments.get(name) is not None:
-                raise CaptureError(
-                    f"a capture needs the prompt as text, for its token table: {name} cannot be used"
-                )
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
         prompt = arguments.get("prompt")
         if prompt is None or prompt == []:
-            raise CaptureError("a capture needs a prompt")
+            raise CaptureError(
+                "a capture needs a prompt"
+                + ", the text that prompt_embeds were made of, as a label for the tokens"
+                * (arguments.get("prompt_embeds") is not None)
+            )
+        if arguments.get("padding_mask_crop") is not None:
+            raise CaptureError(
+                "padding_mask_crop draws a part of a picture and pastes it into the whole: crop the image before, "
+                "so that the picture in the file is the one that the maps lie on"
+            )
         if (arguments.get("num_images_per_prompt") or 1) != 1:
             raise CaptureError(
                 "a capture draws one image a prompt: call it once an image, or give the prompt several times in a "
@@ -76,12 +98,13 @@ class Drawing:
         count = len(prompt) if isinstance(prompt, (list, tuple)) else 1
         generators, seeds = _noise(arguments, seed, count)
         arguments["generator"] = generators if count > 1 else generators[0]
-        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        labels = _labels({**defaults, **arguments}, count)
         samples = []
         for sample in range(count):
             own = _of_sample(arguments, sample, count) | {"generator": generators[sample]}
             samples.append(Call(own, defaults, own["prompt"], seeds[sample]))
-        return cls(arguments, tuple(samples))
+        passed = {name: value for name, value in arguments.items() if name not in labels}
+        return cls(passed, tuple(samples))
 
 
 @dataclass(frozen=True)
@@ -124,6 +147,12 @@ class Call:
         others = (self.get(f"{prefix}prompt_{n}") or first for n in (2, 3))
         return (first, *others)
 
+    def scale(self, guidance: float | None = None, skip: float | None = None) -> float | list[float]:
+        """The given guidance scale, by default the call's; with skip-layer guidance, that and its own."""
+        own = self.get("guidance_scale"), self.get("skip_layer_guidance_scale")
+        scales = [mine if each is None else each for each, mine in zip((guidance, skip), own, strict=True)]
+        return [float(each) for each in scales] if "skip" in self.branches else float(scales[0])
+
     def skip_layer_guidance(self) -> dict[str, object] | None:
         """Settings of the skip-layer guidance, or None."""
         if "skip" not in self.branches:
@@ -136,6 +165,14 @@ class Call:
         """What of it the file tells in words: by how much it scales the adapters, beyond the model's own scales."""
         scale = (self.get("joint_attention_kwargs") or {}).get("scale", 1.0)
         return [{"event": "adapters scaled by the call", "scale": scale}] if scale != 1 else []
+
+    def inputs(self) -> dict[str, object]:
+        """What the picture is drawn from beside its texts, defaults too: pictures and tensors by size and hash."""
+        given = {name: self.get(name) for name in _INPUTS}
+        is_drawn_from = any(
+            isinstance(each, (torch.Tensor, np.ndarray, Image.Image, list)) for each in given.values()
+        )
+        return {name: _told(each) for name, each in given.items() if is_drawn_from and each is not None}
 
     def other(self) -> dict[str, object]:
         """Arguments without a pairing field of their own that are not the pipeline's default."""
@@ -187,9 +224,38 @@ def _of_sample(arguments: Mapping[str, Any], sample: int, count: int) -> dict[st
             raise CaptureError(f"{name} has {found}, a character that no file can hold: take it out")
         if name in own:
             own[name] = value
-    if count > 1 and isinstance(latents := own.get("latents"), torch.Tensor):
-        own["latents"] = latents[sample : sample + 1]
+    for name in _ROW_EACH:
+        value = own.get(name)
+        if isinstance(value, (list, tuple)) and len(value) == count:
+            own[name] = value[sample]
+        elif count > 1 and getattr(value, "ndim", 0) in _BATCHED.get(name, (4,)) and len(value) == count:
+            own[name] = value[sample : sample + 1]
     return own
+
+
+def _labels(arguments: Mapping[str, Any], count: int) -> set[str]:
+    """Names of the texts that are labels of text states: the pipeline takes one or the other.
+
+    Raises:
+        CaptureError: states without a label, or that are not of the label's length or number.
+    """
+    labels: set[str] = set()
+    for name, texts in _LABELS.items():
+        states = arguments.get(name)
+        if states is None:
+            continue
+        if name != "prompt_embeds" and arguments["guidance_scale"] > 1 and arguments.get(texts[0]) is None:
+            raise CaptureError(
+                f"{name} need {texts[0]}= beside them, the text that they were made of, as a label, be it empty"
+            )
+        tokens = CLIP_TOKENS + arguments["max_sequence_length"]
+        if states.ndim != 3 or states.shape[:2] != (count, tokens):
+            raise CaptureError(
+                f"{name} are {' × '.join(map(str, states.shape))}, where {count} × {tokens} tokens are expected of the "
+                f"prompt beside them: {CLIP_TOKENS} of CLIP and max_sequence_length={tokens - CLIP_TOKENS} of T5"
+            )
+        labels.update(texts)
+    return labels
 
 
 def _check_count(values: Sequence[object], what: str, count: int) -> None:
@@ -208,9 +274,17 @@ def _seed_of(generator: object) -> int:
 
 
 def _told(value: object) -> object:
-    """A value as JSON tells it; tensors by shape and hash."""
+    """A value as JSON tells it; tensors, arrays and pictures by shape and hash."""
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} {_digest(value.detach().float().cpu().numpy().tobytes())}"
+    if isinstance(value, np.ndarray):
+        return f"{value.shape} {value.dtype} {_digest(np.ascontiguousarray(value).tobytes())}"
+    if isinstance(value, Image.Image):
+        return f"{value.width} × {value.height} {value.mode} {_digest(value.tobytes())}"
+    if isinstance(value, (list, tuple)):
+        return [_told(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(name): _told(each) for name, each in value.items()}
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
@@ -222,4 +296,4 @@ def _digest(data: bytes) -> str:
 
 
 def _equal(value: object, default: object) -> bool:
-    return not isinstance(value, torch.Tensor) and value == default
+    return not isinstance(value, (torch.Tensor, np.ndarray)) and value == default

@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 
+from sd35h5.capturing.following.accepted_pipelines import check_pipeline
 from sd35h5.capturing.generate import Generate, generating
 from sd35h5.capturing.run_job import finish
 from sd35h5.capturing.session import Session
-from sd35h5.errors import CaptureError, ConfigError
-from sd35h5.measuring.compiled import bare, compiled_how
-from sd35h5.measuring.processor import check_processors
+from sd35h5.errors import ConfigError
 from sd35h5.planning.going_on import deciding
 from sd35h5.planning.interventions import CausalOptions, parse_interventions
 from sd35h5.planning.options import Tiers
@@ -57,7 +56,7 @@ def capture(
         StoreError: another process captures into `out`, or it was begun with other options.
     """
     out = Path(out)
-    _check_pipeline(pipe)
+    check_pipeline(pipe)
     tiers, causal = _options(options)
     masks = check_masks(encoder_masks)
     settings = json.loads(json.dumps(asdict(tiers) | asdict(causal) | {"encoder_masks": masks}))
@@ -68,17 +67,6 @@ def capture(
         with generating(session) as generate:
             yield generate
         finish(parts, out)
-
-
-def _check_pipeline(pipe: object) -> None:
-    if not isinstance(pipe, StableDiffusion3Pipeline):
-        raise CaptureError(f"a capture needs a StableDiffusion3Pipeline, not a {type(pipe).__name__}")
-    if not isinstance(bare(pipe.transformer), SD3Transformer2DModel):
-        raise CaptureError(
-            f"the pipeline's transformer is a {type(pipe.transformer).__name__}, not an SD3Transformer2DModel"
-        )
-    compiled_how(pipe.transformer)
-    check_processors(pipe.transformer)
 
 
 def _options(options: Mapping[str, Any]) -> tuple[Tiers, CausalOptions]:

@@ -24,14 +24,17 @@ _WHOLE = {  # what a flag is of, in the order in which it comes about
     "texts": "what the text encoders give is", "latents": "the latents are", "noise": "the transformer's output is",
 }  # fmt: skip
 _FLAG = "finite."
+_ROUNDING = 4  # of a timestep near 1000 in bfloat16
 
 
-def flags(step: int, inputs: Mapping[str, object], output: object) -> dict[str, Tensor]:
-    """Whether what goes into the transformer and what comes out of it is finite, on its device, by name.
+def flags(step: int, inputs: Mapping[str, object], output: object, timestep: float) -> dict[str, Tensor]:
+    """Whether what goes into the transformer and what comes out of it is finite, and of this step, on its device, by
+    name.
 
     Args:
         inputs: the transformer's arguments.
         output: what it returned.
+        timestep: the step's, as the scheduler has it.
     """
     told = {"latents": inputs["hidden_states"], "noise": output[0]}
     if step == 0:
@@ -40,6 +43,9 @@ def flags(step: int, inputs: Mapping[str, object], output: object) -> dict[str, 
     found = {name: torch.isfinite(each).all() for name, each in told.items() if isinstance(each, Tensor)}
     if (pooled := found.pop("pooled", None)) is not None:
         found["texts"] = found["texts"] & pooled
+    there = inputs["timestep"]
+    reach = 0 if there.dtype in (torch.float32, torch.float64) else _ROUNDING
+    found["timestep"] = ((there.to(told["latents"].device) - timestep).abs() <= reach).all()
     return {f"{_FLAG}{name}": each for name, each in found.items()}
 
 
@@ -52,6 +58,11 @@ def check(step: int, skipped: frozenset[int], cause: Cause, arrays: Mapping[str,
     Raises:
         CaptureError: the sentence.
     """
+    if not arrays.get(f"{_FLAG}timestep", True):
+        raise CaptureError(
+            f"step {step}: the transformer was called with another timestep than the scheduler has there, so that the "
+            "pipeline's steps cannot be followed"
+        )
     for name in ("texts", "latents"):
         if not arrays.get(f"{_FLAG}{name}", True):
             raise _not_finite(f"step {step}: {_WHOLE[name]}", cause.of(name))

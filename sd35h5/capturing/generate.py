@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,6 +15,8 @@ from torch import nn
 from sd35h5.capturing.call import Call, Drawing
 from sd35h5.capturing.encoder_masks import masked_encoders
 from sd35h5.capturing.finite import check_picture, watched_decoder
+from sd35h5.capturing.following.accepted_pipelines import signature_of
+from sd35h5.capturing.following.text_states import TextStates, watched_encoding
 from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import without_truncation_noise
 from sd35h5.capturing.sealing import seal_all
@@ -35,7 +36,7 @@ class Generate:
 
     def __init__(self, session: Session, probe: BatchProbe) -> None:
         self._session, self._probe = session, probe
-        self._signature = inspect.signature(session.pipe.__call__)
+        self._signature = signature_of(session.pipe)
         self._drawn = 0
         self._images: dict[str, int] = {}  # prompt -> images so far, in the order of their first calls
 
@@ -81,15 +82,22 @@ class Generate:
                 if on_step is not None:
                     on_step()
 
-            watchers = self._watchers(drawing.samples, identities, step)
-            return self._sealed(drawing, watchers)
+            texts = TextStates(drawing.arguments)
+            watchers = self._watchers(drawing.samples, identities, texts, step)
+            return self._sealed(drawing, watchers, texts)
 
-    def _sealed(self, drawing: Drawing, watchers: Sequence[PassWatcher]) -> Any:
+    def _sealed(self, drawing: Drawing, watchers: Sequence[PassWatcher], texts: TextStates) -> Any:
         """Draw, and hand what is to be sealed over."""
         session, pipe = self._session, self._session.pipe
         try:
-            seeing = _watched(pipe.transformer, watchers)
-            with without_truncation_noise(), watched_decoder(pipe) as decoded, seeing, self._stance():
+            reading, seeing = watched_encoding(pipe, texts), _watched(pipe.transformer, watchers)
+            with (
+                without_truncation_noise(),
+                watched_decoder(pipe) as decoded,
+                reading,
+                seeing,
+                self._stance(),
+            ):
                 result = pipe(**drawing.arguments)
             check_picture(watchers[0].step, decoded, result, pipe)
             drawn = [watcher.finished(_pixels(result, place)) for place, watcher in enumerate(watchers)]
@@ -111,7 +119,11 @@ class Generate:
         return torch.compiler.set_stance("force_eager") if eager else nullcontext()
 
     def _watchers(
-        self, calls: Sequence[Call], identities: Sequence[Identity], on_step: Callable[[], None]
+        self,
+        calls: Sequence[Call],
+        identities: Sequence[Identity],
+        texts: TextStates,
+        on_step: Callable[[], None],
     ) -> list[PassWatcher]:
         """One for each sample; the first tells the steps."""
         count = len(calls)
@@ -121,7 +133,7 @@ class Generate:
             )
         told = (on_step, *(None,) * (count - 1))
         return [
-            PassWatcher(self._session, probe, call, identity, count, each)
+            PassWatcher(self._session, probe, call, identity, texts, count, each)
             for probe, call, identity, each in zip(
                 self._probe.of(count), calls, identities, told, strict=True
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sd35h5.errors import CaptureError
 from sd35h5.planning.options import MAX_MAPS
 from sd35h5.planning.token_table import TokenTable, choose_map_tokens, encode, phrase_tokens, token_table
 from sd35h5.store.showable import showable
@@ -25,9 +26,20 @@ BEHIND, ABSENT, FULL = (
 def table_of(
     pipe: StableDiffusion3Pipeline, texts: tuple[str, str, str], text_tokens: int, has_t5: bool
 ) -> TokenTable:
-    """The token table of what CLIP-L, CLIP-G and T5 read, on a text axis of so many positions."""
+    """The token table of what CLIP-L, CLIP-G and T5 read, on a text axis of so many positions.
+
+    Args:
+        has_t5: whether T5 read at all.
+    Raises:
+        CaptureError: a tokenizer that the pipeline lacks.
+    """
     clip = pipe.tokenizer_max_length
     first, second, third = texts
+    for name in ("tokenizer", "tokenizer_2", *["tokenizer_3"] * has_t5):
+        if getattr(pipe, name) is None:
+            raise CaptureError(
+                f"a capture tells the tokens of a prompt by its tokenizers: give the pipeline a {name}"
+            )
     t5 = encode(pipe.tokenizer_3, third, text_tokens - clip) if has_t5 else None
     read = encode(pipe.tokenizer, first, clip), encode(pipe.tokenizer_2, second, clip)
     return token_table(*read, t5, text_tokens - clip)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd35h5.capturing.sample_facts import Layout, SampleFacts
+from sd35h5.capturing.sample_facts import Layout, SampleFacts, put_facts
 from sd35h5.capturing.transfer import Transfer
 from sd35h5.errors import CaptureError
 from sd35h5.measuring import reductions
@@ -56,9 +56,9 @@ class SampleRecorder:
         apart: bool = False,
         round_mantissa: Callable[[Tensor], Tensor] = reductions.round_mantissa,
     ) -> None:
-        self._layout, self._facts, self._map_tokens, self._rows = layout, facts, map_tokens, rows
+        self._layout, self._rows = layout, rows
         self._cond = layout.branches.index("cond")
-        self._kept = kept_branches
+        self._kept = [branch for branch in kept_branches if branch in layout.branches]
         self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
         self._transfer = Transfer()
         self._rounded = round_mantissa if header.precision == "rounded" else lambda values: values
@@ -73,27 +73,28 @@ class SampleRecorder:
         self._gates = _nan(len(GATE_STATISTICS), *shape, *steps) if gated else None
         self._gate_groups = _nan(*shape, len(schema.GROUPS), *steps) if gated else None
         self._second_gates = _nan(len(GATE_STATISTICS), *shape, *steps) if second else None
-        self._top: dict[str, list[np.ndarray]] = {}
-        self._second_top: dict[str, list[np.ndarray]] = {}
+        self._top: dict[str, dict[int, np.ndarray]] = {}  # variable -> top_step -> values
+        self._second_top: dict[str, dict[int, np.ndarray]] = {}
         self._second_entropy = _nan(*steps)
         self._band: dict[int, Tensor] = {}  # maps of every head of the layers of one chunk
+        self._drawn_last: set[str] = set()  # branches of the last step so far
         self._is_gathered = False
         self._altered_mass = {name: _nan(*shape, *steps) for name in altered}
         self._row_sum_error = float("nan")
         try:
-            self._put_tables(tables)
+            put_facts(self._writer.put, facts, layout, tables, map_tokens, rows)
         except BaseException:
             self._writer.abandon()
             raise
 
     def add(
-        self, step: int, rows: Sequence[str], result: PassResult, flags: Mapping[str, Tensor],
+        self, step: int, rows: Sequence[str], result: PassResult | None, flags: Mapping[str, Tensor],
         check: Callable[[Mapping[str, np.ndarray]], None],
     ) -> None:  # fmt: skip
         """Take one pass of the transformer; `rows` names the branch of each batch row.
 
         Args:
-            flags: come over with the results.
+            result: None if no layer ran. flags: come over with the results.
             check: looks at both first, and refuses them by an error.
         Raises:
             CaptureError: as `check`, or rows of A did not sum to 1; said of an earlier pass where results come later.
@@ -103,26 +104,35 @@ class SampleRecorder:
             check(arrays)
             self._take(step, rows, arrays)
 
-        self._transfer.send({**self._outgoing(rows, result), **flags}, take)
+        while self._band:  # of layers whose chunk has one that did not run
+            self._send_band(step, min(self._band))
+        self._transfer.send(
+            {**self._outgoing(rows, result), **flags} if result else flags, take if result else check
+        )
 
     def add_altered(self, step: int, rows: Sequence[str], masses: Mapping[str, Tensor]) -> None:
         """Take the masses that were altered in one pass: variable -> (batch row, query stream, layer, head)."""
 
         def take(arrays: dict[str, np.ndarray]) -> None:
             for name, mass in arrays.items():
-                for row, branch in enumerate(rows):
-                    self._altered_mass[name][self._layout.branches.index(branch), :, step] = mass[row]
+                for row, at in self._places(rows):
+                    self._altered_mass[name][at, :, step] = mass[row]
 
         self._transfer.send(masses, take)
 
     def add_head_maps(self, step: int, layer: int, maps: Tensor) -> None:
         """Take one layer's maps of every head, (map, head, y, x). The layers of a chunk are sent together, as soon
         as they are there: the writer works during the pass, not after it."""
-        count = schema.variable(_HEAD_MAPS).chunk["layer"]
-        band = range(layer - layer % count, min(layer - layer % count + count, self._layout.layers))
         self._band[layer] = maps
-        if layer != max(each for each in band if each in self._layout.map_layers):
-            return
+        if layer == max(each for each in self._band_of(layer) if each in self._layout.map_layers):
+            self._send_band(step, layer)
+
+    def _band_of(self, layer: int) -> range:
+        count = schema.variable(_HEAD_MAPS).chunk["layer"]
+        return range(layer - layer % count, min(layer - layer % count + count, self._layout.layers))
+
+    def _send_band(self, step: int, layer: int) -> None:
+        band, maps = self._band_of(layer), self._band[layer]
         gap = maps.new_full((), float("nan")).expand_as(maps)
         each = torch.stack([self._band.pop(one, gap) for one in band], dim=1)
         at = {"map_step": self._layout.map_steps.index(step), "layer": band}
@@ -165,8 +175,7 @@ class SampleRecorder:
         """Write one pass of the transformer, or keep what is written at the end."""
         if "row_sum_error" in arrays:
             self._check_row_sums(float(arrays["row_sum_error"]))
-        for row, branch in enumerate(rows):
-            at = self._layout.branches.index(branch)
+        for row, at in self._places(rows):
             self._group[at, :, :, step] = arrays["group"][row]
             self._entropy[at, :, step] = arrays["entropy"][row]
             if self._gates is not None:
@@ -174,11 +183,12 @@ class SampleRecorder:
                 self._gate_groups[at, :, :, step] = arrays["gate_groups"][row]
             if self._second_gates is not None:
                 self._second_gates[:, at, :, step] = arrays["second_gates"][:, row]
-            if branch in self._kept:
-                for name, mass in zip(self._masses, arrays[f"mass.{branch}"], strict=True):
+            if rows[row] in self._kept:
+                for name, mass in zip(self._masses, arrays[f"mass.{rows[row]}"], strict=True):
                     self._writer.put(f"sinks/{name}", mass, branch=at, step=step)
         for name, values in _part(arrays, "top").items():
-            self._top.setdefault(name, []).append(values.copy())
+            variable = "gates/contribution" if name == "contribution" else f"topk/top_{name}"
+            self._top.setdefault(variable, {})[self._layout.top_steps.index(step)] = values.copy()
         if "maps" in arrays:
             self._put_maps(step, arrays["maps"])
         if second := _part(arrays, "second"):
@@ -190,11 +200,18 @@ class SampleRecorder:
             self._entropy_all[:, step] = atlas["entropy_all"]
             for query, mass in enumerate(atlas["patch_mass"]):
                 self._writer.put("atlas/mass_patch", mass, branch=self._cond, query=query, top_step=at)
-        if step == len(self._layout.timesteps) - 1 and "skip" not in self._layout.branches:
-            self._put_gathered()  # while the picture is decoded
+        if step == len(self._layout.timesteps) - 1:
+            self._drawn_last |= set(rows)
+            if self._drawn_last >= set(self._layout.branches):
+                self._put_gathered()  # while the picture is decoded
+
+    def _places(self, rows: Sequence[str]) -> list[tuple[int, int]]:
+        """Batch rows and their places along the branches; a branch that the file has no place for is left out."""
+        branches = self._layout.branches
+        return [(row, branches.index(branch)) for row, branch in enumerate(rows) if branch in branches]
 
     def _check_row_sums(self, error: float) -> None:
-        self._row_sum_error = error
+        self._row_sum_error = float(np.fmax(self._row_sum_error, error)) if error == error else error
         if not error <= ROW_SUM_TOLERANCE:
             raise CaptureError(
                 f"rows of attention sum to 1 ± {error:.2g} at the first step, expected within "
@@ -209,10 +226,15 @@ class SampleRecorder:
             at = {"branch": self._cond, "query": _IMAGE, "top_step": self._layout.top_steps.index(step)}
             self._writer.put("attn2/mass_patch", mass, **at)
         for name, values in second.items():
-            self._second_top.setdefault(name, []).append(values.copy())
+            at = self._layout.top_steps.index(step)
+            self._second_top.setdefault(f"attn2/{name}", {})[at] = values.copy()
 
-    def seal(self, image: np.ndarray | None) -> Path:
-        """Write what was gathered and make the file appear. Returns: the sealed file."""
+    def seal(self, image: np.ndarray | None, key: str, events: Sequence[Mapping[str, object]] = ()) -> Path:
+        """Write what was gathered and make the file appear. Returns: the sealed file.
+
+        Args:
+            key: the pairing key. events: what became of the steps.
+        """
         self._transfer.finish()
         if not self._is_gathered:
             self._put_gathered()
@@ -220,7 +242,8 @@ class SampleRecorder:
             self._writer.put(name, values)
         if image is not None and self._layout.pixels is not None:
             self._writer.put("images/image", image)
-        return self._writer.seal()
+        self._writer.put("samples/pairing_key", key)
+        return self._writer.seal(events)
 
     def _put_gathered(self) -> None:
         """Write the arrays whose chunks span all steps; after the last pass."""
@@ -239,43 +262,21 @@ class SampleRecorder:
         if np.isfinite(self._second_entropy).any():
             put("attn2/entropy_all", self._second_entropy, branch=self._cond, query=_IMAGE)
         for name, steps in self._second_top.items():
-            put(f"attn2/{name}", np.stack(steps), branch=self._cond, query=_IMAGE)
+            put(name, self._every_top_step(name, steps, 0), branch=self._cond, query=_IMAGE)
         if self._entropy_all is not None:
             put("sinks/entropy_all", self._entropy_all, branch=self._cond)
         for name, steps in self._top.items():
-            variable = "gates/contribution" if name == "contribution" else f"topk/top_{name}"
-            put(variable, np.stack(steps, axis=1), branch=self._cond)
+            put(name, self._every_top_step(name, steps, 1), branch=self._cond)
+
+    def _every_top_step(self, name: str, steps: Mapping[int, np.ndarray], axis: int) -> np.ndarray:
+        """The values of all top steps; steps in which nothing ran stay empty."""
+        gap = np.full_like(next(iter(steps.values())), schema.variable(name).fill)
+        return np.stack([steps.get(at, gap) for at in range(len(self._layout.top_steps))], axis=axis)
 
     def abandon(self) -> None:
         """Leave nothing behind."""
         self._transfer.cancel()
         self._writer.abandon()
-
-    def _put_tables(self, tables: Mapping[str, TokenTable]) -> None:
-        put = self._writer.put
-        for name, value in vars(self._facts).items():
-            if name != "index":
-                put(f"samples/{name}", value)
-        ordered = [tables[branch] for branch in self._layout.branches]
-        put("samples/kept_chars", np.stack([table.kept_chars for table in ordered]))
-        put("tokens/token_text", np.array([list(table.texts) for table in ordered], dtype=object))
-        columns = {
-            "group": "groups",
-            "word": "words",
-            "char_start": "starts",
-            "char_end": "ends",
-            "id": "ids",
-        }
-        for name, attribute in columns.items():
-            put(f"tokens/token_{name}", np.stack([getattr(table, attribute) for table in ordered]))
-        if self._layout.maps:
-            places = np.full(self._layout.maps, -1, np.int16)
-            places[: len(self._map_tokens)] = self._map_tokens
-            put("maps/map_token_index", places, branch=self._cond)
-        if self._rows:
-            streams, positions = np.array(self._rows).T
-            put("rows/query_stream", streams, branch=self._cond)
-            put("rows/query_index", positions, branch=self._cond)
 
     def _put_maps(self, step: int, maps: np.ndarray) -> None:
         """Write (map, layer, y, x): places without a token stay empty."""

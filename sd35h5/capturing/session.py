@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd35h5.capturing.call import Call
+from sd35h5.capturing.following.accepted_pipelines import kind_of
 from sd35h5.capturing.identity import components, environment, refuse_another_model
 from sd35h5.capturing.sample_facts import Layout
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
 from sd35h5.measuring.compiled import compiled_how
+from sd35h5.measuring.layer_caches import caches_of
 from sd35h5.measuring.processor import check_processors, regrouped_attentions
 from sd35h5.planning.interventions import CausalOptions, control_seed, parse_interventions
 from sd35h5.planning.options import Tiers
@@ -93,6 +95,7 @@ class Session:
         self._layout: Layout | None = None
         self.are_prompts_noted = False
         self._noted: set[str] = set()
+        self._caches: dict[str, object] = {}  # on the transformer in the call under way
         self.sealed = sealed_samples(parts)
         self._ids = {index: row["sample_id"] for index, row in self.sealed.items()}
         self._sources, self._components = sources or {}, {}
@@ -116,7 +119,12 @@ class Session:
         self._components = now
 
     def begin_call(self) -> None:
-        """Before a call of the pipeline: the first one takes the fingerprints, which tell the model of all."""
+        """Before a call of the pipeline: the first one takes the fingerprints, which tell the model of all.
+
+        Raises:
+            CaptureError: as `check_model`, or a cache on the transformer that cannot be followed.
+        """
+        self._caches = caches_of(self.pipe.transformer)
         self._now = None
         if self._seen is None:
             self.check_model()
@@ -186,9 +194,11 @@ class Session:
         provenance |= {"events": json.dumps(events)} if events else {}
         return replace(self._header, scales=layout.scales(), provenance=provenance)
 
-    def check_sealed(self, identity: Identity, call: Call, key: str) -> bool:
+    def check_sealed(self, identity: Identity, call: Call, key: str, is_drawn: bool = False) -> bool:
         """Tell whether a sample is sealed already.
 
+        Args:
+            is_drawn: the key has its second part, if any; before, only the first one is compared.
         Raises:
             CaptureError: it is, but as another sample; or the file is complete and this would be one more.
         """
@@ -201,13 +211,37 @@ class Session:
                 )
             return False
         for name, now in (("prompt", call.prompt), ("seed", call.seed), ("pairing_key", key)):
-            if before[name] != now:
+            there = before[name]
+            if name == "pairing_key" and not is_drawn:
+                there = there.partition("-")[0]
+            if there != now:
                 raise CaptureError(
                     f"sample {identity.index} is sealed already with {name} {before[name]!r}, "
                     f"but this call has {now!r}: "
                     "make the same calls to go on, or use overwrite=True or another file"
                 )
         return True
+
+    @property
+    def has_cache_hooks(self) -> bool:
+        """Whether a cache of diffusers.hooks may leave layers out from the first step on."""
+        return bool(self._caches.keys() - {"forward"})
+
+    def pairing_fields(self) -> dict[str, object]:
+        """What two samples must share of a capture to be compared; `other` has what few captures have."""
+        rare = {"compiled": self.compiled, "caches": self._caches, "pipeline": kind_of(self.pipe)}
+        return {
+            "encoder_masks": list(self.encoder_masks), "model_shape": self.model_shape,
+            "attn2_layout": self.attn2_layout, "other": {name: each for name, each in rare.items() if each},
+        }  # fmt: skip
+
+    def note_rest(self, step: int, rested: int, layers: int) -> None:
+        """Tell, once, that a cache left layers out."""
+        self._say_once(
+            "layers that did not run",
+            f"a cache left out {rested} of {layers} layers in step {step}, and perhaps others later: where a layer "
+            "does not run it is stored as not run",
+        )
 
     def note_truncation(self, table: TokenTable, what: str) -> list[dict]:
         """Tell which encoders read only a part of a text. Returns: the event for the file."""

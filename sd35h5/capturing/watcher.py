@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,26 +12,30 @@ from torch import Tensor, nn
 
 from sd35h5.capturing import finite
 from sd35h5.capturing.call import Call
+from sd35h5.capturing.following.course import Course
+from sd35h5.capturing.following.text_states import TextStates
 from sd35h5.capturing.prompt_notes import table_of, words_without_map
 from sd35h5.capturing.recorder import SampleRecorder
-from sd35h5.capturing.sample_facts import Layout, SampleFacts
+from sd35h5.capturing.sample_facts import Layout, SampleFacts, make_layout, pairing_fields, reads_t5
 from sd35h5.capturing.sealing import Sealing
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.altering import Interventions
-from sd35h5.measuring.attend import dtype_in_force
 from sd35h5.measuring.optional_tiers import MapPlan, RawPlan, RowPlan, TierPlan
-from sd35h5.measuring.passes import PassPlan
+from sd35h5.measuring.passes import PassPlan, never_ran
 from sd35h5.measuring.probe import Probe
+from sd35h5.measuring.processor import replaced_layers
 from sd35h5.planning.interventions import ALTERED_MASS, altered_variables
-from sd35h5.planning.options import MAX_MAPS
 from sd35h5.planning.pairing_key import pairing_key
-from sd35h5.planning.selectors import choose, choose_rows, choose_steps, count_rows, raw_indices
-from sd35h5.planning.token_table import TokenTable, choose_map_tokens, token_encoders
+from sd35h5.planning.selectors import choose_rows
+from sd35h5.planning.token_table import TokenTable, choose_map_tokens
 from sd35h5.planning.validation import validate_tiers
 from sd35h5.store import schema
 from sd35h5.store.processes import writer_client
 from sd35h5.store.runs import part_name
+
+if TYPE_CHECKING:
+    from sd35h5.measuring.passes import PassResult
 
 _TEXT_GROUPS = len(schema.GROUPS) - 1  # all but the image
 
@@ -42,6 +47,7 @@ class PassWatcher:
 
     Args:
         probe: measures this sample's rows alone.
+        texts: tells which branch a row is.
         samples: how many are drawn in the same call of the pipeline.
     """
 
@@ -51,12 +57,17 @@ class PassWatcher:
         probe: Probe,
         call: Call,
         identity: Identity,
+        texts: TextStates,
         samples: int = 1,
         on_step: Callable[[], None] | None = None,
     ) -> None:
-        self._pipe, self._session, self._probe = session.pipe, session, probe
+        self._pipe, self._session, self._probe, self._texts = session.pipe, session, probe, texts
         self._call, self._identity, self._samples, self._on_step = call, identity, samples, on_step
-        self.step = -1
+        self._course = Course(call.scale() if call.guided else None, call.branches)
+        self._key = self._sample_id = ""
+        self._is_new_step = False
+        self._checked = -1  # the step whose row sums were checked
+        self._ran: frozenset[int] = frozenset()  # layers that ran in an earlier call
         self._rows: tuple[str, ...] = ()
         self._skipped: frozenset[int] = frozenset()
         self._inputs: Mapping[str, object] = {}  # of the call under way
@@ -68,20 +79,32 @@ class PassWatcher:
         self._interventions: Interventions | None = None
 
     @property
+    def step(self) -> int:
+        """The step under way, or the last one."""
+        return self._course.step
+
+    @property
     def is_at_end(self) -> bool:
         """Whether this is the last step."""
         return self._layout is not None and self.step == len(self._layout.timesteps) - 1
 
     def before(self, module: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> None:
-        """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, not the batch size."""
-        latents, skipped = kwargs["hidden_states"], kwargs.get("skip_layers")
-        if skipped is None:
-            self.step += 1
+        """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, the text states the branches."""
+        latents, skipped, states = (
+            kwargs["hidden_states"],
+            kwargs.get("skip_layers"),
+            kwargs["encoder_hidden_states"],
+        )
+        branches = self._texts.branches(states, self._samples, self.step + (skipped is None))
+        if skipped is not None and branches != ("cond",):
+            rows = " and ".join(branches)
+            raise CaptureError(f"step {self.step}: layers are left out for {rows}, not for cond alone")
+        self._rows = branches if skipped is None else ("skip",)
+        self._is_new_step = self._course.take(self._rows, self._scale())
         if self._layout is None:
-            self._begin(latents, kwargs["encoder_hidden_states"])
+            self._begin(latents, states, kwargs["timestep"])
         if self.step >= len(self._layout.timesteps):
             raise CaptureError(f"the pipeline calls its transformer more often than its {self.step} steps")
-        self._rows = self._batch_rows(skipped is not None, latents.shape[0])
         self._probe.altered = self._interventions.at(self.step, self._rows)
         self._skipped, self._inputs = frozenset(skipped or ()), kwargs
         if self._recorder is not None:
@@ -90,31 +113,59 @@ class PassWatcher:
     def after(self, module: nn.Module, args: tuple, output: object) -> None:
         """Forward hook of the transformer."""
         if self._recorder is not None:
-            flags = finite.flags(self.step, self._inputs, output)
-            check = partial(finite.check, self.step, self._skipped, finite.Cause(self._pipe))
-            self._recorder.add(self.step, self._rows, self._probe.end(), flags, check)
-            if (altered := self._probe.altered) is not None:
-                masses = altered.stacked_mass(self._layout.layers).items()
-                named = {ALTERED_MASS[attn]: mass for attn, mass in masses}
-                if named:
-                    self._recorder.add_altered(self.step, self._rows, named)
+            self._take(self._probe.end(), output)
         self._probe.altered, self._inputs = None, {}
-        if self._on_step is not None and self._rows != ("skip",):
+        if self._on_step is not None and self._is_new_step:
             self._on_step()
+
+    def _take(self, result: PassResult | None, output: object) -> None:
+        """Hand on what a call of the transformer yielded, None where a cache left all layers out."""
+        layers = frozenset(range(self._layout.layers)) - self._skipped
+        rested = layers if result is None else result.rested
+        if rested and (replaced := replaced_layers(self._pipe.transformer) & rested):
+            raise never_ran(replaced)
+        if rested and "cond" in self._rows:
+            self._course.rested[self.step] = set(rested)
+            self._session.note_rest(self.step, len(rested), len(layers))
+        expected = self._layout.timesteps[self.step]
+        flags = finite.flags(self.step, self._inputs, output, expected)
+        check = partial(finite.check, self.step, self._skipped | rested, finite.Cause(self._pipe))
+        if result is not None:
+            self._ran |= layers - rested
+            self._checked = self.step if self._checked < 0 else self._checked
+        self._recorder.add(self.step, self._rows, result, flags, check)
+        if (altered := self._probe.altered) is not None:
+            masses = altered.stacked_mass(self._layout.layers).items()
+            if named := {ALTERED_MASS[attn]: mass for attn, mass in masses}:
+                self._recorder.add_altered(self.step, self._rows, named)
+
+    def _scale(self) -> object:
+        """Guidance scale of the step that begins, as a callback may have changed it; see `Call.scale`."""
+        pipe, call = self._pipe, self._call
+        guidance = getattr(pipe, "guidance_scale", call.get("guidance_scale"))
+        return call.scale(guidance, getattr(pipe, "_skip_layer_guidance_scale", None))
 
     def finished(self, image: np.ndarray | None) -> Sealing | None:
         """What is left to do for this sample once it is drawn; None if it is sealed already.
 
         Raises:
-            CaptureError: the pipeline stopped before its last step.
+            CaptureError: the pipeline stopped before its last step, no layer ever ran, or the sample that is sealed
+                took another course.
         """
+        key = self._course.key(self._key)
         if self._recorder is None:
+            self._session.check_sealed(self._identity, self._call, key, is_drawn=True)
             return None
         if not self.is_at_end:
             last = len(self._layout.timesteps) - 1
             at = f"step {self.step} of 0..{last}"
             raise CaptureError(f"the pipeline stopped after {at}: this sample is not sealed")
-        return Sealing(self._recorder, image)
+        if not self._ran:
+            raise CaptureError(
+                "no layer ran in any step, as a cache still held what it computed for an earlier picture: reset it "
+                "before each picture"
+            )
+        return Sealing(self._recorder, image, key, self._course.events(self._sample_id))
 
     def let_go(self) -> None:
         """The recorder is another's now."""
@@ -135,12 +186,16 @@ class PassWatcher:
         layout, cond = self._layout, "cond" in self._rows
         return PassPlan(
             branches=self._rows,
-            membership=torch.stack([self._membership[branch] for branch in self._rows]),
+            # a branch without a place in the file is not kept, and its groups do not matter
+            membership=torch.stack(
+                [self._membership.get(branch, self._membership["cond"]) for branch in self._rows]
+            ),
             patches=layout.patches,
-            check=self.step == 0,
+            check=self._checked in (-1, self.step),
             top=layout.ranks if cond and self.step in layout.top_steps else 0,
             tiers=self._tier_plan() if cond else TierPlan(),
             skipped=skipped,
+            may_rest=frozenset(range(layout.layers)) if self._session.has_cache_hooks else self._ran,
         )
 
     def _tier_plan(self) -> TierPlan:
@@ -161,21 +216,12 @@ class PassWatcher:
             raw = RawPlan(frozenset(layout.raw["raw_layer"]), heads, tokens, keep)
         return TierPlan(maps, rows, layout.atlas and step in layout.top_steps, raw)
 
-    def _batch_rows(self, skips: bool, batch: int) -> tuple[str, ...]:
-        """Branch of each of the sample's batch rows: diffusers orders a guided batch [uncond | cond]."""
-        rows = ("skip",) if skips else (("uncond", "cond") if self._call.guided else ("cond",))
-        if len(rows) * self._samples != batch:
-            each = f" for each of {self._samples} samples" * (self._samples > 1)
-            raise CaptureError(
-                f"the transformer was called with {batch} rows where {' and '.join(rows)}{each} were expected"
-            )
-        return rows
-
-    def _begin(self, latents: Tensor, text_states: Tensor) -> None:
+    def _begin(self, latents: Tensor, states: Tensor, timestep: Tensor) -> None:
         """At the first call everything is known: axes, tokens, noise levels. Open the sample's file."""
         call, session, tiers = self._call, self._session, self._session.tiers
-        tables = self._token_tables(text_states.shape[1])
-        self._layout = layout = self._make_layout(latents, text_states.shape[1])
+        has_t5, text_tokens = reads_t5(self._pipe, call, session.has_t5), states.shape[1]
+        tables = self._token_tables(text_tokens, has_t5)
+        self._layout = layout = make_layout(self._pipe, tiers, call, latents, timestep, text_tokens, has_t5)
         validate_tiers(tiers, len(layout.timesteps))
         rows = choose_rows(tiers.rows, layout.patches, len(layout.token_encoders), tables["cond"])
         self._interventions = Interventions(
@@ -183,8 +229,11 @@ class PassWatcher:
             {branch: table.groups for branch, table in tables.items()},
             session.control, self._identity.index, latents.device, session.second_layers,
         )  # fmt: skip
-        key = pairing_key(self._pairing_fields(latents))
-        if session.check_sealed(self._identity, call, key):
+        shared = session.pairing_fields()
+        self._key = pairing_key(
+            pairing_fields(self._pipe, call, layout, latents, self._samples, has_t5, shared)
+        )
+        if session.check_sealed(self._identity, call, self._key):
             return
         device = latents.device
         for branch, table in tables.items():
@@ -200,11 +249,11 @@ class PassWatcher:
             if position >= 0
         ]
         self._queries = torch.tensor(queries, device=device) if queries else None
+        self._sample_id = session.sample_id(self._identity, call.seed)
         events = [*call.events(), *self._events(tables)]
         facts = SampleFacts(
-            **vars(self._identity), sample_id=session.sample_id(self._identity, call.seed),
-            prompt=call.prompt,
-            negative_prompt=call.negative_prompt, seed=call.seed, pairing_key=key,
+            **vars(self._identity), sample_id=self._sample_id, prompt=call.prompt,
+            negative_prompt=call.negative_prompt, seed=call.seed,
         )  # fmt: skip
         self._recorder = SampleRecorder(
             session.parts, session.header(layout, events), layout, facts, tables,
@@ -218,6 +267,11 @@ class PassWatcher:
     def _events(self, tables: Mapping[str, TokenTable]) -> list[dict]:
         """What the file says of this sample's texts: what truncation left, and asked words without a map."""
         events = []
+        if inputs := self._call.inputs():
+            pipeline = type(self._pipe).__name__
+            events.append(
+                {"event": "drawn from", "sample_id": self._sample_id, "pipeline": pipeline, **inputs}
+            )
         for branch in ("cond", "uncond"):
             if branch in tables:
                 what = "the negative prompt" if branch == "uncond" else f"prompt {self._identity.prompt_id}"
@@ -227,72 +281,10 @@ class PassWatcher:
             events += self._session.note_words(words, self._identity.prompt_id)
         return events
 
-    def _token_tables(self, text_tokens: int) -> dict[str, TokenTable]:
+    def _token_tables(self, text_tokens: int, has_t5: bool) -> dict[str, TokenTable]:
         """The token table of every branch; `skip` reads what `cond` reads."""
         tables: dict[str, TokenTable] = {}
-        read = partial(table_of, self._pipe, text_tokens=text_tokens, has_t5=self._session.has_t5)
+        read = partial(table_of, self._pipe, text_tokens=text_tokens, has_t5=has_t5)
         for branch in self._call.branches:  # `cond` is the first
             tables[branch] = tables["cond"] if branch == "skip" else read(self._call.texts(branch))
         return tables
-
-    def _make_layout(self, latents: Tensor, text_tokens: int) -> Layout:
-        pipe, tiers = self._pipe, self._session.tiers
-        config = pipe.transformer.config
-        height, width = latents.shape[-2:]
-        patches = (height // config.patch_size, width // config.patch_size)
-        timesteps = pipe.scheduler.timesteps.tolist()
-        has_image = not tiers.no_images and self._call.get("output_type") != "latent"
-        places = {"off": 0, "first": 1, "words": MAX_MAPS, "all": text_tokens}[tiers.maps]
-        clip = pipe.tokenizer_max_length
-        return Layout(
-            branches=self._call.branches,
-            timesteps=tuple(timesteps),
-            sigmas=tuple(float(sigma) for sigma in pipe.scheduler.sigmas[: len(timesteps)]),
-            layers=config.num_layers,
-            heads=config.num_attention_heads,
-            token_encoders=tuple(
-                int(e) for e in token_encoders(clip, text_tokens - clip, self._session.has_t5)
-            ),
-            patches=patches,
-            pixels=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor) if has_image else None,
-            ranks=min(tiers.topk, patches[0] * patches[1] + text_tokens),
-            top_steps=tuple(choose_steps("top_steps", tiers.top_steps, len(timesteps))),
-            maps=places,
-            map_steps=tuple(choose_steps("map_steps", tiers.map_steps, len(timesteps))),
-            pool=tiers.map_pool,
-            map_layers=tuple(choose("map_layers", tiers.map_layers, config.num_layers, "layer")),
-            rows=count_rows(tiers.rows),
-            atlas=tiers.atlas,
-            raw=raw_indices(
-                tiers.raw, len(timesteps), config.num_layers, config.num_attention_heads, text_tokens
-            ),
-        )
-
-    def _pairing_fields(self, latents: Tensor) -> dict[str, object]:
-        """What must be equal for two samples to be compared; weights and gates are not among it."""
-        pipe, call, layout = self._pipe, self._call, self._layout
-        config, factor = pipe.scheduler.config, pipe.vae_scale_factor
-        return {
-            "prompt": call.prompt,
-            "negative_prompt": call.negative_prompt,
-            "seed": call.seed,
-            "steps": len(layout.timesteps),
-            "scheduler": {
-                "class": type(pipe.scheduler).__name__,
-                "shift": config.get("shift"),
-                "stochastic": bool(config.get("stochastic_sampling", False)),
-                "sigmas": [round(sigma, 5) for sigma in layout.sigmas],
-            },
-            "guidance": float(call.get("guidance_scale")) if call.guided else None,
-            "skip_layer_guidance": call.skip_layer_guidance(),
-            "height": latents.shape[-2] * factor,
-            "width": latents.shape[-1] * factor,
-            "max_sequence_length": call.get("max_sequence_length"),
-            "encoder_masks": list(self._session.encoder_masks),
-            "t5": self._session.has_t5,
-            "dtype": str(dtype_in_force(latents)).removeprefix("torch."),
-            "batch_size": self._samples,
-            "model_shape": self._session.model_shape,
-            "attn2_layout": self._session.attn2_layout,
-            "other": call.other() | ({"compiled": self._session.compiled} if self._session.compiled else {}),
-        }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from sd35h5.errors import CaptureError
 from sd35h5.measuring.optional_tiers import TierPlan
 
 
@@ -21,6 +23,7 @@ class PassPlan:
         top: number of heaviest keys of the cond row, 0 for none.
         tiers: what else to measure of the cond row.
         skipped: layers that this pass leaves out (skip-layer guidance).
+        may_rest: layers that need not run, as a cache gives back what they computed before.
     """
 
     branches: tuple[str, ...]
@@ -30,6 +33,7 @@ class PassPlan:
     top: int = 0
     tiers: TierPlan = TierPlan()
     skipped: frozenset[int] = frozenset()
+    may_rest: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -50,3 +54,10 @@ class PassResult:
     rows: dict[str, Tensor] | None  # image: (query, layer, y, x), text: (query, layer, token)
     atlas: dict[str, Tensor] | None  # patch_mass: (query stream, layer, head, y, x), entropy_all without y, x
     row_sum_error: Tensor | None = None  # (), the largest of all rows, where the plan asks for the check
+    rested: frozenset[int] = frozenset()  # layers that did not run
+
+
+def never_ran(layers: Iterable[int]) -> CaptureError:
+    """The error that these layers attended past their processors."""
+    told = ", ".join(map(str, sorted(layers)))
+    return CaptureError(f"the attention of layer {told} never ran its processor: something else replaced it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from sd35h5.gates.attention import JointQKV
 from sd35h5.measuring import optional_tiers, reductions
 from sd35h5.measuring.attend import attend, blocked_lse
 from sd35h5.measuring.gate_measures import gate_group_means, gated_contribution
-from sd35h5.measuring.passes import PassPlan, PassResult
+from sd35h5.measuring.passes import PassPlan, PassResult, never_ran
 from sd35h5.measuring.reducer import Reducer, reducer_for, torch_reducer
 from sd35h5.measuring.reductions import IMAGE, TEXT, KeyReduction
 from sd35h5.planning.interventions import SECOND
@@ -98,8 +99,8 @@ class Probe:
         """Forget the pass under way, after an error."""
         self.plan, self._seen, self._second, self._second_seen = None, {}, {}, {}
 
-    def end(self) -> PassResult:
-        """Stack what the layers reported.
+    def end(self) -> PassResult | None:
+        """Stack what the layers reported; None if none ran.
 
         Raises:
             CaptureError: a layer that should have reported did not.
@@ -108,13 +109,11 @@ class Probe:
         self.abandon()
         if plan is None:
             raise CaptureError("a pass of the transformer ended that never began")
-        maps = plan.tiers.maps
         expected = set(range(self.layers)) - plan.skipped
-        if missing := sorted(expected - seen.keys()):
-            raise CaptureError(
-                f"the attention of layer {', '.join(map(str, missing))} never ran its processor: "
-                "something else replaced it"
-            )
+        if missing := expected - seen.keys() - plan.may_rest:
+            raise never_ran(missing)
+        if not seen:
+            return None
         mass = self._stack(seen, "mass")
         result = PassResult(
             mass=mass.permute(1, 3, 0, 2, 4),
@@ -125,9 +124,10 @@ class Probe:
             second_gates=self._stack_second(second, plan) if self.second_gated else None,
             second=self._stack_second_keys(second_seen, plan),
             top=self._stack_top(seen, plan) if plan.top else None,
-            maps=self._stack(seen, "maps", dim=1) if maps is not None else None,
+            maps=self._stack(seen, "maps", dim=1) if any("maps" in each for each in seen.values()) else None,
             rows=self._stack_rows(seen) if plan.tiers.rows is not None else None,
             atlas=self._stack_atlas(seen) if plan.tiers.atlas else None,
+            rested=frozenset(expected - seen.keys()),
         )
         if plan.check:
             errors = [values["error"] for values in (*seen.values(), *second_seen.values())]
@@ -227,6 +227,11 @@ class Probe:
         if layer in self._seen:
             raise CaptureError(
                 f"layer {layer} attends twice in one call of the transformer: something else runs its blocks again"
+            )
+        if (rows := joint.query.shape[0]) != len(plan.branches) or image != math.prod(plan.patches):
+            raise CaptureError(
+                f"layer {layer} attends to {rows} rows of {image} patches where {len(plan.branches)} of "
+                f"{math.prod(plan.patches)} came into the transformer: something divides the batch or the picture"
             )
         if lse is None:
             self._note_fallback()

@@ -109,6 +109,16 @@ def installed(transformer: SD3Transformer2DModel, probe: Probe | BatchProbe) -> 
                 processor.close()
 
 
+def replaced_layers(transformer: SD3Transformer2DModel) -> set[int]:
+    """Layers whose joint attention has another processor than a probe's, while one is installed."""
+    processors = transformer.attn_processors.items()
+    return {
+        int(name.split(".")[1])
+        for name, each in processors
+        if name.endswith(".attn.processor") and not isinstance(each, ProbeProcessor)
+    }
+
+
 def regrouped_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
     """Names of second attentions in sd-scripts' layout: their heads are others than those of the file."""
     processors = transformer.attn_processors.items()

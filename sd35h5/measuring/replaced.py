@@ -16,10 +16,11 @@ from sd35h5.measuring.compiled import bare
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
-_WRAPPERS = ("accelerate.hooks", "diffusers.hooks.hooks")  # which call the forward that was there
+_WRAPPERS = ("accelerate.hooks", "diffusers.hooks.")  # which call the forward that was there, or do not
 _WAY_OUT = {  # how the name of a processor begins -> how it is taken off
     "XFormers": "call pipe.disable_xformers_memory_efficient_attention()",
     "Fused": "call pipe.transformer.unfuse_qkv_projections()",
+    "SD3IPAdapter": "an IP-Adapter attends to a picture that is none of the file's keys: call pipe.unload_ip_adapter()",
 }
 
 
@@ -40,26 +41,27 @@ def check_attentions(transformer: SD3Transformer2DModel) -> None:
             )
         if kind is JointAttnProcessor2_0 and not _is_diffusers(kind.__call__):
             raise CaptureError(
-                f"JointAttnProcessor2_0.__call__ was replaced by {_named(kind.__call__)}, which a capture would not "
+                f"JointAttnProcessor2_0.__call__ was replaced by {named(kind.__call__)}, which a capture would not "
                 "call: put diffusers' own back, or start Python anew"
             )
         attention = name.removesuffix(".processor")
-        for forward in _forwards(bare(transformer).get_submodule(attention)):
+        for forward in forwards_of(bare(transformer).get_submodule(attention)):
             if not _is_diffusers(forward):
                 raise CaptureError(
-                    f"{attention}.forward was replaced by {_named(forward)}, past which nothing can look on: take it "
+                    f"{attention}.forward was replaced by {named(forward)}, past which nothing can look on: take it "
                     "off; a hook of register_forward_hook or register_forward_pre_hook is captured"
                 )
 
 
-def _forwards(module: nn.Module) -> Iterator[object]:
-    """What a module runs: its class's forward or what was put in its place, through the hooks of offloads."""
+def forwards_of(module: nn.Module) -> Iterator[object]:
+    """What a module runs: its class's forward or what was put in its place, through hooks of offloads and caches."""
     own = vars(module)
     yield type(module).forward
     registry = own.get("_diffusers_hook")
-    inner = [reference.forward for reference in registry._fn_refs] if registry is not None else []
+    references = registry._fn_refs if registry is not None else []
+    inner = [each for one in references for each in (one.forward, getattr(one, "original_forward", None))]
     for forward in (own.get("forward"), own.get("_old_forward"), *inner):
-        if forward is not None and getattr(_plain(forward), "__module__", "") not in _WRAPPERS:
+        if forward is not None and not module_of(forward).startswith(_WRAPPERS):
             yield forward
 
 
@@ -68,11 +70,17 @@ def _plain(function: object) -> object:
     return getattr(function, "func", getattr(function, "__func__", function))
 
 
+def module_of(function: object) -> str:
+    """Name of the module that a function was written in, "" where it is not known."""
+    return getattr(_plain(function), "__module__", None) or ""
+
+
 def _is_diffusers(function: object) -> bool:
     code = getattr(_plain(function), "__code__", None)
     return code is not None and code.co_filename == attention_processor.__file__
 
 
-def _named(function: object) -> str:
+def named(function: object) -> str:
+    """A function's name with that of its module."""
     plain = _plain(function)
-    return f"{getattr(plain, '__module__', '')}.{getattr(plain, '__qualname__', type(plain).__name__)}"
+    return f"{module_of(function)}.{getattr(plain, '__qualname__', type(plain).__name__)}"

@@ -47,6 +47,14 @@ def write_head(
     for name in sorted(scales, key=lambda name: not SCALES[name].is_dimension):
         _write_scale(file, name, scales[name])
     for name, text in {**provenance, "schema": schema_json()}.items():
+        write_provenance(file, name, text)
+
+
+def write_provenance(file: h5py.File, name: str, text: str) -> None:
+    """Write one provenance text, in place of what is there."""
+    if f"provenance/{name}" in file:
+        file[f"provenance/{name}"][()] = text
+    else:
         file.create_dataset(f"provenance/{name}", data=text, dtype=TEXT)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +37,7 @@ from sd35h5.store.opening import reason
 from sd35h5.store.packing import pack
 from sd35h5.store.runs import begin_run, lock, part_name, read_run, sealed_indices
 from sd35h5.store.schema import SCALES, Variable, variable
-from sd35h5.store.skeleton import create_variable, publish, write_head
+from sd35h5.store.skeleton import create_variable, publish, write_head, write_provenance
 
 __all__ = ["Header", "SampleWriter", "begin_run", "pack", "read_run", "sealed_indices"]
 
@@ -153,8 +154,12 @@ class SampleWriter:
                 here.append(taken)
             self._scatter(spec, array[tuple(here)], tuple(where))
 
-    def seal(self) -> Path:
-        """Write what is pending, the content hash and the seal; fsync, rename. Returns: the sealed file."""
+    def seal(self, events: Sequence[Mapping[str, object]] = ()) -> Path:
+        """Write what is pending, the content hash and the seal; fsync, rename. Returns: the sealed file.
+
+        Args:
+            events: told in `provenance/events` behind those of the header.
+        """
         missing = [name for name in schema.REQUIRED if name not in self._hashes and name not in BY_WRITER]
         if missing:
             raise StoreError(f"sample {self.path.stem} cannot be sealed: {', '.join(missing)} not put")
@@ -166,6 +171,9 @@ class SampleWriter:
             digest = content_hash(self._hashes)
             for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
                 create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
+            if events:
+                before = json.loads(self._header.provenance.get("events", "[]"))
+                write_provenance(self._file, "events", json.dumps([*before, *events]))
             self._file.close()
             publish(self._temporary, self.path)
         except (OSError, RuntimeError) as error:

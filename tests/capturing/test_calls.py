@@ -94,7 +94,7 @@ def test_one_file_has_one_shape(tiny_pipeline, call, tmp_path):
         ({"negative_prompt": ["a cat", "a dog"]}, "2 texts in negative_prompt for one prompt"),
         ({"seed": [0, 1]}, "2 seeds for one prompt"),
         ({"generator": torch.Generator("cpu")}, "seed or generator, not both"),
-        ({"prompt": None, "prompt_embeds": torch.zeros(1)}, "prompt_embeds cannot be used"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1)}, "needs a prompt, the text that prompt_embeds"),
         ({"prompt": None}, "needs a prompt"),
     ],
 )

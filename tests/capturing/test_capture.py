@@ -286,9 +286,9 @@ def test_what_changes_the_picture_changes_the_pairing_key(tiny_pipeline, call, t
 def test_a_sample_is_sealed_while_the_next_one_is_drawn(tiny_pipeline, call, tmp_path, monkeypatch):
     drawing, seal = threading.Event(), SampleRecorder.seal
 
-    def slow_seal(recorder: SampleRecorder, image: np.ndarray | None) -> Path:
+    def slow_seal(recorder: SampleRecorder, *told: object) -> Path:
         assert drawing.wait(60), "the next sample waits for the seal of this one"
-        return seal(recorder, image)
+        return seal(recorder, *told)
 
     def begun(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
         drawing.set()

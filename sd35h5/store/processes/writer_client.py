@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,9 @@ class ProcessWriter:
         self._filled += 1
         self._send(call | {"buffer": number})
 
-    def seal(self) -> Path:
+    def seal(self, events: Sequence[Mapping[str, object]] = ()) -> Path:
         """Wait until all is written and sealed. Returns: the sealed file."""
-        self._send({"do": "seal"})
+        self._send({"do": "seal", "events": [dict(event) for event in events]})
         while not self._answer():
             continue
         return self.path
