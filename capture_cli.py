@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from sd35h5.errors import Sd35h5Error
+from sd35h5.errors import ConfigError, Sd35h5Error
+from sd35h5.planning.older_flags import check_flags
 from sd35h5.planning.options import CaptureConfig, Flag, Text
 from sd35h5.store.showable import seen, showable
 
@@ -43,6 +45,10 @@ class Action:
     """Print the plan (shapes, tiers, bytes) and stop. Nothing is loaded."""
     analyze: Text = ""
     """Then write metrics and charts into this folder, as `python -m sd35h5 analyze` does."""
+    first_token_index: int = 0
+    """Position on the text axis of the token that --analyze is about."""
+    value_col: Literal["first_token_mean", "first_token_share", "text_mass_fraction"] = "first_token_mean"
+    """The metric that the charts of --analyze show; its table holds all three."""
     debug: Flag = False
     """Show the traceback of an error, not only its sentence."""
 
@@ -54,6 +60,11 @@ class CommandLine(CaptureConfig):
 
 def main(args: list[str] | None = None) -> int:
     """Parse, capture, and say in one sentence what went wrong. Returns: the exit status."""
+    try:
+        check_flags(sys.argv[1:] if args is None else args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     line = tyro.cli(
         OmitArgPrefixes[CommandLine],
         prog="capture_cli.py",
@@ -103,7 +114,7 @@ def _act(config: CaptureConfig, action: Action) -> int:
 
         for store in stores:
             folder = Path(action.analyze) / store.stem if action.demo else Path(action.analyze)
-            analyze(store, folder)
+            analyze(store, folder, action.first_token_index, action.value_col)
             print(showable(folder))
     print("\n".join(map(showable, stores)))
     paths = "" if action.demo else f" -- {stores[0]}"

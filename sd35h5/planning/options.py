@@ -44,7 +44,7 @@ class Sampling:
 
     steps: int = 28
     """Denoising steps."""
-    guidance: float = 4.5
+    guidance: Annotated[float, arg(aliases=["--cfg_scale"])] = 4.5
     """Guidance scale; 1 or less turns guidance off, and there is then no unconditional branch."""
     height: Count = None
     """Height in pixels, a multiple of 16; the model's own size if not given."""
@@ -55,7 +55,7 @@ class Sampling:
     fewer. It pays for small pictures, of which one does not fill a GPU, and takes memory for all of them. The
     last bits of a picture can depend on how many are drawn with it: samples pair only with those of calls as
     large, and to go on, a call of which anything is missing is drawn whole."""
-    max_sequence_length: int = 256
+    max_sequence_length: Annotated[int, arg(aliases=["--t5xxl_token_length"])] = 256
     """T5 tokens, 1 to 512. The text axis has these after CLIP's 77."""
     apply_lg_attn_mask: Flag = False
     """Mask padding inside CLIP-L and CLIP-G, as sd-scripts does for models trained so. The picture is then no
@@ -93,7 +93,7 @@ class Tiers:
     """Steps of the heaviest keys, written like --map_steps."""
     branches: tuple[Literal["cond", "uncond"], ...] = ("cond",)
     """Branches whose mass is kept for every token. Group masses are kept for all branches anyway."""
-    no_unconditional: Flag = False
+    no_unconditional: Annotated[Flag, arg(aliases=["--keep_unconditional"])] = False
     """The same as --branches cond uncond: keep the unconditional branch **too**. The name is that of the
     tool people come from, and so is its meaning."""
     text_queries: Flag = False

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from making.pipelines import HEIGHT, T5_TOKENS, WIDTH
 
 import capture_cli
-from sd35h5 import open_store
+from sd35h5 import metrics, open_store
 from sd35h5.errors import ConfigError
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.planning.demo import VARIANTS, demo_configs, run_demo
@@ -151,6 +152,37 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tiny_folder, capsys, tmp_pat
     ):
         assert word in out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flag", "ours"),
+    [
+        ("--out_dir", "--out run.h5"), ("--out-root=x", "--analyze FOLDER"), ("--fp16", "--dtype fp16"),
+        ("--bf16", "--dtype bf16"), ("--dump_attn_png", "python -m sd35h5 export"),
+    ],
+)  # fmt: skip
+def test_flags_of_the_older_tool_are_answered_by_ours(flag, ours, capsys):
+    assert capture_cli.main(["--prompt", "a cat", flag]) == 2
+    told = capsys.readouterr().err
+    assert ours in told and told.startswith("error: there is no --") and told.count("\n") == 1
+
+
+def test_flags_of_the_older_tool_with_our_meaning_work(tiny_folder, capsys):
+    common = ["--model_id", str(tiny_folder), "--prompt", "a cat", "--dry_run"]
+    assert (
+        capture_cli.main(
+            [*common, "--guidance", "3", "--max_sequence_length", "40", "--branches", "cond", "uncond"]
+        )
+        == 0
+    )
+    ours = capsys.readouterr().out
+    assert (
+        capture_cli.main([*common, "--cfg_scale", "3", "--t5xxl_token_length", "40", "--keep_unconditional"])
+        == 0
+    )
+    assert capsys.readouterr().out == ours
+    choices = get_args(get_type_hints(capture_cli.Action)["value_col"])
+    assert set(choices) == set(metrics.METRICS)
 
 
 def test_a_capture_draws_what_the_plain_pipeline_draws_for_each_seed(
