@@ -53,22 +53,22 @@ def remember_range(key: str, along: str) -> None:
         _begin_charts_anew()
 
 
-def remember_token(view: View, key: str) -> None:
-    """Make the clicked token the token of all pages."""
+def remember_token(view: View, key: str, by_word: bool = False) -> None:
+    """Make the clicked token, or its word, the token of all pages."""
     clicked = st.session_state[key]["selection"].get("token") or []
     table = cached_reads.tokens(view.run, view.sample, view.branch).set_index("token", drop=False)
     if clicked and int(clicked[0]["token"]) in table.index:
         token = table.loc[int(clicked[0]["token"])].to_dict()
-        st.session_state["target"] = target_of(token, len(st.session_state["view"].samples))
+        st.session_state["target"] = target_of(token, by_word or len(view.samples) > 1)
 
 
-def target_of(token: dict, samples: int) -> metrics.Target:
-    """Return what a clicked row of `cached_reads.tokens` means: in one sample itself, else its word or group."""
+def target_of(token: dict, by_word: bool) -> metrics.Target:
+    """Return what a clicked row of `cached_reads.tokens` means: its word or group, or itself."""
     if token["group"] == "clip_bos":
         return metrics.FIRST_TOKEN
-    if token["group"] in PADS or (samples > 1 and not token["word_text"]):
+    if token["group"] in PADS or (by_word and not token["word_text"]):
         return metrics.Target("group", token["group"])
-    if samples > 1:
+    if by_word:
         return metrics.Target("word", token["word_text"])
     return metrics.Target("token", int(token["token"]))
 

@@ -16,10 +16,12 @@ from dashboard.cached_reads import plain
 from dashboard.selection import View
 from sd35h5 import metrics
 from sd35h5.figures import printing
+from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports.view_page import Shown
-from sd35h5.store.showable import all_showable
+from sd35h5.store.showable import all_showable, showable
 
+PROMPT_ROOM = 160  # letters
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
 GATE_FACTS = ("target", "activation", "layers", "override")
@@ -120,12 +122,14 @@ def brushed(
     )  # fmt: skip
 
 
-def tokens(view: View, figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str) -> None:
-    """Draw a prompt's chips; a clicked one becomes the token of all pages."""
+def tokens(
+    view: View, figure: alt.TopLevelMixin, name: str, table: pd.DataFrame, code: str, by_word: bool = False
+) -> None:
+    """Draw a prompt's chips; a clicked one becomes the token of all pages, or its word."""
     keep(Shown("Tokens of the prompt", figure, table, code))
     key = f"{name}-{view.run.name}-{view.sample}-{view.branch}-{len(view.samples) > 1}"
     draw(
-        figure, width="content", key=key, on_select=partial(clicks.remember_token, view, key),
+        figure, width="content", key=key, on_select=partial(clicks.remember_token, view, key, by_word),
         selection_mode="token",
     )  # fmt: skip
 
@@ -176,6 +180,19 @@ METRIC_TITLES = {name: one.title for name, one in MEASURES.items()} | {
 def prompt(run: cached_reads.Run, sample: int) -> str:
     """Return the prompt of a sample."""
     return str(cached_reads.samples(run).set_index("sample")["prompt"][sample])
+
+
+def told_prompt(run: cached_reads.Run, sample: int) -> str:
+    """Return the prompt of a sample in quotation marks, for a line: a long one is folded."""
+    return f"“{folded(prompt(run, sample), PROMPT_ROOM)}”"
+
+
+def whole_prompt(run: cached_reads.Run, sample: int) -> None:
+    """Offer a prompt that `told_prompt` folds."""
+    text = prompt(run, sample)
+    if folded(text, PROMPT_ROOM) != text:
+        with st.expander(f"The whole prompt, {len(text.split())} words", icon=":material/notes:"):
+            st.text(showable(text))
 
 
 def patches(run: cached_reads.Run) -> int:

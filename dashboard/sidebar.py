@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import address, cached_reads, clicks
+from dashboard import address, cached_reads, choose_samples, clicks
 from dashboard.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.catalogue import MEASURES
@@ -69,7 +69,7 @@ def _comparable(run: cached_reads.Run, by_name: dict[str, cached_reads.Run], res
 
 def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) -> View:
     sizes = cached_reads.store(run).sizes
-    chosen, sample = _choose_samples(run)
+    chosen, sample = choose_samples.choose(run)
     branch = _choose_branch(run)
     target = _choose_target(run, chosen, sample, branch)
     metric = _choose_metric(run, target)
@@ -110,35 +110,6 @@ def _choose_metric(run: cached_reads.Run, target: metrics.Target) -> str:
     st.session_state["metric"] = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=key)
     st.session_state["metric-key"] = key
     return st.session_state["metric"]
-
-
-def _choose_samples(run: cached_reads.Run) -> tuple[tuple[int, ...], int]:
-    """Return the samples that numbers are means over, and the one whose tokens and maps are shown."""
-    table = cached_reads.samples(run)
-    names = {
-        row["sample"]: f"{row['sample']} · {showable(row['prompt'])}" for row in table.to_dict("records")
-    }
-    key, shown = f"samples-{run.name}", f"sample-{run.name}"
-    address.begin(key, "samples", [], address.several_of(names))
-    chosen = st.multiselect(
-        "Samples",
-        list(names),
-        format_func=names.get,
-        key=key,
-        placeholder="all samples",
-        help="numbers are means over these; none chosen means all",
-    ) or list(names)
-    address.begin(shown, "sample", chosen[0], address.one_of(chosen))
-    if st.session_state[shown] not in chosen:
-        st.session_state[shown] = chosen[0]
-    sample = st.selectbox(
-        "Shown sample",
-        chosen,
-        format_func=names.get,
-        key=shown,
-        help="whose tokens and maps are shown: they belong to one prompt",
-    )
-    return tuple(chosen), sample
 
 
 def _choose_branch(run: cached_reads.Run) -> str:

@@ -280,7 +280,7 @@ def side_by_side(view, pairs: dict[str, tuple], pairings: dict[str, compare.Pair
         st.markdown(f"**Each pair**{where}")
         slopes(view, pairs, pairings)
     scatter(view, pairings)
-    st.markdown(f"**Images** · “{panels.plain(panels.prompt(view.run, view.sample))}”")
+    st.markdown(f"**Images** · {panels.plain(panels.told_prompt(view.run, view.sample))}")
     images(view, pairings)
     with cached_reads.sentence(view.run, *view.others):
         gates(view)

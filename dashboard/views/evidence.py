@@ -86,7 +86,7 @@ def told(view, step: int, mass: float) -> None:
         return
     uniform = f", {mass * keys / count:.3g} times uniform attention" if panels.patches(view.run) else ""
     st.markdown(panels.plain(
-        f"In {view.run.name}, sample {view.sample} (“{panels.prompt(view.run, view.sample)}”), {view.branch}, layer "
+        f"In {view.run.name}, sample {view.sample} ({panels.told_prompt(view.run, view.sample)}), {view.branch}, layer "
         f"{view.cell[0]}, head {view.cell[1]}, step {step}: {view.target} gets {mass:.3g} of an image query's "
         f"attention{uniform}."
     ))  # fmt: skip
@@ -145,6 +145,6 @@ def show(view) -> None:
 
 view = panels.current()
 st.subheader("Evidence: one cell from curve to image")
-st.caption(panels.plain(f"“{panels.prompt(view.run, view.sample)}” · {panels.about(view, one=True)}"))
+st.caption(panels.plain(f"{panels.told_prompt(view.run, view.sample)} · {panels.about(view, one=True)}"))
 with cached_reads.sentence(view.run):
     show(view)

@@ -269,7 +269,7 @@ def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tupl
 
 view = panels.current()
 st.subheader("Maps: where the image looks at a word")
-st.caption(f"“{panels.plain(panels.prompt(view.run, view.sample))}” · {view.branch} branch")
+st.caption(f"{panels.plain(panels.told_prompt(view.run, view.sample))} · {view.branch} branch")
 chosen = None
 with cached_reads.sentence(view.run):
     chosen = show(view)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard import cached_reads, panels, recipes
+from dashboard import cached_reads, choose_samples, panels, recipes
 from sd35h5.reports.info import nbytes
 from sd35h5.reports.view_page import Shown
 
@@ -45,11 +45,11 @@ def contact_sheet(view) -> None:
         pages = -(-len(view.samples) // PAGE)
         start = (st.number_input(f"Page of 1 to {pages}", 1, pages, 1, key="page", width=160) - 1) * PAGE
     shown = view.samples[start : start + PAGE]
-    prompts = cached_reads.samples(view.run).set_index("sample")["prompt"]
+    names = choose_samples.names(view.run)
     if len(runs) == 1:
         for row in (shown[i : i + ACROSS] for i in range(0, len(shown), ACROSS)):
             for column, sample in zip(st.columns(ACROSS), row, strict=False):
-                _picture(column, view.run, sample, prompts[sample])
+                _picture(column, view.run, sample, names[sample])
         return
     partner = {other: _partners(view.run, other) for other in view.others}
     widths = [1] * (1 + max(3, len(runs)))
@@ -57,7 +57,7 @@ def contact_sheet(view) -> None:
         column.markdown(f"**{panels.plain(run.name)}**")
     for sample in shown:
         columns = st.columns(widths)
-        columns[0].markdown(panels.plain(f"{sample} · {prompts[sample]}"))
+        columns[0].markdown(panels.plain(names[sample]))
         for column, run in zip(columns[1:], runs, strict=False):
             _picture(column, run, sample if run == view.run else partner[run].get(sample), "")
 
@@ -67,13 +67,13 @@ def _partners(reference: cached_reads.Run, other: cached_reads.Run) -> dict[int,
     return dict(zip(pairs["reference_sample"], pairs["other_sample"], strict=True))
 
 
-def _picture(column, run: cached_reads.Run, sample: int | None, prompt: str) -> None:
+def _picture(column, run: cached_reads.Run, sample: int | None, name: str) -> None:
     pixels = None if sample is None else cached_reads.image(run, sample, 320)
     with column:
         if pixels is not None:
-            st.image(pixels, caption=panels.plain(prompt) or None, width="stretch")
+            st.image(pixels, caption=panels.plain(name) or None, width="stretch")
         else:
-            st.caption("no paired sample" if sample is None else f"no image kept {panels.plain(prompt)}")
+            st.caption("no paired sample" if sample is None else f"no image kept {panels.plain(name)}")
 
 
 view = panels.current(open_refused=True)

@@ -218,10 +218,10 @@ def show(view) -> None:
     st.caption(panels.plain(panels.about(view)))
     with cached_reads.sentence(view.run):
         over_steps_and_layers(view, where)
-    prompt = panels.plain(panels.prompt(view.run, view.sample))
+    prompt = panels.plain(panels.told_prompt(view.run, view.sample))
     head = "" if view.cell is None else f" · head {view.cell[1]}"
     rows = (
-        {f"**Heaviest text tokens**{where} · “{prompt}”": tokens, f"**Where the mass goes**{head}": groups},
+        {f"**Heaviest text tokens**{where} · {prompt}": tokens, f"**Where the mass goes**{head}": groups},
         {f"**Sink rate over ε**{where}": rates, f"**Which key is the sink?**{where}": which_key},
     )
     for row in rows:

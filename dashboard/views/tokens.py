@@ -8,9 +8,11 @@ import streamlit as st
 from dashboard import address, cached_metrics, cached_reads, panels, recipes, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import token_charts
+from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
 
+MANY = 200  # text tokens from which on words are shown, each once
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
 
@@ -24,19 +26,24 @@ def prompt(view, masses) -> None:
     """Draw the prompt as chips."""
     hint = "so that one heavy token leaves the others apart"
     log = address.switch(partial(st.toggle, "Logarithmic colours", help=hint), "chips-log", "log", True)
-    folded = prompt_chips.token_chips(masses)
+    told = "each word once, with all its tokens"
+    many = len(masses) > MANY
+    by_word = address.switch(partial(st.toggle, "Words", help=told), f"chips-words-{many}", "words", many)
+    chips = (prompt_chips.word_chips if by_word else prompt_chips.token_chips)(masses)
     figure = token_charts.token_chips(
-        folded, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
+        chips, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
     )
-    panels.tokens(view, figure, "chips", masses, recipes.tokens(view))
+    panels.tokens(view, figure, f"chips-{by_word}", masses, recipes.tokens(view), by_word)
     st.caption(
         "Click a token, or choose it under “Token or group” in the sidebar: it becomes the token of all pages"
         + (", by its word or group, since several samples are chosen. " if len(view.samples) > 1 else ". ")
-        + "The foot of a chip tells its group; padding is one chip, coloured by the mean of its tokens, Σ their sum."
+        + "The foot of a chip tells its group; padding is one chip, and so is a word that comes again, "
+        "coloured by the mean of its tokens, Σ their sum."
     )
     for encoder, rest in cached_reads.truncation(view.run, view.sample, view.branch).items():
+        end = panels.plain(folded(rest, 120))
         st.warning(
-            f"{encoder.upper().replace('_', '-')} did not see the end of this text, “{panels.plain(rest)}”.",
+            f"{encoder.upper().replace('_', '-')} did not see the end of this text, “{end}”.",
             icon=":material/content_cut:",
         )
 
@@ -86,7 +93,10 @@ def across_prompts(view) -> None:
 view = panels.current()
 where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
 st.subheader("Tokens: how much attention each gets")
-st.caption(panels.plain(f"“{panels.prompt(view.run, view.sample)}” · {panels.about(view, one=True)}{where}"))
+st.caption(
+    panels.plain(f"{panels.told_prompt(view.run, view.sample)} · {panels.about(view, one=True)}{where}")
+)
+panels.whole_prompt(view.run, view.sample)
 with cached_reads.sentence(view.run):
     found = read_masses(view)
     prompt(view, found)

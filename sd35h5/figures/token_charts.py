@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sd35h5.figures import scales
+from sd35h5.figures.prompt_names import folded, short_names
 from sd35h5.store.schema import GROUPS
 
 LETTER = 7.4  # pixels of a letter in the chips' type
@@ -156,10 +157,9 @@ def sample_bars(frame: pd.DataFrame, label: str, *, top: int = 40, width: int | 
     Args: frame: of `metrics.sample_means`; label: what the value is, with its unit.
     """
     data = frame.dropna(subset=["value"]).head(top).copy()
-    data["name"] = [
-        f"{sample} · {prompt if len(prompt) <= 44 else prompt[:43] + '…'}"
-        for sample, prompt in zip(data["sample"], data["prompt"], strict=True)
-    ]
+    names = short_names(data["prompt"].tolist())
+    data["name"] = [f"{sample} · {name}" for sample, name in zip(data["sample"], names, strict=True)]
+    data["prompt"] = [folded(prompt, 200) for prompt in data["prompt"]]
     bars = (
         alt.Chart(data)
         .mark_bar(color=scales.RUN_COLORS[0])

@@ -49,6 +49,29 @@ def token_chips(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["token", "last", "count", "encoder", "group", "text", "mass", "total"])
 
 
+def word_chips(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the prompt's words, each once an encoder, at the place where it is first, with all its tokens.
+
+    What is no word stays as `token_chips` gives it.
+
+    Args: table: of `metrics.token_mass`.
+    Returns: as `token_chips`; count is the tokens of all places of the word.
+    """
+    is_word = table["word_text"] != ""
+    rest = token_chips(table[~is_word])
+    words = (
+        table[is_word]
+        .groupby(["encoder", "word_text"], sort=False)
+        .agg(
+            token=("token", "first"), last=("token", "last"), count=("token", "size"), group=("group", "first"),
+            mass=("mass", "mean"), total=("mass", lambda mass: mass.sum(min_count=1)),
+        )
+        .reset_index()
+        .rename(columns={"word_text": "text"})
+    )  # fmt: skip
+    return pd.concat([rest, words[rest.columns]]).sort_values("token", ignore_index=True)
+
+
 def group_totals(table: pd.DataFrame) -> pd.DataFrame:
     """Return the tokens' groups, heaviest first: group, tokens, mass (sum over its tokens), each (mean a token).
 

@@ -10,7 +10,7 @@ import pytest
 from making.pages import frame_with, open_page, text_of
 from making.stores import make_store
 
-from dashboard import clicks
+from dashboard import choose_samples, clicks
 from sd35h5 import metrics, open_store
 from sd35h5.figures import token_charts
 from sd35h5.metrics import prompt_chips
@@ -127,11 +127,13 @@ def test_a_clicked_token_means_itself_in_one_sample_and_its_word_or_group_in_sev
         )
     rows = {name: table.loc[place].to_dict() for name, place in (("start", 0), ("apple", 3), ("pad", 40))}
     end = table[table["group"] == "clip_eos"].iloc[0].to_dict()
-    assert clicks.target_of(rows["start"], 1) == metrics.FIRST_TOKEN == clicks.target_of(rows["start"], 2)
-    assert clicks.target_of(rows["apple"], 1) == metrics.Target("token", 3)
-    assert clicks.target_of(rows["apple"], 2) == metrics.Target("word", "apple")
-    assert clicks.target_of(rows["pad"], 1) == metrics.Target("group", "clip_pad")
-    assert clicks.target_of(end, 2) == metrics.Target("group", "clip_eos")
+    assert (
+        clicks.target_of(rows["start"], False) == metrics.FIRST_TOKEN == clicks.target_of(rows["start"], True)
+    )
+    assert clicks.target_of(rows["apple"], False) == metrics.Target("token", 3)
+    assert clicks.target_of(rows["apple"], True) == metrics.Target("word", "apple")
+    assert clicks.target_of(rows["pad"], False) == metrics.Target("group", "clip_pad")
+    assert clicks.target_of(end, True) == metrics.Target("group", "clip_eos")
 
 
 def test_a_word_is_compared_across_prompts_where_it_stands(app, store):
@@ -149,3 +151,38 @@ def test_the_chosen_token_is_outlined(app, store):
     assert (
         set(found.loc[found["chosen"], "text"]) == {"cat"} and found["chosen"].sum() == 2
     )  # CLIP's and T5's
+
+
+def test_each_word_is_one_chip_with_all_its_tokens():
+    rows = [
+        ("clip", 0, "<|startoftext|>", "clip_bos", ""), ("clip", 1, "red", "clip_word", "red"),
+        ("clip", 2, "ber", "clip_word", "berry"), ("clip", 3, "ry", "clip_word", "berry"),
+        ("clip", 4, "red", "clip_word", "red"), ("clip", 5, "<|endoftext|>", "clip_pad", ""),
+        ("clip", 6, "<|endoftext|>", "clip_pad", ""), ("t5", 7, "red", "t5_word", "red"),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["encoder", "token", "text", "group", "word_text"])
+    table["mass"] = [0.5, 0.01, 0.02, 0.04, 0.03, 0.1, 0.2, 0.06]
+    chips = prompt_chips.word_chips(table)
+    found = list(zip(chips["token"], chips["text"], chips["count"], chips["total"].round(9), strict=True))
+    assert found[1:] == [
+        (1, "red", 2, 0.04),
+        (2, "berry", 2, 0.06),
+        (5, "2 × <pad>", 2, 0.3),
+        (7, "red", 1, 0.06),
+    ]
+    assert chips["total"].sum() == pytest.approx(table["mass"].sum())
+    assert chips.loc[1, "mass"] == pytest.approx(0.02)
+
+
+def test_samples_are_found_by_all_tags_and_by_the_text_of_their_prompts():
+    table = pd.DataFrame(
+        {
+            "sample": [0, 1, 2], "prompt_id": ["fox", "hen", "owl"], "tags": ["animal,night", "animal", ""],
+            "prompt": ["A fox\n in the snow", "a hen", "an owl in THE Snow"],
+        }
+    )  # fmt: skip
+    assert choose_samples.tags_of(table) == {"animal": 2, "night": 1}
+    assert choose_samples.matching(table, [], "") == [0, 1, 2]
+    assert choose_samples.matching(table, ["animal", "night"], "") == [0]
+    assert choose_samples.matching(table, [], "in the  snow") == [0, 2]
+    assert choose_samples.matching(table, ["animal"], "hen") == [1]
