@@ -29,7 +29,11 @@ def prompt(view, masses) -> None:
     told = "each word once, with all its tokens"
     many = len(masses) > MANY
     by_word = address.switch(partial(st.toggle, "Words", help=told), f"chips-words-{many}", "words", many)
-    chips = (prompt_chips.word_chips if by_word else prompt_chips.token_chips)(masses)
+    if by_word:
+        words = cached_reads.tokens(view.run, view.sample, view.branch)["word_text"]
+        chips = prompt_chips.word_chips(masses.assign(word_text=words.to_numpy()))
+    else:
+        chips = prompt_chips.token_chips(masses)
     figure = token_charts.token_chips(
         chips, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
     )

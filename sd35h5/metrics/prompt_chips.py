@@ -54,7 +54,7 @@ def word_chips(table: pd.DataFrame) -> pd.DataFrame:
 
     What is no word stays as `token_chips` gives it.
 
-    Args: table: of `metrics.token_mass`.
+    Args: table: of `metrics.token_mass`, with the words of `targets.with_words`.
     Returns: as `token_chips`; count is the tokens of all places of the word.
     """
     is_word = table["word_text"] != ""

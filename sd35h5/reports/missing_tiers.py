@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FLAGS = (
     "model_id", "transformer", "dit_path", "clip_l_path", "clip_g_path", "t5xxl_path", "vae_path",
     "vae_is_sd3",
-    "variant", "tokenizer_path", "no_t5", "offload", "compile", "gates", "device", "dtype",
+    "variant", "tokenizer_path", "no_t5", "offload", "compile", "gates", "lora", "device", "dtype",
     "negative_prompt", "num_images", "seed",
     "batch_size",
     "steps", "guidance", "height", "width", "max_sequence_length", "apply_lg_attn_mask", "apply_t5_attn_mask",
@@ -91,6 +91,8 @@ def capture_command(store: Store, names: Iterable[str], out: str) -> str:
 
 def prompts_file(store: Store) -> list[dict[str, Any]] | None:
     """Return what --prompts_json has to hold; None where the prompts can stand on the command line."""
+    if isinstance(store.config.get("prompts"), str):  # too many for the configuration, which has their hash
+        return _of_samples(store)
     texts, names = _texts(store.config.get("prompts")), _texts(store.config.get("prompt_ids"))
     if not texts:
         raise StoreError(f"{store.name} does not tell its prompts in its configuration")
@@ -106,6 +108,19 @@ def prompts_file(store: Store) -> list[dict[str, Any]] | None:
     entries = [{"id": name, "prompt": text} for name, text in zip(names, texts, strict=True)]
     for name, values in own.items():
         entries = [e | ({} if v is None else {name: v}) for e, v in zip(entries, values, strict=True)]
+    return entries
+
+
+def _of_samples(store: Store) -> list[dict[str, Any]]:
+    """The prompts of the samples that are there, each with its seed, and what else it may say for itself."""
+    first = store.samples.sort_values(["prompt_index", "image_index"]).drop_duplicates("prompt_index")
+    common = str(store.config.get("negative_prompt") or "")
+    entries = []
+    for row in first.to_dict("records"):
+        entry = {"id": row["prompt_id"], "prompt": row["prompt"]}
+        entry |= {"seed": int(row["seed"])} if row["seed"] >= 0 else {}
+        entry |= {"negative_prompt": row["negative_prompt"]} if row["negative_prompt"] != common else {}
+        entries.append(entry | ({"tags": row["tags"]} if row["tags"] else {}))
     return entries
 
 

@@ -13,7 +13,7 @@ from making.stores import make_store
 from dashboard import choose_samples, clicks
 from sd35h5 import metrics, open_store
 from sd35h5.figures import token_charts
-from sd35h5.metrics import prompt_chips
+from sd35h5.metrics import prompt_chips, targets
 
 PROMPT = "a red apple left of a cat"
 
@@ -186,3 +186,14 @@ def test_samples_are_found_by_all_tags_and_by_the_text_of_their_prompts():
     assert choose_samples.matching(table, ["animal", "night"], "") == [0]
     assert choose_samples.matching(table, [], "in the  snow") == [0, 2]
     assert choose_samples.matching(table, ["animal"], "hen") == [1]
+
+
+def test_the_page_shows_words_once_when_asked(app, store):
+    page = app(store)
+    next(toggle for toggle in page.toggle if toggle.label == "Words").set_value(True).run()
+    assert not page.exception
+    with open_store(store) as opened:
+        told = targets.with_words(metrics.token_mass(opened, 0), opened.samples["prompt"].iloc[0])
+        chips = prompt_chips.word_chips(told)
+    shown = frame_with(page, "left")
+    assert list(shown["text"]) == list(chips["text"]) and len(chips) < len(prompt_chips.token_chips(told))

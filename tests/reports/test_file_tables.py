@@ -73,6 +73,17 @@ def test_prompts_stand_on_the_command_line_where_they_can(tmp_path):
     assert missing_tiers.prompts_file(store) is None
 
 
+def test_prompts_too_many_for_the_configuration_are_read_from_the_samples(tmp_path):
+    told = "100 texts, sha256 0011223344556677"
+    store = with_config(tmp_path, {"model_id": "m", "prompts": told, "prompt_ids": told, "tags": told})
+    entries = missing_tiers.prompts_file(store)
+    first = store.samples.drop_duplicates("prompt_index")
+    assert [(entry["id"], entry["prompt"], entry["seed"]) for entry in entries] == list(
+        zip(first["prompt_id"], first["prompt"], first["seed"], strict=True)
+    )
+    assert parsed(missing_tiers.capture_command(store, ["rows"], "more.h5"))["prompts_json"] == "prompts.json"
+
+
 def test_a_configuration_cannot_smuggle_options_into_the_command(tmp_path):
     store = with_config(tmp_path, {"model_id": "m", "prompts": ["--out", "/etc/passwd"]})
     assert (
