@@ -60,7 +60,10 @@ def _store_flags() -> set[str]:
     return {flag for each in options for flag in each.option_strings if flag.startswith("--")} - {"--help"}
 
 
-SECOND_SPELLINGS = {"--skip_images", "--prompts_file", "--ckpt_path", "--clip_l", "--clip_g", "--t5xxl"}
+SECOND_SPELLINGS = {
+    "--skip_images", "--prompts_file", "--ckpt_path", "--clip_l", "--clip_g", "--t5xxl", "--cfg_scale",
+    "--t5xxl_token_length", "--keep_unconditional",
+}  # fmt: skip
 
 
 def _capture_flags() -> set[str]:
