@@ -52,7 +52,9 @@ TIERS = {
     "maps": "words", "map_heads": "all", "map_layers": "0-1", "map_steps": "all", "top_steps": "all", "atlas": True,
     "rows": ("centre", "token:0"), "text_queries": True, "raw": ("steps=0", "layers=1", "heads=0-1", "tokens=0-40"),
 }  # fmt: skip
-MARKS = {"attn2": "attn2/entropy_all", "gates": "gates/mean"}  # group -> what it holds whenever it is there
+MARKS = {  # group -> what it holds whenever it is there
+    "attn2": "attn2/entropy_all", "attn2_regrouped": "attn2_regrouped/entropy_all", "gates": "gates/mean",
+}  # fmt: skip
 REACH = {
     "cuda": (1e-5, 1e-4),
     "cpu": (1e-3, 1e-3),
@@ -65,8 +67,8 @@ def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
     transformer, third = pipe.transformer, (pipe.text_encoder_3, pipe.tokenizer_3)
     processors = dict(transformer.attn_processors)
     try:
-        if case.gates:
-            put_random_gates(pipe, case.gates)
+        if case.gates or case.attn2 != "diffusers":
+            put_random_gates(pipe, case)
         if case.no_t5:
             pipe.text_encoder_3 = pipe.tokenizer_3 = None
         backend = case.backend or backend_on(transformer.device)
@@ -83,13 +85,16 @@ def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
             torch._dynamo.reset()
 
 
-def put_random_gates(pipe: StableDiffusion3Pipeline, gate_type: str) -> None:
-    """Gates on every attention that differ from token to token and head to head."""
-    choice = choose_gates(pipe.transformer, None, GateOptions(gate_type=gate_type, gate_init="neutral"))
-    for _, _, gate in choice.gates.all():
-        for parameter in gate.parameters():
-            nn.init.normal_(parameter, std=0.02)
-    choice.gates.to(pipe.transformer.device, pipe.transformer.dtype)
+def put_random_gates(pipe: StableDiffusion3Pipeline, case: Case) -> None:
+    """The case's attn2, and gates on every attention that differ from token to token and head to head."""
+    gated = {"gate_type": case.gates, "gate_init": "neutral"} if case.gates else {}
+    layout = {"attn2_layout": case.attn2} if case.shape == "medium" else {}
+    choice = choose_gates(pipe.transformer, None, GateOptions(**gated, **layout))
+    if choice.gates is not None:
+        for _, _, gate in choice.gates.all():
+            for parameter in gate.parameters():
+                nn.init.normal_(parameter, std=0.02)
+        choice.gates.to(pipe.transformer.device, pipe.transformer.dtype)
     put_gates(pipe.transformer, choice)
 
 
@@ -171,7 +176,8 @@ def is_met(case: Case, told: dict[str, object], device: str) -> bool:
     if case.refused or "error" in told:
         return bool(case.refused) and case.refused in told.get("refused", "")
     row_sum, image = REACH[device]
-    holds = {"attn2": case.shape == "medium", "gates": bool(case.gates)}
+    second = "attn2_regrouped" if case.attn2 == "sd-scripts" else "attn2"
+    holds = {name: name == second and case.shape == "medium" for name in MARKS} | {"gates": bool(case.gates)}
     return (
         told["latents"] == "equal" and told["sound"]
         and told["row_sum_error"] <= row_sum and told["image_error"] <= image

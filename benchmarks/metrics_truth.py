@@ -102,17 +102,22 @@ def of_patches(store, one: list[int], attention: str) -> dict:
     return {each.__name__: each(store, samples=one, attention=attention) for each in functions}
 
 
+def second_group(store) -> str:
+    """Return the group of a store that holds the second attention, whose heads are its own in sd-scripts' layout."""
+    return "attn2_regrouped" if "head_attn2" in store.sizes else "attn2"
+
+
 def of_second(store, one: list[int]) -> dict:
     """Return the numbers of the second attention; what no function of the library gives, as the store has it."""
-    read = {"sample": one, "branch": "cond", "query": "image"}
+    read, group = {"sample": one, "branch": "cond", "query": "image"}, second_group(store)
     found = of_patches(store, one, "attn2") | {
         "top_mass, 1": sink_rates.top_mass(store, 1, samples=one, attention="attn2"),
         "top_mass, 5": sink_rates.top_mass(store, 5, samples=one, attention="attn2"),
-        "mass of the keys named": store.read("attn2/top_mass", **read),
-        "value norm of the keys named": store.read("attn2/top_value_norm", **read),
+        "mass of the keys named": store.read(f"{group}/top_mass", **read),
+        "value norm of the keys named": store.read(f"{group}/top_value_norm", **read),
     }
     if "attn2" in gate_statistics.gated_streams(store):
-        found["contribution after the gate"] = store.read("attn2/contribution", **read)
+        found["contribution after the gate"] = store.read(f"{group}/contribution", **read)
     return {f"attn2: {name}": values for name, values in found.items()}
 
 
@@ -146,7 +151,7 @@ def of_gates(store, one: list[int], kinds: list[str]) -> dict:
 def stored(store, index: int, kinds: list[str]) -> dict[str, np.ndarray]:
     """Return the numbers of a sample as the library gives them: name -> array, as brute_force.truths."""
     found = of_text(store, [index]) | of_heaviest(store, [index], kinds)
-    if "attn2/top_mass" in store:
+    if f"{second_group(store)}/top_mass" in store:
         found |= of_second(store, [index])
     if gate_statistics.gated_streams(store):
         found |= of_gates(store, [index], kinds)
@@ -162,9 +167,10 @@ def named_keys(store, index: int) -> tuple[np.ndarray, np.ndarray | None]:
     rank)."""
     keys = heaviest_keys.top_keys(store, samples=[index]).isel(sample=0)
     named = (keys["index"] + store.sizes["token"] * (keys["stream"] == 0)).values.astype(int)
-    if "attn2/top_index" not in store:
+    name = f"{second_group(store)}/top_index"
+    if name not in store:
         return named, None
-    return named, store.read("attn2/top_index", sample=index, branch="cond", query="image").values.astype(int)
+    return named, store.read(name, sample=index, branch="cond", query="image").values.astype(int)
 
 
 def sample_of(store, index: int, kept: Kept) -> Sample:
@@ -233,7 +239,8 @@ def page(worst: dict[str, dict[str, float]], drawn: int) -> tuple[str, bool]:
         *(f"| {name} | {worst['exact'][name]:.1e} | {worst['rounded'][name]:.1e} |" for name in worst["exact"]),
         "", "For `is_sink` whether any differs. `top_keys` is the true mass of the keys that the store names, rank by "
         "rank, against the stored one, which `top_mass` compares with the true heaviest. Rows that begin with attn2 "
-        "are of MMDiT-X's second attention; those of gates are of all statistics, groups and both branches. "
+        "are of MMDiT-X's second attention, in both layouts; those of gates are of all statistics, groups and both "
+        "branches. "
         + ("All within." if good else "NOT within."),
         "Made by `python benchmarks/metrics_truth.py`.",
     ]  # fmt: skip

@@ -105,6 +105,7 @@ def _begin_charts_anew() -> None:
 def _choose_between(name: str, places: list[int]) -> None:
     """Set the sidebar's range of that name, whatever its size, to hold these positions."""
     view = st.session_state["view"]
-    size = cached_reads.store(view.run).sizes[name.removesuffix("s")]
+    axis = view.head_axis if name == "heads" else name.removesuffix("s")
+    size = cached_reads.store(view.run).sizes[axis]
     if size > 1:
         st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))

@@ -56,7 +56,10 @@ def _row(view, run: cached_reads.Run, samples: tuple[int, ...], top: float) -> N
                 )
                 title = f"{run.name}: mean gate, {query} queries"
                 code = recipes.gate_heads(view, run, samples, query)
-                panels.clickable(figure, f"gates-{run.name}-{query}", title, found, code)
+                if panels.chooses_joint_heads():
+                    panels.clickable(figure, f"gates-{run.name}-{query}", title, found, code)
+                else:
+                    panels.chart(figure, title, found, code)
 
 
 def _counted(found: pd.DataFrame) -> str:

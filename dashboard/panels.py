@@ -93,6 +93,11 @@ def clickable(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFram
     )  # fmt: skip
 
 
+def chooses_joint_heads() -> bool:
+    """Return whether the sidebar's heads are those of the joint attention, which a click in its charts can choose."""
+    return st.session_state["view"].head_axis == "head"
+
+
 def curve(figure: alt.TopLevelMixin, key: str, name: str, table: pd.DataFrame, code: str, x: str) -> None:
     """Draw a curve over denoising steps whose brushed steps filter the charts of all pages.
 
@@ -166,7 +171,8 @@ def about(view: View, one: bool = False) -> str:
 
     count = f"{len(view.samples)} sample{'s' if len(view.samples) > 1 else ''}"
     count = f"sample {view.sample}" if one else f"mean of {count}"
-    where = [span("layer", view.layers), span("head", view.heads), span("step", view.steps)]
+    heads = span("head", view.heads) + " of attn2" * (view.head_axis != "head")
+    where = [span("layer", view.layers), heads, span("step", view.steps)]
     target = "first token (token 0)" if view.target == metrics.FIRST_TOKEN else view.target
     target = f"{target} · " if MEASURES[view.metric].of_target else ""
     return f"{target}{view.branch} · {count} · {' · '.join(where)}"

@@ -22,11 +22,8 @@ def within(view: View, at_cell: bool = True, dims: tuple[str, ...] = ("step", "l
     places = {"step": view.steps, "layer": view.layers, "head": view.heads}
     if at_cell and view.cell is not None:
         places |= {"layer": (view.cell[0],), "head": (view.cell[1],)}
-    parts = [
-        f"{dim}={span(places[dim])}"
-        for dim in ("step", "layer", "head")
-        if dim in dims and len(places[dim]) < sizes[dim]
-    ]
+    sizes = {"step": sizes["step"], "layer": sizes["layer"], "head": sizes[view.head_axis]}
+    parts = [f"{dim}={span(places[dim])}" for dim in sizes if dim in dims and len(places[dim]) < sizes[dim]]
     return f".isel({', '.join(parts)})" if parts else ""
 
 

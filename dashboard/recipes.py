@@ -236,18 +236,19 @@ def _each_pairing(view: View, others: list[cached_reads.Run], first: str, at_cel
     )
 
 
-def scattered(view: View, chosen: dict[cached_reads.Run, tuple[int, ...]], x: str, y: str) -> str:
-    """Return what reads two numbers of each sample of several runs."""
-    layers, heads = view.looked_at
-    where = (
-        f"{target(view)}, {view.branch!r}, chosen, {list(layers)!r}, {list(heads)!r}, {list(view.steps)!r}"
-    )
+def scattered(
+    view: View,
+    chosen: dict[cached_reads.Run, tuple[int, ...]],
+    numbers: list[tuple[str, list[int], list[int]]],
+) -> str:
+    """Return what reads two numbers, each with its layers and heads, of each sample of several runs."""
     runs = [(run.name, Path(run.path).name, list(samples)) for run, samples in chosen.items()]
     return (
         "import pandas as pd\nimport sd35h5\nfrom sd35h5 import metrics\n\n"
         f"tables = []\nfor name, file, chosen in {runs!r}:\n    store = sd35h5.open_store(file)\n"
-        f"    where = ({where})\n"
-        f"    x, y = (metrics.sample_values(store, what, *where) for what in {(x, y)!r})\n"
+        f"    asked = ({target(view)}, {view.branch!r}, chosen)\n    x, y = (\n"
+        f"        metrics.sample_values(store, what, *asked, layers, heads, {list(view.steps)!r})\n"
+        f"        for what, layers, heads in {numbers!r}\n    )\n"
         "    tables.append(metrics.points(store.samples, chosen, x, y).assign(run=name))\n"
         "table = pd.concat(tables)"
     )

@@ -12,6 +12,7 @@ from dashboard.selection import View
 from sd35h5.figures import scales
 from sd35h5.figures.scatter_chart import scatter as figure_of
 from sd35h5.metrics import per_sample
+from sd35h5.metrics.catalogue import MEASURES, head_axis
 
 MOST = len(scales.RUN_COLORS)
 
@@ -39,7 +40,7 @@ def draw(view, partners: dict[cached_reads.Run, pd.DataFrame]) -> None:
         with cached_reads.sentence(run):
             own = tuple(samples["sample"].tolist())
             both = [
-                cached_metrics.sample_values(run, name, *asked(view), own, name == view.metric)
+                cached_metrics.sample_values(run, name, *asked(view, name), own, name == view.metric)
                 for name in chosen
             ]
             table = per_sample.points(cached_reads.samples(run), own, *both).assign(run=run.name)
@@ -53,7 +54,8 @@ def draw(view, partners: dict[cached_reads.Run, pd.DataFrame]) -> None:
         return
     points = table.assign(sample=table["shown"])  # a click, and the ring, mean the reference's sample
     figure = figure_of(points, *(names[name] for name in chosen), chosen=view.sample, select="sample")
-    code = recipes.scattered(view, codes, *chosen)
+    numbers = [(name, *map(list, asked(view, name)[2:4])) for name in chosen]
+    code = recipes.scattered(view, codes, numbers)
     panels.points(
         view, figure, "scatter", "Any two numbers of the samples", table.drop(columns="shown"), code
     )
@@ -61,7 +63,9 @@ def draw(view, partners: dict[cached_reads.Run, pd.DataFrame]) -> None:
         st.caption(panels.plain(per_sample.told(row)))
 
 
-def asked(view: View) -> tuple:
-    """Return target, branch, layers, heads and steps of the numbers: the clicked cell's, if there is one."""
+def asked(view: View, name: str) -> tuple:
+    """Return target, branch, layers, heads and steps of a number: the clicked cell's, if there is one; heads are
+    chosen among those of the metric, and of numbers with other heads all are taken."""
     layers, heads = view.looked_at
-    return view.target, view.branch, layers, heads, view.steps
+    own = name in MEASURES and head_axis(cached_reads.store(view.run), name) != view.head_axis
+    return view.target, view.branch, layers, () if own else heads, view.steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 
@@ -15,7 +15,8 @@ from sd35h5.metrics.catalogue import MEASURES
 @dataclass(frozen=True)
 class View:
     """What is chosen: everything a page needs to draw. Positions are 0-based; ranges hold every chosen
-    position."""
+    position. Heads and the cell's head are of the metric: an attn2 in sd-scripts' layout has others (`head_axis`) than
+    the joint attention."""
 
     run: cached_reads.Run
     others: tuple[cached_reads.Run, ...]
@@ -28,6 +29,15 @@ class View:
     heads: tuple[int, ...]
     steps: tuple[int, ...]
     cell: tuple[int, int] | None
+    head_axis: str = "head"
+
+    @property
+    def of_joint(self) -> View:
+        """The choice for numbers of the joint attention: all of its heads where others are chosen."""
+        if self.head_axis == "head":
+            return self
+        heads = tuple(range(cached_reads.store(self.run).sizes["head"]))
+        return replace(self, heads=heads, cell=None, head_axis="head")
 
     @property
     def label(self) -> str:

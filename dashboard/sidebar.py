@@ -7,7 +7,7 @@ import streamlit as st
 from dashboard import address, cached_reads, choose_samples, clicks
 from dashboard.selection import View
 from sd35h5 import metrics
-from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.metrics.catalogue import MEASURES, head_axis
 from sd35h5.metrics.targets import PADS
 from sd35h5.store.schema import GROUPS
 from sd35h5.store.showable import showable
@@ -73,15 +73,19 @@ def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) 
     branch = _choose_branch(run)
     target = _choose_target(run, chosen, sample, branch)
     metric = _choose_metric(run, target)
-    ranges = [_choose_range(name, sizes[name]) for name in ("layer", "head", "step")]
-    if any(len(places) < sizes[name] for name, places in zip(("layer", "head", "step"), ranges, strict=True)):
+    axis = head_axis(cached_reads.store(run), metric)
+    lengths = {"layer": sizes["layer"], "head": sizes[axis], "step": sizes["step"]}
+    ranges = [_choose_range(name, size) for name, size in lengths.items()]
+    if axis != "head":
+        st.caption("Heads are those of attn2, of which this model has others than of its joint attention.")
+    if any(len(places) < size for places, size in zip(ranges, lengths.values(), strict=True)):
         st.button(
             "All layers, heads, steps",
             icon=":material/close:",
             on_click=clicks.choose_everything,
             width="stretch",
         )
-    address.begin("cell", "cell", None, address.cell_within(sizes["layer"], sizes["head"]))
+    address.begin("cell", "cell", None, address.cell_within(lengths["layer"], lengths["head"]))
     cell = st.session_state["cell"]
     if cell is not None and (cell[0] not in ranges[0] or cell[1] not in ranges[1]):
         cell = None
@@ -93,7 +97,7 @@ def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) 
             width="stretch",
             help="the clicked cell filters the charts: press to see all layers and heads again",
         )
-    return View(run, others, chosen, sample, branch, target, metric, *ranges, cell)
+    return View(run, others, chosen, sample, branch, target, metric, *ranges, cell, axis)
 
 
 def _choose_metric(run: cached_reads.Run, target: metrics.Target) -> str:
@@ -193,5 +197,6 @@ def _write_address(view: View, first: str) -> None:
     address.write("target", address.target_text(view.target), address.target_text(metrics.FIRST_TOKEN))
     address.write("metric", view.metric, next(iter(METRIC_NAMES)))
     for name, places in (("layer", view.layers), ("head", view.heads), ("step", view.steps)):
-        address.write(f"{name}s", address.span_text(places) if len(places) < sizes[name] else "")
+        size = sizes[view.head_axis if name == "head" else name]
+        address.write(f"{name}s", address.span_text(places) if len(places) < size else "")
     address.write("cell", "" if view.cell is None else f"{view.cell[0]}.{view.cell[1]}")

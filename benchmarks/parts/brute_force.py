@@ -164,16 +164,24 @@ def about_second(sample: Sample, named: np.ndarray) -> dict[str, np.ndarray]:
         "value norm of the keys named": norms,
     }
     if "attn2" in sample.gates:
-        found["contribution after the gate"] = at(mass, named) * norms * mean_gate(sample, "attn2")[..., None]
+        gate = mean_gate(sample, "attn2", heads=mass.shape[2])
+        found["contribution after the gate"] = at(mass, named) * norms * gate[..., None]
     return {f"attn2: {name}": values for name, values in found.items()}
 
 
 # ---- gates -------------------------------------------------------------------------------------------------
 
 
-def mean_gate(sample: Sample, stream: str) -> np.ndarray:
-    """Return the cond branch's mean gate of a stream: (step, layer, head)."""
-    return sample.gates[stream][:, :, 0].mean((2, 4))
+def mean_gate(sample: Sample, stream: str, heads: int | None = None) -> np.ndarray:
+    """Return the cond branch's mean gate of a stream: (step, layer, head).
+
+    Args: heads: how many attend where they are not those of the gates, over whose channels they then lie.
+    """
+    gate = sample.gates[stream][:, :, 0].mean(2)  # (step, layer, head, channel)
+    if heads in (None, gate.shape[2]):
+        return gate.mean(-1)
+    channels = np.broadcast_to(gate, (*gate.shape[:-1], heads))  # a head of the gates has as many channels
+    return channels.reshape(*gate.shape[:2], heads, -1).mean(-1)
 
 
 def gate_statistics(gate: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ class Case:
         adapter: its kind, see adapting.CONFIGS. fused: into the weights.
         compiled: how the transformer is compiled, see compiling.WAYS. mode: of torch.compile.
         backend: of torch.compile; None for the device's, whose kernels may be timed and chosen anew each time.
+        attn2: how the second attention is computed, as --attn2_layout says it.
         refused: a part of the sentence by which a capture of this is refused.
     """
 
@@ -31,6 +32,7 @@ class Case:
     prompts: int = 1
     images: int = 1
     gates: str = ""
+    attn2: str = "diffusers"
     masks: tuple[str, ...] = ()
     no_t5: bool = False
     offload: str = ""
@@ -90,6 +92,11 @@ CASES = (
     Case("SD3.5-Medium, batch of 2", shape="medium", prompts=2),
     Case("SD3.5-Medium, gates a head", shape="medium", gates="headwise"),
     Case("SD3.5-Medium, compiled, gates a channel", shape="medium", compiled="blocks", gates="elementwise"),
+    Case("SD3.5-Medium, attn2 in sd-scripts' layout", shape="medium", attn2="sd-scripts"),
+    Case(
+        "SD3.5-Medium, sd-scripts' attn2, gates a head", shape="medium", attn2="sd-scripts", gates="headwise"
+    ),
+    Case("SD3.5-Medium, sd-scripts' attn2, compiled", shape="medium", attn2="sd-scripts", compiled="blocks"),
     Case("SD3-Medium", shape="sd3-medium"),
     Case("SD3-Medium, float16", shape="sd3-medium", dtype="float16"),
 )

@@ -28,6 +28,11 @@ class Keeper:
         query, key, value = (
             part.detach()[:, :, order].double().flip(0) for part in (joint.query, joint.key, joint.value)
         )
+        if getattr(self.inner, "regrouped", False):  # heads of as many channels as there are heads
+            query, key, value = (
+                part.transpose(1, 2).flatten(2).unflatten(-1, (-1, attn.heads)).transpose(1, 2)
+                for part in (query, key, value)
+            )
         logits = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5
         self.kept["attention"].append(torch.softmax(logits, dim=-1).numpy())
         self.kept["norms"].append(value.norm(dim=-1).numpy())

@@ -25,10 +25,13 @@ def sharpen(transformer, factor: float) -> None:
 
 
 def models(count: int):
-    """Yield (name, pipeline, seed): random models, each also with random gates on every attention."""
+    """Yield (name, pipeline, seed): random models, each also with random gates on every attention, and those with
+    attn2 also in sd-scripts' layout of it."""
     for seed in range(count):
         dual = DUAL[seed % len(DUAL)]
-        for gate_type in (None, "headwise" if seed % 2 == 0 else "elementwise"):
+        kind = "headwise" if seed % 2 == 0 else "elementwise"
+        variants = [(None, "diffusers"), (kind, "diffusers")] + [(kind, "sd-scripts")] * bool(dual)
+        for gate_type, layout in variants:
             norm = "rms_norm" if seed % 2 == 0 else None
             pipe = make_pipeline(qk_norm=norm, seed=seed, dual_attention_layers=dual)
             sharpen(pipe.transformer, 2 if norm else 8)
@@ -37,5 +40,6 @@ def models(count: int):
                 for _, _, gate in gates.all():
                     for parameter in gate.parameters():
                         torch.nn.init.normal_(parameter, std=0.5)
-                install_gates(pipe.transformer, gates)
-            yield f"model {seed}, attn2 in layers {list(dual)}, gates {gate_type or 'none'}", pipe, 100 * seed
+                install_gates(pipe.transformer, gates, layout)
+            told = f"attn2 in layers {list(dual)}, {layout}' layout" if dual else "no attn2"
+            yield f"model {seed}, {told}, gates {gate_type or 'none'}", pipe, 100 * seed

@@ -7,6 +7,7 @@ import streamlit as st
 from dashboard import cached_metrics, cached_reads, gate_panels, panels, recipes, scatter_panel
 from sd35h5 import compare, metrics
 from sd35h5.comparing import effects
+from sd35h5.errors import StoreError
 from sd35h5.figures import curves, heatmaps, pair_charts, scales
 from sd35h5.metrics import gate_statistics
 
@@ -25,8 +26,12 @@ def values_of(view, other: cached_reads.Run, pairing: compare.Pairing):
         values = cached_metrics.metric(
             run, view.metric, view.target, view.branch, tuple(pairing.pairs[column])
         )
-        sides.append(view.within(values.assign_coords(sample=range(values.sizes["sample"]))))
-    return sides
+        sides.append(values.assign_coords(sample=range(values.sizes["sample"])))
+    if sides[0].sizes["head"] != sides[1].sizes["head"]:
+        raise StoreError(
+            f"{other.name} measured this with other heads than {view.run.name}: they do not compare"
+        )
+    return [view.within(side) for side in sides]
 
 
 def marked(view, name: str, sides: tuple, pairing: compare.Pairing) -> tuple[pd.DataFrame, int]:
@@ -227,7 +232,7 @@ def gates(view) -> None:
     }
     if found:
         st.markdown("**Mean gate by layer, head and stream**")
-        gate_panels.draw(view, found)
+        gate_panels.draw(view.of_joint, found)
 
 
 def scatter(view, pairings: dict[str, compare.Pairing]) -> None:

@@ -126,6 +126,10 @@ def picture_of(view, step: int) -> None:
 
 def show(view) -> None:
     """Lay out the page for the shown sample alone."""
+    if view.head_axis != "head":
+        told = "This metric is of attn2, whose heads are others than those that see the text: choose another metric."
+        st.info(told, icon=":material/info:")
+        return
     view = replace(view, samples=(view.sample,))
     values = cached_metrics.metric(view.run, view.metric, view.target, view.branch, view.samples)
     if view.cell is None:

@@ -120,7 +120,7 @@ def show(view) -> None:
     detail(view, gated)
 
 
-view = panels.current()
+view = panels.current().of_joint
 st.subheader("Gates: what lets attention through")
 st.caption(panels.plain(f"{view.branch} · {panels.about(view).partition(view.branch + ' · ')[2]}"))
 with cached_reads.sentence(view.run):

@@ -267,7 +267,7 @@ def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tupl
     panels.keep(Shown(f"{one.run.name}: cells of the map at step {step}", figure, table, code))
 
 
-view = panels.current()
+view = panels.current().of_joint
 st.subheader("Maps: where the image looks at a word")
 st.caption(f"{panels.plain(panels.told_prompt(view.run, view.sample))} · {view.branch} branch")
 chosen = None

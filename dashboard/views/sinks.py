@@ -218,7 +218,8 @@ def show(view) -> None:
     st.caption(panels.plain(panels.about(view)))
     with cached_reads.sentence(view.run):
         over_steps_and_layers(view, where)
-    prompt = panels.plain(panels.told_prompt(view.run, view.sample))
+    prompt, view = panels.plain(panels.told_prompt(view.run, view.sample)), view.of_joint
+    where = "" if view.cell is None else where
     head = "" if view.cell is None else f" · head {view.cell[1]}"
     rows = (
         {f"**Heaviest text tokens**{where} · {prompt}": tokens, f"**Where the mass goes**{head}": groups},

@@ -94,7 +94,7 @@ def across_prompts(view) -> None:
             st.caption(f"{absent} of {len(found)} chosen samples do not have it")
 
 
-view = panels.current()
+view = panels.current().of_joint
 where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
 st.subheader("Tokens: how much attention each gets")
 st.caption(

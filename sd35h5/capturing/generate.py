@@ -26,7 +26,7 @@ from sd35h5.errors import CaptureError
 from sd35h5.measuring.batch_probe import BatchProbe
 from sd35h5.measuring.compiled import followed, room_for_graphs
 from sd35h5.measuring.probe import Probe
-from sd35h5.measuring.processor import installed, regrouped_attentions
+from sd35h5.measuring.processor import installed
 
 log = logging.getLogger("sd35h5")
 
@@ -161,12 +161,6 @@ def generating(session: Session) -> Iterator[Generate]:
             second_gated=gates is not None and bool(gates.second_layers),
         )
     )  # fmt: skip
-    if second := regrouped_attentions(transformer):
-        log.warning(
-            "%d second attentions (attn2) are computed in sd-scripts' layout, whose heads are not those of the "
-            "joint attention: only their gates are measured",
-            len(second),
-        )
     if session.compiled and session.interventions:
         log.warning(
             "the transformer is compiled: interventions are drawn without what torch.compile made of it"

@@ -75,11 +75,11 @@ class SampleRecorder:
         self._second_gates = _nan(len(GATE_STATISTICS), *shape, *steps) if second else None
         self._top: dict[str, dict[int, np.ndarray]] = {}  # variable -> top_step -> values
         self._second_top: dict[str, dict[int, np.ndarray]] = {}
-        self._second_entropy = _nan(*steps)
+        self._second_entropy = _nan(*steps[:2], layout.second.own_heads or layout.heads)
         self._band: dict[int, Tensor] = {}  # maps of every head of the layers of one chunk
         self._drawn_last: set[str] = set()  # branches of the last step so far
         self._is_gathered = False
-        self._altered_mass = {name: _nan(*shape, *steps) for name in altered}
+        self._altered_mass = {name: _nan(*shape, *steps[:2], layout.heads_of(name)) for name in altered}
         self._row_sum_error = float("nan")
         try:
             put_facts(self._writer.put, facts, layout, tables, map_tokens, rows)
@@ -221,13 +221,12 @@ class SampleRecorder:
     def _take_second(self, step: int, second: dict[str, np.ndarray]) -> None:
         """Take what the image's queries see in the second attentions, (layer, head, …)."""
         self._second_entropy[step] = second.pop("entropy_all")
-        mass = second.pop("patch_mass")
+        at, mass = self._layout.top_steps.index(step), second.pop("patch_mass")
+        named = self._layout.second.variable
         if self._layout.atlas:
-            at = {"branch": self._cond, "query": _IMAGE, "top_step": self._layout.top_steps.index(step)}
-            self._writer.put("attn2/mass_patch", mass, **at)
+            self._writer.put(named("attn2/mass_patch"), mass, branch=self._cond, query=_IMAGE, top_step=at)
         for name, values in second.items():
-            at = self._layout.top_steps.index(step)
-            self._second_top.setdefault(f"attn2/{name}", {})[at] = values.copy()
+            self._second_top.setdefault(named(f"attn2/{name}"), {})[at] = values.copy()
 
     def seal(self, image: np.ndarray | None, key: str, events: Sequence[Mapping[str, object]] = ()) -> Path:
         """Write what was gathered and make the file appear. Returns: the sealed file.
@@ -260,7 +259,8 @@ class SampleRecorder:
             for name, values in zip(GATE_STATISTICS, self._second_gates, strict=True):
                 put(f"attn2/{name}", values)
         if np.isfinite(self._second_entropy).any():
-            put("attn2/entropy_all", self._second_entropy, branch=self._cond, query=_IMAGE)
+            name = self._layout.second.variable("attn2/entropy_all")
+            put(name, self._second_entropy, branch=self._cond, query=_IMAGE)
         for name, steps in self._second_top.items():
             put(name, self._every_top_step(name, steps, 0), branch=self._cond, query=_IMAGE)
         if self._entropy_all is not None:

@@ -13,6 +13,7 @@ from sd35h5.capturing.call import Call
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.attend import dtype_in_force
 from sd35h5.measuring.reductions import pooled_centres
+from sd35h5.planning.interventions import SecondAttention
 from sd35h5.planning.options import MAX_MAPS, Tiers
 from sd35h5.planning.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.planning.token_table import TokenTable, token_encoders
@@ -40,6 +41,7 @@ class Layout:
     sigmas: tuple[float, ...]
     layers: int
     heads: int
+    second: SecondAttention
     token_encoders: tuple[int, ...]
     patches: tuple[int, int]
     pixels: tuple[int, int] | None
@@ -65,9 +67,13 @@ class Layout:
         scales["branch"] = np.array([schema.BRANCHES.index(branch) for branch in self.branches])
         scales["timestep"], scales["sigma"] = np.array(self.timesteps), np.array(self.sigmas)
         scales["token_encoder"] = np.array(self.token_encoders)
-        for name, length in (("rank", self.ranks), ("map_token", self.maps), ("row", self.rows)):
-            if length:
-                scales[name] = np.arange(length)
+        some = {
+            "rank": self.ranks,
+            "map_token": self.maps,
+            "row": self.rows,
+            "head_attn2": self.second.own_heads,
+        }
+        scales |= {name: np.arange(length) for name, length in some.items() if length}
         if self.ranks or self.atlas:
             scales["top_step"] = np.array(self.top_steps)
         if self.maps or self.rows:
@@ -82,6 +88,11 @@ class Layout:
         if self.pixels is not None:
             scales["pixel_y"], scales["pixel_x"] = np.arange(self.pixels[0]), np.arange(self.pixels[1])
         return scales
+
+    def heads_of(self, variable: str) -> int:
+        """How many heads a variable is along: an attn2 in sd-scripts' layout has its own."""
+        is_own = "head_attn2" in schema.variable(variable).dims
+        return self.second.own_heads if is_own else self.heads
 
     def differences(self, other: Layout) -> list[str]:
         """Names of the axes in which another sample's layout differs."""
@@ -105,7 +116,7 @@ class SampleFacts:
 
 def make_layout(
     pipe: StableDiffusion3Pipeline, tiers: Tiers, call: Call, latents: Tensor, first: Tensor, text_tokens: int,
-    has_t5: bool,
+    has_t5: bool, second: SecondAttention,
 ) -> Layout:  # fmt: skip
     """The axes of a sample, at the first call of its transformer.
 
@@ -128,6 +139,7 @@ def make_layout(
         sigmas=tuple(float(sigma) for sigma in scheduler.sigmas[begin : begin + len(timesteps)]),
         layers=layers,
         heads=heads,
+        second=second,
         token_encoders=tuple(int(each) for each in token_encoders(clip, text_tokens - clip, has_t5)),
         patches=patches,
         pixels=(height * factor, width * factor) if has_image else None,

@@ -17,8 +17,13 @@ from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
 from sd35h5.measuring.compiled import compiled_how
 from sd35h5.measuring.layer_caches import caches_of
-from sd35h5.measuring.processor import check_processors, regrouped_attentions
-from sd35h5.planning.interventions import CausalOptions, control_seed, parse_interventions
+from sd35h5.measuring.processor import check_processors, second_attention
+from sd35h5.planning.interventions import (
+    CausalOptions,
+    altered_variables,
+    control_seed,
+    parse_interventions,
+)
 from sd35h5.planning.options import Tiers
 from sd35h5.planning.token_table import TokenTable, truncation_note
 from sd35h5.store.bounded_queue import Drain
@@ -70,8 +75,8 @@ class Session:
         self.gates = gates_of(pipe.transformer)
         self.attn2_layout = attn2_layout_of(pipe.transformer)
         config = pipe.transformer.config
-        regrouped = regrouped_attentions(pipe.transformer)
-        self.second_layers = () if regrouped else tuple(config.dual_attention_layers)  # can be altered
+        self.second = second_attention(pipe.transformer)
+        self.altered = altered_variables(self.interventions, self.second)
         self.model_shape = (
             f"{config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}"
         )
@@ -167,6 +172,11 @@ class Session:
             CaptureError: the samples that are there have others.
         """
         there = sealed_attributes(self.parts)
+        if self.second.own_heads and there.get("min_reader") == "1.0":
+            raise CaptureError(
+                f"{self._out.name} holds samples of an earlier version, which did not measure attn2 in sd-scripts' "
+                "layout: capture into another file, or overwrite the file (--overwrite, overwrite=True)"
+            )
         before = {name: there[name] for name in MODEL_ATTRIBUTES if name in there}
         now = dict(self._header.attributes)
         names = {name: before.pop(name) for name in ("model_id", "model_revision") if name in before}

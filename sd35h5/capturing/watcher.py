@@ -25,7 +25,6 @@ from sd35h5.measuring.optional_tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.measuring.passes import PassPlan, never_ran
 from sd35h5.measuring.probe import Probe
 from sd35h5.measuring.processor import replaced_layers
-from sd35h5.planning.interventions import ALTERED_MASS, altered_variables
 from sd35h5.planning.pairing_key import pairing_key
 from sd35h5.planning.selectors import choose_rows
 from sd35h5.planning.token_table import TokenTable, choose_map_tokens
@@ -136,7 +135,7 @@ class PassWatcher:
         self._recorder.add(self.step, self._rows, result, flags, check)
         if (altered := self._probe.altered) is not None:
             masses = altered.stacked_mass(self._layout.layers).items()
-            if named := {ALTERED_MASS[attn]: mass for attn, mass in masses}:
+            if named := {self._session.altered[attn]: mass for attn, mass in masses}:
                 self._recorder.add_altered(self.step, self._rows, named)
 
     def _scale(self) -> object:
@@ -221,13 +220,15 @@ class PassWatcher:
         call, session, tiers = self._call, self._session, self._session.tiers
         has_t5, text_tokens = reads_t5(self._pipe, call, session.has_t5), states.shape[1]
         tables = self._token_tables(text_tokens, has_t5)
-        self._layout = layout = make_layout(self._pipe, tiers, call, latents, timestep, text_tokens, has_t5)
+        self._layout = layout = make_layout(
+            self._pipe, tiers, call, latents, timestep, text_tokens, has_t5, session.second
+        )
         validate_tiers(tiers, len(layout.timesteps))
         rows = choose_rows(tiers.rows, layout.patches, len(layout.token_encoders), tables["cond"])
         self._interventions = Interventions(
             session.interventions, (layout.layers, layout.heads, len(layout.timesteps)), layout.patches,
             {branch: table.groups for branch, table in tables.items()},
-            session.control, self._identity.index, latents.device, session.second_layers,
+            session.control, self._identity.index, latents.device, session.second,
         )  # fmt: skip
         shared = session.pairing_fields()
         self._key = pairing_key(
@@ -259,7 +260,7 @@ class PassWatcher:
             session.parts, session.header(layout, events), layout, facts, tables,
             kept_branches=tiers.kept_branches,
             text_queries=tiers.text_queries, map_tokens=chosen, gates=session.gates,
-            rows=rows, altered=altered_variables(session.interventions),
+            rows=rows, altered=tuple(session.altered.values()),
             apart=device.type == "cuda" and writer_client.SUPPORTED,
             round_mantissa=self._probe.reducer_on(device).round_mantissa,
         )  # fmt: skip

@@ -121,7 +121,7 @@ def _nothing_pairs(
 def _held(run: str, stores: tuple[Store, Store], asked: str, skipped: list[list[str]]) -> list[str]:
     """Return the measures that both runs hold, and the asked one; note the others, attn2's only where one has it."""
     missing = absent(stores[0]) | absent(stores[1])
-    second = any(name.startswith("attn2/") for store in stores for name in store.variables)
+    second = any(name.startswith("attn2") for store in stores for name in store.variables)
     for name, remedy in missing.items():
         if name != asked and (second or not name.startswith("attn2_")):
             skipped.append([run, name, remedy])

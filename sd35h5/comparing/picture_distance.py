@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.ndimage import correlate1d
 
 from sd35h5.errors import StoreError
-from sd35h5.metrics.targets import chosen_samples, plain
+from sd35h5.metrics.targets import chosen_samples, held_name, plain
 
 if TYPE_CHECKING:
     from sd35h5.comparing.paired_samples import Pairing
@@ -92,7 +92,7 @@ def altered_mass(
     Args: second: of MMDiT-X's second, image-only attention.
     Returns: float64 (sample, step, layer, head).
     """
-    name = ALTERED[second]
+    name = held_name(store, ALTERED[second])
     if name not in store:
         what = "an intervention on attn2" if second else "an intervention"
         raise StoreError(f"{store.name} is of a run without {what}: it has no altered mass")
@@ -109,7 +109,7 @@ def image_differences(reference: Store, other: Store, pairing: Pairing) -> pd.Da
     Returns: reference_sample, other_sample, prompt_id, rms, ssim, altered_mass.
     """
     mass = np.full(len(pairing.pairs), np.nan)
-    held = [second for second, name in enumerate(ALTERED) if name in other]
+    held = [second for second, name in enumerate(ALTERED) if held_name(other, name) in other]
     if held and len(mass):
         for query in ("text", "image"):
             found = altered_mass(other, "cond", query, list(pairing.pairs["other_sample"]), bool(held[0]))

@@ -15,7 +15,16 @@ from sd35h5.errors import CaptureError
 from sd35h5.gates.attention import JointQKV
 from sd35h5.measuring import reductions
 from sd35h5.measuring.attend import attend, blocked_lse
-from sd35h5.planning.interventions import JOINT, SECOND, Intervention, Reach, named_keys, reach
+from sd35h5.planning.interventions import (
+    JOINT,
+    NO_SECOND,
+    SECOND,
+    Intervention,
+    Reach,
+    SecondAttention,
+    named_keys,
+    reach,
+)
 
 _TAKEN_OUT = -1e4  # stands for -inf where it is multiplied by 0: exp of it is 0 in float32, and 0 of it is 0
 _FITTINGS = 16
@@ -47,7 +56,7 @@ class Interventions:
         token_groups: group of each text token, of every branch.
         control: seed of the equal-mass control, None to alter the keys themselves.
         sample: index of the sample, so that each has lots of its own.
-        second_layers: the layers that have an attn2.
+        second: the model's attn2.
     """
 
     def __init__(
@@ -59,12 +68,12 @@ class Interventions:
         control: int | None,
         sample: int,
         device: torch.device,
-        second_layers: Sequence[int] = (),
+        second: SecondAttention = NO_SECOND,
     ) -> None:
         self._alterations = [
             _Alteration(
                 each,
-                reach(each, sizes, second_layers),
+                reach(each, sizes, second),
                 {
                     branch: torch.from_numpy(named_keys(each, groups, patches)).to(device)
                     for branch, groups in token_groups.items()

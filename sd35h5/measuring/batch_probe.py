@@ -47,10 +47,6 @@ class BatchProbe:
         """As `Probe.measure_second`, of every sample that is captured."""
         self._each(Probe.measure_second, layer, joint, lse, gates)
 
-    def measure_second_gates(self, layer: int, joint: JointQKV, lse: Tensor | None, gates: Gates) -> None:
-        """As `Probe.measure_second_gates`, of every sample that is captured."""
-        self._each(Probe.measure_second_gates, layer, joint, lse, gates)
-
     def _each(self, call: Callable[..., None], layer: int, *batch: JointQKV | Tensor | Gates | None) -> None:
         samples = len(self.probes)
         for sample, probe in enumerate(self.probes):

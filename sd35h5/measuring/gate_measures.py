@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sd35h5.gates.attention import JointQKV
 from sd35h5.measuring.reductions import IMAGE, TEXT
 
 
@@ -33,6 +34,21 @@ def gate_group_means(gates: tuple[Tensor | None, Tensor | None], membership: Ten
 def _by_head(gate: Tensor, heads: int) -> Tensor:
     """(batch, tokens, outputs) -> float32 (batch, tokens, heads), mean over a head's channels."""
     return gate.float().unflatten(-1, (heads, -1)).mean(-1)
+
+
+def mean_gate(gate: Tensor, joint: JointQKV) -> Tensor:
+    """Mean of a gate over tokens and over the channels of each head that attends, which need not be a head of the
+    gate: regrouped heads lie across those.
+
+    Args:
+        gate: (tokens, outputs), a scalar a head of the model or one a channel.
+
+    Returns: float32 (heads of `joint`).
+    """
+    _, heads, _, width = joint.value.shape
+    means = gate.float().mean(0)
+    channels = means.repeat_interleave(heads * width // len(means))
+    return channels.unflatten(0, (heads, width)).mean(1)
 
 
 def gated_contribution(mass: Tensor, value_norm: Tensor, mean_gate: Tensor) -> Tensor:

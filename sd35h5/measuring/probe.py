@@ -15,7 +15,7 @@ from sd35h5.errors import CaptureError
 from sd35h5.gates.attention import JointQKV
 from sd35h5.measuring import optional_tiers, reductions
 from sd35h5.measuring.attend import attend, blocked_lse
-from sd35h5.measuring.gate_measures import gate_group_means, gated_contribution
+from sd35h5.measuring.gate_measures import gate_group_means, gated_contribution, mean_gate
 from sd35h5.measuring.passes import PassPlan, PassResult, never_ran
 from sd35h5.measuring.reducer import Reducer, reducer_for, torch_reducer
 from sd35h5.measuring.reductions import IMAGE, TEXT, KeyReduction
@@ -191,31 +191,18 @@ class Probe:
             return
         joint, lse, gates = _at_home(plan.membership.device, joint, lse, gates)
         if gates is not None:
-            self.take_second_gates(layer, gates)
+            self._second[layer] = self._gate_values(gates, *gates[0].shape[:1], gates[0].device)
         if "cond" not in plan.branches or not (plan.check or plan.top or plan.tiers.atlas):
             return
         if lse is None:
             self._note_fallback()
             lse = blocked_lse(joint.query, joint.key)
         row = plan.branches.index("cond")
-        gate = None if gates is None else self._second[layer][0, row, IMAGE]
+        gate = None if gates is None else mean_gate(gates[0][row], joint)
         self._second_seen[layer] = optional_tiers.measure_second(
             joint, lse, row, plan.patches, plan.top, self._reducer, gate
         )
 
-    def measure_second_gates(
-        self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None]
-    ) -> None:
-        """Of a second attention whose heads are others than the file's, its gates alone."""
-        self.take_second_gates(layer, gates)
-
-    @torch.no_grad()
-    def take_second_gates(self, layer: int, gates: tuple[Tensor, Tensor | None]) -> None:
-        """Take the gates of one layer's second attention."""
-        if self.plan is not None:
-            self._second[layer] = self._gate_values(gates, *gates[0].shape[:1], gates[0].device)
-
-    @torch.no_grad()
     def measure(
         self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
     ) -> None:

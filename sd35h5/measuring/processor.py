@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from sd35h5.gates.attention import JointQKV, finish_joint, project_joint, regrou
 from sd35h5.measuring.compiled import free_slot, look, new_slot, traced_attend
 from sd35h5.measuring.probe import Probe, attend_plainly
 from sd35h5.measuring.replaced import check_attentions
+from sd35h5.planning.interventions import SecondAttention
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -86,8 +87,7 @@ def check_processors(transformer: SD3Transformer2DModel) -> None:
 
 @contextmanager
 def installed(transformer: SD3Transformer2DModel, probe: Probe | BatchProbe) -> Iterator[None]:
-    """Put the probe on every attention, of regrouped second ones on their gates alone; what was there comes
-    back on exit, after an error too."""
+    """Put the probe on every attention; what was there comes back on exit, after an error too."""
     check_processors(transformer)
     before = dict(transformer.attn_processors)
     processors = dict(before)
@@ -95,10 +95,11 @@ def installed(transformer: SD3Transformer2DModel, probe: Probe | BatchProbe) -> 
         layer, gate = int(name.split(".")[1]), getattr(processor, "gate", None)
         if name.endswith(".attn.processor"):
             processors[name] = ProbeProcessor(layer, probe.measure, gate, probe.attend_joint)
-        elif not getattr(processor, "regrouped", False):
-            processors[name] = ProbeProcessor(layer, probe.measure_second, gate, probe.attend_second)
-        elif gate is not None:
-            processors[name] = ProbeProcessor(layer, probe.measure_second_gates, gate, regrouped=True)
+        else:
+            regrouped = getattr(processor, "regrouped", False)
+            processors[name] = ProbeProcessor(
+                layer, probe.measure_second, gate, probe.attend_second, regrouped
+            )
     transformer.set_attn_processor(dict(processors))  # which empties what it is given
     try:
         yield
@@ -119,7 +120,8 @@ def replaced_layers(transformer: SD3Transformer2DModel) -> set[int]:
     }
 
 
-def regrouped_attentions(transformer: SD3Transformer2DModel) -> Sequence[str]:
-    """Names of second attentions in sd-scripts' layout: their heads are others than those of the file."""
-    processors = transformer.attn_processors.items()
-    return [name for name, processor in processors if getattr(processor, "regrouped", False)]
+def second_attention(transformer: SD3Transformer2DModel) -> SecondAttention:
+    """The model's attn2, as its processors compute it."""
+    config = transformer.config
+    regrouped = any(getattr(each, "regrouped", False) for each in transformer.attn_processors.values())
+    return SecondAttention(tuple(config.dual_attention_layers), config.attention_head_dim if regrouped else 0)

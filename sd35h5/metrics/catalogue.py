@@ -10,7 +10,8 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics import first_token, heaviest_keys, patch_masses, sink_rates
-from sd35h5.metrics.targets import FIRST_TOKEN, Target, key_count, patch_grid
+from sd35h5.metrics.targets import FIRST_TOKEN, Target, held_name, key_count, patch_grid
+from sd35h5.store.schema import variable
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -30,7 +31,7 @@ class Measure:
         unit: what an axis says.
         compute: (store, target, branch, samples) -> float64 (sample, step, layer, head).
         of_target: whether it is about the target's keys, or about all keys.
-        variable: what the file must hold; remedy: what to do where it does not.
+        variable: what the file must hold (of attn2 by the name of `held_name`); remedy: what to do where it does not.
     """
 
     title: str
@@ -134,14 +135,25 @@ def computed(
     if name not in MEASURES:
         raise StoreError(f"there is no metric {name!r}: choose one of {', '.join(MEASURES)}")
     one = MEASURES[name]
-    if one.variable not in store and len(store):
+    if not is_held(store, name) and len(store):
         raise StoreError(f"{store.name} does not tell the {one.title}: {one.remedy}")
     return one.compute(store, target, branch, samples)
 
 
+def is_held(store: Store, name: str) -> bool:
+    """Whether the file holds what a measure is made of."""
+    return held_name(store, MEASURES[name].variable) in store
+
+
+def head_axis(store: Store, name: str) -> str:
+    """Return the axis of the file that a measure's heads are of: `head`, or that of an attn2 with heads of its own."""
+    dims = variable(held_name(store, MEASURES[name].variable)).dims
+    return "head_attn2" if "head_attn2" in dims else "head"
+
+
 def absent(store: Store) -> dict[str, str]:
     """Return the measures that the file does not hold, name -> what to do about it."""
-    return {name: one.remedy for name, one in MEASURES.items() if one.variable not in store}
+    return {name: one.remedy for name, one in MEASURES.items() if not is_held(store, name)}
 
 
 def uniform_value(

@@ -1,6 +1,7 @@
 """Numbers over image keys: entropy over all keys, and how the mass of single patches is spread, of either attention.
 
-`attention` is "joint", whose keys are text and image, or "attn2", MMDiT-X's second attention over the image alone.
+`attention` is "joint", whose keys are text and image, or "attn2", MMDiT-X's second attention over the image alone:
+in sd-scripts' layout that is attn2_regrouped/ in the file, and `head` counts the heads of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics.heaviest_keys import KINDS, patch_places
-from sd35h5.metrics.targets import chosen_samples, key_count, patch_grid, plain, refuse_empty
+from sd35h5.metrics.targets import (
+    chosen_samples,
+    held_name,
+    key_count,
+    patch_grid,
+    plain,
+    refuse_empty,
+)
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -37,7 +45,7 @@ def entropy_all(
     Caveat: patches outnumber tokens, so it is mostly about the image; a sink lowers it only by its own mass.
     Returns: float64 (sample, step, layer, head), captured steps only; NaN in layers without attn2.
     """
-    name = f"{_group(attention, 0)}/entropy_all"
+    name = held_name(store, f"{_group(attention, 0)}/entropy_all")
     values = store.read(name, sample=chosen_samples(store, samples), branch=branch, query=query)
     refuse_empty(values, f"entropies over all keys of branch {branch!r} and {query} queries")
     rows, columns = patch_grid(store)
@@ -129,14 +137,14 @@ def _each(
     reduce: Callable[[np.ndarray], np.ndarray],
 ) -> xr.DataArray:
     """Reduce float64 (layer, head, patch) of each sample and step to (layer, head), one at a time in memory."""
-    name, chosen = f"{_group(attention, 1)}/mass_patch", chosen_samples(store, samples)
+    name, chosen = held_name(store, f"{_group(attention, 1)}/mass_patch"), chosen_samples(store, samples)
     found = []
     for sample in chosen:
         for place in range(store.sizes["top_step"]):
             mass = store.read(name, sample=[sample], branch=branch, query=query, top_step=[place])
             flat = mass.values.astype(np.float64).reshape(*mass.shape[:-2], -1)
             small = mass.isel(patch_y=0, patch_x=0, drop=True).astype(np.float64)
-            found.append(small.transpose("sample", "top_step", "layer", "head").copy(data=reduce(flat)))
+            found.append(small.copy(data=reduce(flat)))
     steps = store.sizes["top_step"]
     rows = [xr.concat(found[i : i + steps], "top_step") for i in range(0, len(found), steps)]
     values = xr.concat(rows, "sample").rename(top_step="step")

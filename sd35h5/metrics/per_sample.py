@@ -11,7 +11,7 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics.averaging import within
-from sd35h5.metrics.catalogue import MEASURES, computed
+from sd35h5.metrics.catalogue import MEASURES, computed, is_held
 from sd35h5.metrics.targets import FIRST_TOKEN, Target, chosen_samples
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ FACTS = ["sample", "prompt_id", "prompt", "seed"]
 
 def quantities(stores: Iterable[Store]) -> dict[str, str]:
     """Return what can be on an axis, name -> what it says: every score, then every measure, of any of the stores."""
+    stores = list(stores)
     held = dict.fromkeys(name for store in stores for name in store.variables)
     scores = {name: f"score: {name.removeprefix(SCORES)}" for name in held if name.startswith(SCORES)}
-    return scores | {name: one.label for name, one in MEASURES.items() if one.variable in held}
+    return scores | {
+        name: one.label for name, one in MEASURES.items() if any(is_held(store, name) for store in stores)
+    }
 
 
 def sample_values(

@@ -17,6 +17,7 @@ from sd35h5.metrics.targets import (
     Target,
     chosen_samples,
     group_sizes,
+    held_name,
     key_count,
     plain,
     refuse_empty,
@@ -168,7 +169,7 @@ def top_mass(
             f"{store.name} holds {held} heaviest keys, not {count}: capture it with --topk {count}"
         )
     where = {"sample": chosen_samples(store, samples), "branch": branch, "query": query}
-    name = "attn2/top_mass" if attention == "attn2" else "topk/top_mass"
+    name = held_name(store, "attn2/top_mass") if attention == "attn2" else "topk/top_mass"
     values = store.read(name, rank=slice(0, count), **where)
     refuse_empty(values, f"heaviest keys of branch {branch!r}")
     return plain(values.astype(np.float64).sum("rank", skipna=False).rename(top_step="step"))

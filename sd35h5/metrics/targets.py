@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.errors import NothingMeasuredError, StoreError
-from sd35h5.store.schema import GROUPS
+from sd35h5.store.schema import GROUPS, REGROUPED
 from sd35h5.store.showable import showable
 from sd35h5.store.words import find_phrase, same_word, word_spans, words_of
 
@@ -214,10 +214,18 @@ def token_groups(store: Store, branch: str, samples: Sequence[int]) -> np.ndarra
 
 
 def plain(mass: xr.DataArray) -> xr.DataArray:
+    """Return (sample, step, layer, head) in float64; heads of an attn2 that has its own are numbered as its own."""
     keep = {"timestep", "sigma", *AXES}
+    mass = mass.rename(head_attn2="head") if "head_attn2" in mass.dims else mass
     return (
         mass.drop_vars([name for name in mass.coords if name not in keep]).astype(np.float64).transpose(*AXES)
     )
+
+
+def held_name(store: Store, name: str) -> str:
+    """Return the name under which a store holds a variable: that of attn2 is another where its heads are its own."""
+    other = REGROUPED.get(name, name)
+    return other if other in store else name
 
 
 def refuse_empty(values: xr.DataArray, what: str, remedy: str = "capture it again") -> None:

@@ -16,6 +16,8 @@ def describe(job: Job) -> str:
     sampling = config.sampling
     pixels = f"{plan.sizes['pixel_y']} × {plan.sizes['pixel_x']} px"
     second = f"\n  {len(facts.second_layers)} layers have a second, image-only attention: group attn2"
+    if own := plan.sizes.get("head_attn2"):
+        second += f"_regrouped, {own} heads of {facts.heads}"
     images = _count(config.prompts.num_images, "image")
     told = [
         f"{_count(samples, 'sample')}: {_count(len(job.prompts), 'prompt')} × {images}",

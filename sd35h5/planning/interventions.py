@@ -14,7 +14,7 @@ from tyro.conf import arg
 from sd35h5.errors import ConfigError
 from sd35h5.flags import Text
 from sd35h5.planning.selectors import choose
-from sd35h5.store.schema import GROUPS, QUERIES
+from sd35h5.store.schema import GROUPS, QUERIES, REGROUPED
 
 _KEYS = re.compile(r"token:[\d,-]+|patch:\d+,\d+|top:[1-9]\d*|" + "|".join(GROUPS))
 _ACTION = re.compile(r"(?P<action>mask|value0|scale:(?P<odds>[^:]*)):(?P<keys>.+)")
@@ -28,6 +28,27 @@ ALTERED_MASS = {
     JOINT: "sinks/altered_mass",
     SECOND: "attn2/altered_mass",
 }  # attention -> variable of the file
+
+
+@dataclass(frozen=True)
+class SecondAttention:
+    """MMDiT-X's second, image-only attention.
+
+    Args:
+        layers: those that have one.
+        own_heads: how many heads it has where they are not those of the joint attention, as in sd-scripts' layout;
+            0 where they are.
+    """
+
+    layers: tuple[int, ...] = ()
+    own_heads: int = 0
+
+    def variable(self, name: str) -> str:
+        """The variable that holds what `name` does of an attention with the joint one's heads."""
+        return REGROUPED.get(name, name) if self.own_heads else name
+
+
+NO_SECOND = SecondAttention()
 
 
 @dataclass(frozen=True)
@@ -78,10 +99,12 @@ class Intervention:
         return tuple(i for i, name in enumerate(QUERIES) if self.queries in ("all", name))
 
 
-def altered_variables(interventions: Sequence[Intervention]) -> list[str]:
-    """Names of the variables that hold the mass which they alter, in the file's order."""
+def altered_variables(
+    interventions: Sequence[Intervention], second: SecondAttention = NO_SECOND
+) -> dict[str, str]:
+    """Attention -> the variable that holds the mass which they alter in it, in the file's order."""
     altered = {each.attn for each in interventions}
-    return [name for attn, name in ALTERED_MASS.items() if attn in altered]
+    return {attn: second.variable(name) for attn, name in ALTERED_MASS.items() if attn in altered}
 
 
 def parse_interventions(options: CausalOptions) -> tuple[Intervention, ...]:
@@ -177,12 +200,12 @@ class Reach:
     steps: frozenset[int]
 
 
-def reach(each: Intervention, sizes: tuple[int, int, int], second_layers: Sequence[int] = ()) -> Reach:
+def reach(each: Intervention, sizes: tuple[int, int, int], second: SecondAttention = NO_SECOND) -> Reach:
     """Where it acts in a model.
 
     Args:
         sizes: layers, heads, steps.
-        second_layers: the layers that have an attn2, in which alone an intervention on attn2 acts.
+        second: in whose layers and heads alone an intervention on attn2 acts.
 
     Raises:
         ConfigError: an index that is not there.
@@ -190,7 +213,8 @@ def reach(each: Intervention, sizes: tuple[int, int, int], second_layers: Sequen
     layers, heads, steps = sizes
     chosen = frozenset(choose("intervene @layers", each.layers, layers, "layer"))
     if each.attn == SECOND:
-        chosen = _with_second(each, chosen, second_layers)
+        chosen = _with_second(each, chosen, second.layers)
+        heads = second.own_heads or heads
     return Reach(
         chosen,
         tuple(choose("intervene @heads", each.heads, heads, "head")),
@@ -203,8 +227,7 @@ def _with_second(each: Intervention, layers: frozenset[int], second_layers: Sequ
     there, missing = layers & frozenset(second_layers), layers - frozenset(second_layers)
     if not second_layers:
         raise ConfigError(
-            f"--intervene {each.text}: this model has no attn2 to alter: SD3.5-Medium has one in its first layers, "
-            "but computed in sd-scripts' layout its heads are not those of the file"
+            f"--intervene {each.text}: this model has no attn2 to alter: SD3.5-Medium has one in its first layers"
         )
     if not there or (missing and each.layers != "all" and not each.layers.startswith("every:")):
         raise ConfigError(
@@ -251,17 +274,17 @@ def check_interventions(
     sizes: tuple[int, int, int],
     patches: tuple[int, int],
     tokens: int,
-    second_layers: Sequence[int] = (),
+    second: SecondAttention = NO_SECOND,
 ) -> None:
     """Refuse what is not there, before anything is loaded.
 
     Args:
-        sizes: layers, heads, steps. second_layers: those with an attn2.
+        sizes: layers, heads, steps.
 
     Raises:
         ConfigError: a sentence naming it.
     """
     nowhere = np.zeros(tokens, int)
     for each in interventions:
-        reach(each, sizes, second_layers)
+        reach(each, sizes, second)
         named_keys(each, nowhere, patches)

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from sd35h5.errors import ConfigError
 from sd35h5.gates.decision import Decision
 from sd35h5.gates.kinds import JOINT, SECOND
-from sd35h5.planning.interventions import altered_variables, check_interventions, parse_interventions
+from sd35h5.planning.interventions import (
+    SecondAttention,
+    altered_variables,
+    check_interventions,
+    parse_interventions,
+)
 from sd35h5.planning.options import MAX_MAPS, CaptureConfig
 from sd35h5.planning.selectors import choose, choose_steps, count_rows, raw_indices
 from sd35h5.planning.token_table import CLIP_TOKENS
@@ -73,26 +78,32 @@ def make_plan(config: CaptureConfig, facts: ModelFacts, gates: Decision = NO_GAT
     }  # fmt: skip
     raw = raw_indices(tiers.raw, sampling.steps, facts.layers, facts.heads, tokens) or {}
     sizes |= {name: len(indices) for name, indices in raw.items()}
+    second = _second(facts, gates)
+    sizes |= {"head_attn2": second.own_heads} if second.own_heads else {}
     whole = facts.layers, facts.heads, sampling.steps
     interventions = parse_interventions(config.causal)
-    check_interventions(interventions, whole, patches, tokens, _measured_second(facts, gates))
+    check_interventions(interventions, whole, patches, tokens, second)
     mapped = len(choose("map_layers", tiers.map_layers, facts.layers, "layer"))
-    own = {"maps": {"layer": mapped}, "attn2": {"layer": len(facts.second_layers), "query": 1}}
+    of_second = {"layer": len(second.layers), "query": 1}
+    own = {"maps": {"layer": mapped}, "attn2": of_second, "attn2_regrouped": of_second}
     parts = [
         _part(name, sizes | own.get(name.partition("/")[0], {}), present, tiers.precision == "rounded")
-        for name, present in _names(config, facts, gates, branches)
+        for name, present in _names(config, second, gates, branches)
     ]
     return Plan(sizes, tuple(parts))
 
 
-def _names(config: CaptureConfig, facts: ModelFacts, gates: Decision, branches: int) -> list[tuple[str, int]]:
+def _names(
+    config: CaptureConfig, second: SecondAttention, gates: Decision, branches: int
+) -> list[tuple[str, int]]:
     """(variable, number of branches that hold it), in the file's order."""
     tiers = config.tiers
     kept = len(tiers.kept_branches) if branches == 2 else 1
     names = [(name, branches) for name in schema.VARIABLES if name.startswith("tokens/")]
     names += [("sinks/mass_image", kept)] + [("sinks/mass_text", kept)] * tiers.text_queries
     names += [("sinks/mass_group", branches), ("sinks/entropy_text", branches)]
-    names += [(name, branches) for name in altered_variables(parse_interventions(config.causal))]
+    altered = altered_variables(parse_interventions(config.causal), second)
+    names += [(name, branches) for name in altered.values()]
     if tiers.topk:
         names += [(name, 1) for name in schema.VARIABLES if name.startswith("topk/")]
     if tiers.maps != "off":
@@ -104,14 +115,14 @@ def _names(config: CaptureConfig, facts: ModelFacts, gates: Decision, branches: 
         names += [("sinks/entropy_all", 1), ("atlas/mass_patch", 1)]
     if tiers.raw:
         names.append(("raw/probability", 1))
-    if _measured_second(facts, gates):
-        names += [("attn2/entropy_all", 1)] * bool(tiers.topk or tiers.atlas)
+    if second.layers:
+        names += [(second.variable("attn2/entropy_all"), 1)] * bool(tiers.topk or tiers.atlas)
         tops = [name for name in schema.VARIABLES if name.startswith("attn2/top_")]
-        names += [(name, 1) for name in tops] * bool(tiers.topk)
-        names += [("attn2/mass_patch", 1)] * tiers.atlas
+        names += [(second.variable(name), 1) for name in tops] * bool(tiers.topk)
+        names += [(second.variable("attn2/mass_patch"), 1)] * tiers.atlas
     if gates.layers(SECOND):
         names += [(f"attn2/{name}", branches) for name in schema.GATE_STATISTICS]
-        names += [("attn2/contribution", 1)] * bool(tiers.topk and _measured_second(facts, gates))
+        names += [(second.variable("attn2/contribution"), 1)] * bool(tiers.topk)
     if gates.layers(JOINT):
         held = [name for name in schema.VARIABLES if name.startswith("gates/")]
         names += [(name, branches) for name in held if name != "gates/contribution"]
@@ -119,9 +130,10 @@ def _names(config: CaptureConfig, facts: ModelFacts, gates: Decision, branches: 
     return names + ([] if tiers.no_images else [("images/image", 1)])
 
 
-def _measured_second(facts: ModelFacts, gates: Decision) -> tuple[int, ...]:
-    """Layers with a second attention whose heads are those of the file, and which can be measured and altered."""
-    return () if gates.attn2_layout == "sd-scripts" else facts.second_layers
+def _second(facts: ModelFacts, gates: Decision) -> SecondAttention:
+    """sd-scripts takes the number of heads for the size of a head: there are then as many as channels of one."""
+    regrouped = bool(facts.second_layers) and gates.attn2_layout == "sd-scripts"
+    return SecondAttention(facts.second_layers, facts.head_dim if regrouped else 0)
 
 
 def _part(name: str, sizes: dict[str, int], present: int, rounded: bool) -> Part:

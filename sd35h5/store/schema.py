@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -10,8 +10,7 @@ from types import MappingProxyType
 from sd35h5.errors import StoreError
 
 SCHEMA_NAME = "sd35h5"
-SCHEMA_VERSION = "1.0"
-MIN_READER = "1.0"
+SCHEMA_VERSION = "1.1"
 SUFFIX = ".h5"
 PARTS_SUFFIX = ".parts"
 LIBVER = ("v110", "v114")  # ("latest", "latest") under HDF5 2.0 cannot be read by HDF5 1.10
@@ -140,6 +139,7 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
             _scale("sigma", "float32", "noise level of the scheduler, 0..1", dim="step"),
             _scale("layer", "int32", "index of the transformer block", cap=512),
             _scale("head", "int32", "index of the attention head", cap=512),
+            _scale("head_attn2", "int32", "index of the head of an attn2 in sd-scripts' layout", cap=512),
             _scale(
                 "token", "int32", "position on the text axis: CLIP positions, then T5 positions", cap=8192
             ),
@@ -226,12 +226,22 @@ _ALTERED_MASS = _variable(
 )  # fmt: skip
 
 
-def _attn2() -> list[tuple[str, Variable]]:
+_OF_ATTENTION = (*_TOPK[1:], _ENTROPY_ALL, _MASS_PATCH, _ALTERED_MASS, _CONTRIBUTION)
+
+
+def _attn2(
+    group: str, first: Sequence[tuple[str, Variable]], head: str = "head"
+) -> list[tuple[str, Variable]]:
     """The same names for MMDiT-X's second, image-only attention; fill where a layer has none."""
-    first = [
-        spec for _, spec in (*_TOPK[1:], *_GATES, _ENTROPY_ALL, _MASS_PATCH, _ALTERED_MASS, _CONTRIBUTION)
+    second = [
+        replace(
+            v,
+            name=f"{group}/{v.short_name}",
+            dims=tuple(head if dim == "head" else dim for dim in v.dims),
+            long_name=f"attn2: {v.long_name}",
+        )
+        for _, v in first
     ]
-    second = [replace(v, name=f"attn2/{v.short_name}", long_name=f"attn2: {v.long_name}") for v in first]
     return [(spec.name, spec) for spec in second]
 
 
@@ -313,7 +323,8 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
                 chunk={"group": 1},
             ),
             _CONTRIBUTION,
-            *_attn2(),
+            *_attn2("attn2", (*_OF_ATTENTION[:3], *_GATES, *_OF_ATTENTION[3:])),
+            *_attn2("attn2_regrouped", _OF_ATTENTION, "head_attn2"),
             _large(
                 "raw/probability", "sample branch raw_step raw_layer raw_head raw_token patch_y patch_x",
                 "attention of an image patch to a token", raw_step=1, raw_layer=1, raw_head=1, raw_token=32,
@@ -326,6 +337,10 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
     )
 )  # fmt: skip
 
+#: what attn2 measures -> the same where its heads are its own, as in sd-scripts' layout
+REGROUPED: Mapping[str, str] = MappingProxyType(
+    {f"attn2/{v.short_name}": name for name, v in VARIABLES.items() if v.group == "attn2_regrouped"}
+)
 REQUIRED = tuple(name for name, v in VARIABLES.items() if v.required)
 VARIABLE_GROUPS = tuple(dict.fromkeys(v.group for v in VARIABLES.values())) + ("scores",)
 

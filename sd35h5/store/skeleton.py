@@ -17,6 +17,7 @@ import numpy as np
 from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of, numpy_dtype
 from sd35h5.store.schema import SCALES, Variable
+from sd35h5.store.versions import min_reader
 
 TEXT = h5py.string_dtype("utf-8")
 
@@ -33,7 +34,7 @@ def write_head(
         "Conventions": "CF-1.11",
         "schema_name": schema.SCHEMA_NAME,
         "schema_version": schema.SCHEMA_VERSION,
-        "min_reader": schema.MIN_READER,
+        "min_reader": min_reader(scales),
         "kind": kind,
         "status": "complete",
         "file_uuid": str(uuid.uuid4()),

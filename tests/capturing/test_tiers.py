@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from making.pipelines import HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_image
+from making.pipelines import HEAD_DIM, HEADS, LAYERS, T5_TOKENS, make_pipeline, pixels, plain_image
 
 import sd35h5
 from sd35h5 import open_store, verify
 from sd35h5.capturing import recorder
 from sd35h5.errors import ConfigError
+from sd35h5.gates.modules import install_gates
 
 PROMPTS = ("a red apple", "a cat left of a dog")
 TOKENS = 77 + T5_TOKENS
@@ -195,22 +196,31 @@ def test_half_precision_is_measured_too(dtype, call, tmp_path):
         np.testing.assert_allclose(image + rows[1].sum("token"), 1, atol=4e-3)
 
 
-def test_second_attentions_are_kept_in_a_group_of_their_own(call, tmp_path):
+@pytest.mark.parametrize("group", ["attn2", "attn2_regrouped"])
+def test_second_attentions_are_kept_in_a_group_of_their_own(group, call, tmp_path):
     pipe = make_pipeline(dual_attention_layers=(0, 1))
+    if group == "attn2_regrouped":
+        install_gates(pipe.transformer, None, "sd-scripts")
     plain = pixels(plain_image(pipe, "a cat", 0, **call))
     with sd35h5.capture(pipe, tmp_path / "a.h5", atlas=True, topk=4, precision="exact") as generate:
         assert np.array_equal(pixels(generate("a cat", seed=0, **call).images[0]), plain)
     with open_store(tmp_path / "a.h5") as store:
-        patches = store.read("attn2/mass_patch", sample=0, branch="cond", query="image")
+        patches = store.read(f"{group}/mass_patch", sample=0, branch="cond", query="image")
+        heads = ("head", HEADS) if group == "attn2" else ("head_attn2", HEAD_DIM)
+        assert patches.sizes[heads[0]] == heads[1] and f"{group}/top_mass" in store
+        assert not any(
+            name.startswith("attn2") and not name.startswith(f"{group}/") for name in store.variables
+        )
+        assert store.attributes["min_reader"] == ("1.0" if group == "attn2" else "1.1")
         np.testing.assert_allclose(patches[:, :2].sum(("patch_y", "patch_x")), 1, atol=1e-5)
         assert np.isnan(patches[:, 2]).all()
-        top = {name: store.read(f"attn2/top_{name}", sample=0, branch="cond") for name in ("index", "mass")}
+        top = {name: store.read(f"{group}/top_{name}", sample=0, branch="cond") for name in ("index", "mass")}
         index = top["index"].sel(query="image").values[:, :2]
         flat = patches.values.reshape(*patches.shape[:3], -1)[:, :2]
         found = np.take_along_axis(flat, index, -1)
         np.testing.assert_allclose(found, top["mass"].sel(query="image").values[:, :2], rtol=1e-6)
         np.testing.assert_allclose(found[..., 0], flat.max(-1), rtol=1e-6)
         assert (top["index"].sel(query="text") == -1).all()
-        entropy = store.read("attn2/entropy_all", sample=0, branch="cond", query="image")
+        entropy = store.read(f"{group}/entropy_all", sample=0, branch="cond", query="image")
         assert np.isfinite(entropy[[0, 4], :2]).all() and np.isnan(entropy[[1, 2, 3]]).all()
     assert verify(tmp_path / "a.h5", deep=True).problems == ()

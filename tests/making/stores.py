@@ -39,6 +39,7 @@ def make_store(
     gates: bool = False,
     atlas: bool = False,
     second: bool = False,
+    second_heads: int = 0,
     rows: Sequence[tuple[int, int]] = (),
     without: Sequence[str] = (),
     nan: str = "",
@@ -58,7 +59,8 @@ def make_store(
         without: how the names of variables begin that are left out, as in a capture without those tiers.
         nan: "some": what was measured is NaN in the first layer and at the last steps; "all": everywhere.
         atlas: keep the mass of every patch and the entropy over all keys, as with --atlas.
-        second: give all layers but the last an image-only attn2, as MMDiT-X has it.
+        second: give all layers but the last an image-only attn2, as MMDiT-X has it; second_heads: the same with so
+            many heads of its own, as sd-scripts has it.
         packed: False leaves the sealed files in `PATH.parts`: with a larger `planned`, a running capture.
         changes: model attributes (`model_id="other"`) and sample values (`negative_prompt="blurry"`).
     """
@@ -84,6 +86,7 @@ def make_store(
             "x": np.arange(width // PATCH // pool) * pool + (pool - 1) / 2,
             "pixel_y": np.arange(height), "pixel_x": np.arange(width),
             **({"row": np.arange(len(rows))} if rows else {}),
+            **({"head_attn2": np.arange(second_heads)} if second_heads else {}),
             **({"patch_y": np.arange(height // PATCH), "patch_x": np.arange(width // PATCH)} if atlas else {}),
         },
         provenance={"config": json.dumps({"steps": steps, "height": height, "width": width, "seed": 0})},
@@ -96,7 +99,8 @@ def make_store(
         prompt = prompts[index % len(prompts)]
         _write_sample(
             Partial(parts, index, header, without, nan),
-            prompt, branches, token_branches, pool, sink, gates, rows, seed, changes, second,
+            prompt, branches, token_branches, pool, sink, gates, rows, seed, changes,
+            second or second_heads > 0,
         )  # fmt: skip
     return pack(parts, path, keep_parts=False) if packed else parts
 
@@ -231,19 +235,20 @@ def _write_second(writer, rng, step, header):
     """attn2 of one step, cond and image queries: attention of patches over patches, none in the last layer."""
     sizes = writer.sizes
     rows, columns = (sizes[f"pixel_{axis}"] // PATCH for axis in "yx")
-    logits = rng.normal(size=(sizes["layer"], sizes["head"], rows * columns, rows * columns))
+    group, heads = ("attn2_regrouped", "head_attn2") if "head_attn2" in sizes else ("attn2", "head")
+    logits = rng.normal(size=(sizes["layer"], sizes[heads], rows * columns, rows * columns))
     attention = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     attention[-1] = np.nan
     mass = attention.mean(2)
     where = {"branch": 0, "query": 0}
-    writer.put("attn2/entropy_all", -(attention * np.log(attention)).sum(-1).mean(-1), step=step, **where)
+    writer.put(f"{group}/entropy_all", -(attention * np.log(attention)).sum(-1).mean(-1), step=step, **where)
     where["top_step"] = header.scales["top_step"].tolist().index(step)
     order = np.argsort(-mass, -1, kind="stable")[..., :TOP_K]
-    writer.put("attn2/top_index", np.where(np.isfinite(mass[..., :1]), order, -1), **where)
-    writer.put("attn2/top_mass", np.take_along_axis(mass, order, -1), **where)
-    writer.put("attn2/top_value_norm", np.take_along_axis(mass, order, -1) * 0 + 1, **where)
+    writer.put(f"{group}/top_index", np.where(np.isfinite(mass[..., :1]), order, -1), **where)
+    writer.put(f"{group}/top_mass", np.take_along_axis(mass, order, -1), **where)
+    writer.put(f"{group}/top_value_norm", np.take_along_axis(mass, order, -1) * 0 + 1, **where)
     if "patch_y" in sizes:
-        writer.put("attn2/mass_patch", mass.reshape(*mass.shape[:2], rows, columns), **where)
+        writer.put(f"{group}/mass_patch", mass.reshape(*mass.shape[:2], rows, columns), **where)
 
 
 def token_table(prompt: str, t5_length: int) -> dict[str, np.ndarray]:

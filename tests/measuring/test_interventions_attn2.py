@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
-from making.pipelines import HEADS, LAYERS, make_pipeline, pixels, plain_image
+from making.pipelines import HEAD_DIM, HEADS, LAYERS, make_pipeline, pixels, plain_image
 
 from sd35h5 import capture, compare, open_store, verify
 from sd35h5.comparing.picture_distance import altered_mass, image_differences
-from sd35h5.errors import CaptureError, ConfigError, StoreError
-from sd35h5.gates.attention import JointAttention
+from sd35h5.errors import ConfigError, StoreError
 from sd35h5.gates.gate_options import GateOptions
+from sd35h5.gates.modules import install_gates
 from sd35h5.measuring.altering import Interventions
 from sd35h5.measuring.optional_tiers import TierPlan
 from sd35h5.measuring.passes import PassPlan
 from sd35h5.measuring.probe import Probe
 from sd35h5.measuring.processor import installed
 from sd35h5.planning.describing import describe
-from sd35h5.planning.interventions import CausalOptions, parse_interventions
+from sd35h5.planning.interventions import CausalOptions, SecondAttention, parse_interventions
 from sd35h5.planning.job import make_job, resolve
 from sd35h5.planning.options import CaptureConfig, Model, Output, Prompts, Sampling
 from sd35h5.planning.plan import make_plan
@@ -29,16 +30,17 @@ from sd35h5.weights.model_facts import read_facts
 
 DUAL, PATCHES, TOKENS, STEPS = (0, 1), (4, 6), 9, 5
 IMAGE = PATCHES[0] * PATCHES[1]
+SECOND = SecondAttention(DUAL)
 GROUPS_OF = {"cond": np.array([0, 1, 1, 2, 3, 4, 4, 5, 6]), "uncond": np.array([0, 2, 3, 3, 3, 5, 6, 6, 6])}
 BRANCHES = ("uncond", "cond")
 
 
 class PlainAttention:
     """An attention of diffusers' SD3 by the book: q, k, v, softmax, output; `alter(logits, values)` may change what
-    is (batch, head, query, key) and (batch, head, query, key, channel). Keeps A."""
+    is (batch, head, query, key) and (batch, head, query, key, channel). Keeps A. Attends with `own` heads."""
 
-    def __init__(self, alter):
-        self.alter, self.share = alter, None
+    def __init__(self, alter, own=HEADS):
+        self.alter, self.own, self.share = alter, own, None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
         streams = [(hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)]
@@ -52,6 +54,10 @@ class PlainAttention:
         query = torch.cat([norm(heads(to(x))) for x, to, _, _, norm, _ in streams], 2)
         key = torch.cat([norm(heads(to(x))) for x, _, to, _, _, norm in streams], 2)
         value = torch.cat([heads(to(x)) for x, _, _, to, _, _ in streams], 2)
+        query, key, value = (
+            each.transpose(1, 2).flatten(2).unflatten(-1, (self.own, -1)).transpose(1, 2)
+            for each in (query, key, value)
+        )
         logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         values = value[:, :, None].repeat(1, 1, query.shape[2], 1, 1)
         self.alter(logits, values)
@@ -105,7 +111,7 @@ KINDS = [  # texts, and what they do to attn2 of layers 0 and 1, and to every jo
 ]
 
 
-def _interventions(*texts, control=None, second=DUAL) -> Interventions:
+def _interventions(*texts, control=None, second=SECOND) -> Interventions:
     parsed = parse_interventions(CausalOptions(intervene=texts))
     sizes = LAYERS, HEADS, STEPS
     return Interventions(parsed, sizes, PATCHES, GROUPS_OF, control, 0, torch.device("cpu"), second)
@@ -126,11 +132,21 @@ def pipe():
     return make_pipeline(dual_attention_layers=DUAL)
 
 
-def _by_the_book(transformer, second, joint) -> tuple[torch.Tensor, dict[str, PlainAttention]]:
+@pytest.fixture(scope="module")
+def regrouped_pipe():
+    """The same with attn2 in sd-scripts' layout, as many heads as a head has channels."""
+    pipe = make_pipeline(dual_attention_layers=DUAL)
+    install_gates(pipe.transformer, None, "sd-scripts")
+    return pipe
+
+
+def _by_the_book(transformer, second, joint, own=HEADS) -> tuple[torch.Tensor, dict[str, PlainAttention]]:
     """Output in float64 with altered attentions, `second` one a layer; and the processors, which hold A."""
     transformer = copy.deepcopy(transformer).double()
     processors = {
-        name: PlainAttention(second[int(name.split(".")[1])] if ".attn2." in name else joint)
+        name: PlainAttention(second[int(name.split(".")[1])], own)
+        if ".attn2." in name
+        else PlainAttention(joint)
         for name in transformer.attn_processors
     }
     transformer.set_attn_processor(dict(processors))
@@ -138,18 +154,23 @@ def _by_the_book(transformer, second, joint) -> tuple[torch.Tensor, dict[str, Pl
         return transformer(**_inputs(torch.float64)).sample, processors
 
 
+@pytest.mark.parametrize("own", [HEADS, HEAD_DIM])
 @pytest.mark.parametrize(
     ("texts", "first", "second", "joint"), KINDS, ids=[" ".join(kind[0]) for kind in KINDS]
 )
-def test_an_altered_attn2_is_that_of_float64_with_the_keys_altered(pipe, texts, first, second, joint):
-    expected, plain = _by_the_book(pipe.transformer, (first, second), joint)
-    untouched, _ = _by_the_book(pipe.transformer, (_nothing, _nothing), _nothing)
+def test_an_altered_attn2_is_that_of_float64_with_the_keys_altered(
+    pipe, regrouped_pipe, texts, first, second, joint, own
+):
+    pipe = pipe if own == HEADS else regrouped_pipe
+    expected, plain = _by_the_book(pipe.transformer, (first, second), joint, own)
+    untouched, _ = _by_the_book(pipe.transformer, (_nothing, _nothing), _nothing, own)
     probe = Probe(LAYERS, HEADS, gated=False)
     membership = torch.nn.functional.one_hot(
         torch.tensor(np.stack([GROUPS_OF[b] for b in BRANCHES])), 8
     ).float()
     with torch.no_grad(), installed(pipe.transformer, probe):
-        probe.altered = altered = _interventions(*texts).at(2, BRANCHES)
+        second = SecondAttention(DUAL, 0 if own == HEADS else own)
+        probe.altered = altered = _interventions(*texts, second=second).at(2, BRANCHES)
         probe.begin(PassPlan(BRANCHES, membership, PATCHES, check=True, top=5, tiers=TierPlan(atlas=True)))
         output = pipe.transformer(**_inputs()).sample
         result = probe.end()
@@ -288,25 +309,34 @@ def test_the_plan_tells_what_is_altered_in_attn2(pipe, tmp_path):
         "attn2/altered_mass",
     ]
     assert "mask:top:1@attn=attn2" in describe(resolve(config, [], facts))
-    regrouped = CaptureConfig(
-        model=model,
-        sampling=Sampling(steps=STEPS),
-        causal=causal,
-        gating=GateOptions(attn2_layout="sd-scripts"),
+    gating = GateOptions(attn2_layout="sd-scripts")
+    regrouped = resolve(dataclasses.replace(config, gating=gating), [], facts)
+    assert "2 layers have a second, image-only attention: group attn2_regrouped, 8 heads of 2" in describe(
+        regrouped
     )
-    with pytest.raises(ConfigError, match="in sd-scripts' layout its heads are not those of the file"):
-        resolve(regrouped, [], facts)
+    altered = [part for part in regrouped.plan.parts if part.name.endswith("altered_mass")]
+    assert [part.name for part in altered] == ["sinks/altered_mass", "attn2_regrouped/altered_mass"]
+    assert altered[1].shape["head_attn2"] == HEAD_DIM
+    beyond = CausalOptions((f"mask:top:1@attn attn2@heads {HEAD_DIM}",))
+    with pytest.raises(ConfigError, match="heads"):
+        resolve(dataclasses.replace(config, gating=gating, causal=beyond), [], facts)
 
 
-def test_an_attn2_in_sd_scripts_layout_is_not_altered_under_the_names_of_other_heads(call, tmp_path):
-    pipe = make_pipeline(dual_attention_layers=DUAL)
-    processors = {
-        name: JointAttention(regrouped=True) if ".attn2." in name else processor
-        for name, processor in pipe.transformer.attn_processors.items()
-    }
-    pipe.transformer.set_attn_processor(processors)
-    with (
-        pytest.raises((CaptureError, ConfigError), match="in sd-scripts' layout its heads are not those"),
-        capture(pipe, tmp_path / "a.h5", intervene="mask:top:1@attn attn2") as generate,
-    ):
-        generate("a cat", seed=0, **call)
+def test_heads_of_an_attn2_in_sd_scripts_layout_are_its_own(regrouped_pipe, call, tmp_path):
+    plain = pixels(plain_image(regrouped_pipe, "a red apple", 3, **call))
+    baseline, same = _captured(regrouped_pipe, tmp_path / "baseline.h5", call)
+    options = {"intervene": "mask:patch:5,1@layers 1@heads 5@steps 2@attn attn2"}
+    altered, other = _captured(regrouped_pipe, tmp_path / "altered.h5", call, **options)
+    assert (same == plain).all() and (other != plain).any()
+    where = {"sample": 0, "branch": "cond", "query": "image"}
+    before, after = (
+        store.read("attn2_regrouped/mass_patch", **where).values[2, 1] for store in (baseline, altered)
+    )
+    assert before.shape == (HEAD_DIM, *PATCHES) and after[5, 1, 5] == 0
+    np.testing.assert_allclose(np.delete(after, 5, 0), np.delete(before, 5, 0), rtol=1e-5)
+    share = altered.read("attn2_regrouped/altered_mass", **where)
+    assert np.isfinite(share).sum() == 1 and float(share[2, 1, 5]) == pytest.approx(before[5, 1, 5], rel=1e-4)
+    assert altered_mass(altered, second=True).sizes["head"] == HEAD_DIM
+    pairing = compare.pair(baseline, altered)
+    told = image_differences(baseline, altered, pairing).iloc[0]
+    assert told["altered_mass"] == pytest.approx(float(share[2, 1, 5]), rel=1e-6)

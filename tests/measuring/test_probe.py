@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making.pipelines import HEADS, LAYERS, make_pipeline
+from making.pipelines import HEAD_DIM, HEADS, LAYERS, make_pipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sd35h5.errors import CaptureError
@@ -21,7 +21,7 @@ from sd35h5.measuring.attend import attend, blocked_lse
 from sd35h5.measuring.optional_tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.measuring.passes import PassPlan
 from sd35h5.measuring.probe import Probe
-from sd35h5.measuring.processor import installed, regrouped_attentions
+from sd35h5.measuring.processor import installed
 
 TEXT, PATCHES = 20, (4, 6)
 MAPPED = torch.tensor([0, 3, 19])
@@ -262,26 +262,52 @@ def _keep(into: dict[str, torch.Tensor], name: str, module, inputs, output: torc
     into[name] = output
 
 
-def _second_matrices(transformer, inputs) -> list[np.ndarray]:
-    """A of every second attention in float64, (batch, head, query, key), by hooks on diffusers' projections."""
+def _second_matrices(transformer, inputs, regrouped: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A of every second attention and its value vectors in float64, (batch, head, query, key) and (batch, head, key,
+    channel), by hooks on diffusers' projections."""
     kept, hooks = [], []
     for block in transformer.transformer_blocks:
         if block.attn2 is not None:
             kept.append({})
-            for name in ("norm_q", "norm_k"):
+            for name in ("norm_q", "norm_k", "to_v"):
                 keep = partial(_keep, kept[-1], name)
                 hooks.append(getattr(block.attn2, name).register_forward_hook(keep))
     with torch.no_grad():
         transformer(**inputs)
     for hook in hooks:
         hook.remove()
-    pairs = [(each["norm_q"].double(), each["norm_k"].double()) for each in kept]
-    return [(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).numpy() for q, k in pairs]
+    heads = HEAD_DIM if regrouped else HEADS  # sd-scripts takes the number of heads for a head's size
+    found = []
+    for each in kept:
+        query, key = (each[name].double().transpose(1, 2).flatten(2).numpy() for name in ("norm_q", "norm_k"))
+        query, key, value = (
+            np.moveaxis(states.reshape(*states.shape[:2], heads, -1), 2, 1)
+            for states in (query, key, each["to_v"].double().numpy())
+        )
+        share = np.exp(query @ key.swapaxes(-1, -2) / query.shape[-1] ** 0.5)
+        found.append((share / share.sum(-1, keepdims=True), value))
+    return found
 
 
+def _with_second(regrouped: bool, gate_type: str = ""):
+    """The tiny transformer with a sharp attn2 in two of three layers, and gates there if asked for."""
+    transformer = make_pipeline(dual_attention_layers=(0, 1)).transformer.eval()
+    for block in transformer.transformer_blocks[:2]:
+        block.attn2.norm_q.weight.data *= 3  # heads of random weights attend alike
+    gates = build_gates(transformer, gate_type, target="attn2") if gate_type else None
+    torch.manual_seed(1)
+    for _, _, gate in gates.all() if gates else ():
+        for parameter in gate.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    if regrouped or gates:
+        install_gates(transformer, gates, "sd-scripts" if regrouped else "diffusers")
+    return transformer
+
+
+@pytest.mark.parametrize("regrouped", [False, True])
 @pytest.mark.parametrize("fallback", [False, True])
-def test_second_attentions_are_measured_and_the_output_stays(fallback):
-    transformer, inputs = make_pipeline(dual_attention_layers=(0, 1)).transformer.eval(), _inputs()
+def test_second_attentions_are_measured_and_the_output_stays(fallback, regrouped):
+    transformer, inputs = _with_second(regrouped), _inputs()
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH) if fallback else nullcontext():
         plain = transformer(**inputs).sample
         output, result = _run(transformer, _plan(tiers=TierPlan(atlas=True), top=30), inputs)
@@ -289,7 +315,8 @@ def test_second_attentions_are_measured_and_the_output_stays(fallback):
     second = result.second
     assert all(values[2].isnan().all() for name, values in second.items() if name != "top_index")
     assert (second["top_index"][2] == -1).all()
-    for layer, whole in enumerate(_second_matrices(transformer, inputs)):
+    assert second["top_mass"].shape[1] == (HEAD_DIM if regrouped else HEADS) != len(second["top_mass"])
+    for layer, (whole, value) in enumerate(_second_matrices(transformer, inputs, regrouped)):
         mass, cond = whole[1].mean(1), whole[1]
         np.testing.assert_allclose(second["patch_mass"][layer].flatten(1), mass, rtol=2e-5)
         entropy = -(cond * np.log(cond)).sum(-1).mean(-1)
@@ -301,17 +328,35 @@ def test_second_attentions_are_measured_and_the_output_stays(fallback):
             np.take_along_axis(mass, index[:, :24].numpy().astype(int), -1),
             second["top_mass"][layer, :, :24], rtol=2e-5,
         )  # fmt: skip
+        norms = np.linalg.norm(value[1], axis=-1)
+        np.testing.assert_allclose(
+            np.take_along_axis(norms, index[:, :24].numpy().astype(int), -1),
+            second["top_value_norm"][layer, :, :24], rtol=2e-5,
+        )  # fmt: skip
 
 
-def test_second_attentions_in_another_layout_are_left_alone():
-    transformer, inputs = make_pipeline(dual_attention_layers=(0, 1)).transformer.eval(), _inputs()
-    processors = {
-        name: JointAttention(regrouped=True) if ".attn2." in name else processor
-        for name, processor in transformer.attn_processors.items()
-    }
-    transformer.set_attn_processor(dict(processors))
-    with torch.no_grad():
-        plain = transformer(**inputs).sample
-    output, result = _run(transformer, _plan(), inputs)
-    assert torch.equal(output, plain) and result.second is None
-    assert len(regrouped_attentions(transformer)) == 2
+@pytest.mark.parametrize("regrouped", [False, True])
+@pytest.mark.parametrize("gate_type", ["headwise", "elementwise"])
+def test_what_a_key_of_attn2_adds_is_its_mass_norm_and_the_mean_gate_of_the_heads_channels(
+    gate_type, regrouped
+):
+    transformer, inputs = _with_second(regrouped, gate_type), _inputs()
+    kept = {}
+    for layer, block in enumerate(transformer.transformer_blocks[:2]):
+        gate = block.attn2.processor.gate
+        hook = partial(_keep, kept, layer)
+        gate.register_forward_hook(lambda m, inputs, out, hook=hook: hook(m, inputs, out[0]))
+    probe = Probe(LAYERS, HEADS, gated=False, second_gated=True)
+    with torch.no_grad(), installed(transformer, probe):
+        probe.begin(_plan(top=4))
+        transformer(**inputs)
+    second, statistics = (result := probe.end()).second, result.second_gates
+    for layer, gate in kept.items():
+        mean = gate[1].double().mean(0).numpy()  # cond: a value a head, or a channel
+        channels = np.repeat(mean, HEADS * HEAD_DIM // len(mean))
+        own = channels.reshape(HEAD_DIM if regrouped else HEADS, -1).mean(-1)
+        mass, norm = (second[f"top_{name}"][layer].numpy() for name in ("mass", "value_norm"))
+        added = mass * norm * own[:, None]
+        np.testing.assert_allclose(second["contribution"][layer], added, rtol=2e-5)
+        by_head = channels.reshape(HEADS, HEAD_DIM).mean(-1)  # of the model's heads, which have the gates
+        np.testing.assert_allclose(statistics[0, 1, 0, layer], by_head, rtol=2e-5)

@@ -77,6 +77,7 @@ def _config(medium, out, **more) -> CaptureConfig:
         ("attn2", {}),
         ("all", {}),
         ("attn2", {"attn2_layout": "sd-scripts"}),
+        ("", {"attn2_layout": "sd-scripts"}),
         ("all", {"gate_target": "joint", "gate_layers": "1"}),
         ("all", {"gate_type": "none"}),
         ("", {"gate_type": "elementwise", "gate_init": "neutral", "gate_target": "attn2"}),
@@ -95,7 +96,7 @@ def test_the_plan_names_what_the_file_will_hold(medium, tmp_path, gates, options
         for part in job.plan.parts:
             sizes = dict(zip(store.read(part.name).dims, store.read(part.name).shape, strict=True))
             wanted = (
-                {"branch", "query", "layer"} & set(part.shape) if part.name.startswith("attn2/") else set()
+                {"branch", "query", "layer"} & set(part.shape) if part.name.startswith("attn2") else set()
             )
             assert {d: n for d, n in part.shape.items() if d not in wanted | {"branch"}} == {
                 d: n for d, n in sizes.items() if d not in wanted | {"branch", "sample"}

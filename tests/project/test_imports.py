@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_SIDE = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "peft")
 MOST_FILES, MOST_LINES = 20, 300  # of a folder, of a module
-LONGER = {ROOT / "sd35h5" / "store" / "schema.py": 360}  # data
+LONGER = {ROOT / "sd35h5" / "store" / "schema.py": 400}  # data
 # these may import all rooms, and are imported by none (`import sd35h5` gives the public names)
 TELL_THE_VERSION = ("sd35h5.reports",)  # which the package itself holds
 ENTRANCES = {"sd35h5", "sd35h5.__main__", "capture_cli", "dashboard.__main__"}

@@ -19,7 +19,19 @@ if __name__ == "__main__":
     if made.exists():
         sys.exit(f"{made} is there: a golden file is never made anew, another format has another version")
     print(
-        make_store(made, samples=2, layers=2, heads=3, steps=2, height=48, width=32, gates=True, t5_length=8)
+        make_store(
+            made,
+            samples=2,
+            layers=2,
+            heads=3,
+            steps=2,
+            height=48,
+            width=32,
+            gates=True,
+            t5_length=8,
+            atlas=True,
+            second_heads=4,
+        )
     )
     sys.exit(0)
 
@@ -44,5 +56,8 @@ def test_this_version_has_a_golden_file():
     assert (GOLDEN / f"v{schema.SCHEMA_VERSION}.h5").is_file()
 
 
-HASHES = {"v1.0": ["75dc567aab4178a6", "eb9685184ca6987b"]}
-CLIP_BOS = {"v1.0": [0.12175976, 0.23651269]}
+HASHES = {
+    "v1.0": ["75dc567aab4178a6", "eb9685184ca6987b"],
+    "v1.1": ["a85d42aa5a080f40", "56887e2fa943d77a"],
+}
+CLIP_BOS = {"v1.0": [0.12175976, 0.23651269], "v1.1": [0.12175976, 0.23651269]}

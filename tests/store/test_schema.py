@@ -14,7 +14,7 @@ from sd35h5.store.schema import SCALES, VARIABLES, variable
 ROOT = Path(__file__).parents[2]
 SD35_LARGE = {
     "sample": 100, "branch": 2, "query": 2, "group": 9, "step": 28, "top_step": 7, "map_step": 7,
-    "layer": 38, "head": 38, "token": 333, "rank": 16, "map_token": 24, "row": 4, "y": 32, "x": 32,
+    "layer": 38, "head": 38, "head_attn2": 64, "token": 333, "rank": 16, "map_token": 24, "row": 4, "y": 32, "x": 32,
     "patch_y": 64, "patch_x": 64, "pixel_y": 1024, "pixel_x": 1024, "rgb": 3, "encoder": 3,
     "raw_step": 28, "raw_layer": 38, "raw_head": 38, "raw_token": 333,
 }  # fmt: skip

@@ -99,7 +99,8 @@ def _check_claims(file: h5py.File, size: int) -> None:
     with told_as("its sizes cannot be read: it is damaged"):
         sizes = sizes_in(file)
         samples = sizes.get("sample", 0)
-        cells = math.prod(sizes.get(dim, 1) for dim in ("sample", "step", "layer", "head"))
+        heads = max(sizes.get("head", 1), sizes.get("head_attn2", 1))
+        cells = heads * math.prod(sizes.get(dim, 1) for dim in ("sample", "step", "layer"))
         texts = {name: file[name].size or 0 for name in variables_in(file) if variable(name).is_text}
     if 64 * samples > size + SLACK_BYTES:
         raise Problem(f"it claims {samples} samples, which {size} bytes cannot hold")

@@ -228,7 +228,7 @@ def test_min_reader_is_obeyed_by_every_reader_alike(tmp_path, sound, version):
                 read(path)
 
 
-@pytest.mark.parametrize("version", ["1.0", schema.MIN_READER])
+@pytest.mark.parametrize("version", ["1.0", schema.SCHEMA_VERSION])
 def test_files_of_this_readers_age_are_read_whatever_else_they_hold(tmp_path, sound, version):
     path = Path(shutil.copy(sound, tmp_path / "run.h5"))
     with h5py.File(path, "r+", libver=schema.LIBVER) as file:
