@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: what may differ between two runs that are compared: what a run is, and what says nothing of the attention itself
 FREE_FIELDS = frozenset({
     "model_id", "model_revision", "variant", "transformer", "dit_path", "clip_l_path", "clip_g_path", "t5xxl_path",
-    "vae_path", "vae_is_sd3", "tokenizer_path", "weights", "fingerprint", "gates", "device", "offload",
+    "vae_path", "vae_is_sd3", "tokenizer_path", "weights", "fingerprint", "gates", "lora", "device", "offload",
     "intervene", "control", "intervention", "intervention_control",
     "prompt", "prompts", "prompts_json", "prompt_ids", "limit", "seed", "num_images",
     "maps", "words", "map_steps", "map_layers", "map_heads", "map_pool", "topk", "top_steps", "branches",

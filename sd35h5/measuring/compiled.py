@@ -79,8 +79,9 @@ def traced_attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The module that `torch.compile(module)` wraps, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+    """The module that `torch.compile(module)` or peft's `get_peft_model(module)` wraps, or the module itself."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner.get_base_model() if hasattr(type(inner), "get_base_model") else inner
 
 
 def compiled_how(transformer: nn.Module) -> dict[str, Any]:

@@ -191,7 +191,8 @@ def _read_part(
     files = weight_files(path, said, variant)
     entries, metadata = read_entries(files), read_metadata(files[0])
     if what := told_adapter(entries):
-        raise ConfigError(f"{said} holds {what}")
+        way = ": draw with it by --lora" * what.startswith(("a LoRA", "a LoKr", "a LoHa"))
+        raise ConfigError(f"{said} holds {what}{way}")
     left = leavings(entries)
     held = {key: entry for key, entry in entries.items() if key not in left}
     layout = find_layout(component, held.keys())

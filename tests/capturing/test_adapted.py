@@ -10,11 +10,12 @@ import torch
 from making.adapters import adapter
 from making.pipelines import HEIGHT, T5_TOKENS, WIDTH, make_pipeline, torch_generator
 from making.weights import original_mmdit, save, small_pipeline
-from peft import LoHaConfig, LoKrConfig, LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import nn
 
 import capture_cli
 import sd35h5
+from sd35h5.comparing.paired_samples import is_free
 from sd35h5.errors import CaptureError
 
 CALL = {
@@ -81,6 +82,16 @@ def test_adapters_are_captured_to_the_bit_switched_off_and_fused(tmp_path):
     pipe.fuse_lora()
     fused = check(pipe, tmp_path / "fused.h5", "LoRA", 1.0, "merged")
     assert torch.allclose(fused, active, atol=1e-4) and not torch.equal(fused, active)
+
+
+def test_a_transformer_in_peft_s_own_wrapper_is_captured_to_the_bit(tmp_path):
+    pipe = make_pipeline()
+    torch.manual_seed(1)
+    pipe.transformer = get_peft_model(pipe.transformer, CONFIGS["LoRA"])
+    latents = drawn(pipe)
+    assert torch.equal(captured(pipe, tmp_path / "run.h5"), latents)
+    assert not torch.equal(latents, drawn(make_pipeline()))
+    assert [(told["name"], told["layers"]) for told in adapters_in(tmp_path / "run.h5")] == [("default", 18)]
 
 
 def test_masses_of_an_adapted_pipeline_are_those_of_its_own_queries_and_keys(tmp_path):
@@ -195,7 +206,9 @@ def folder(tmp_path_factory) -> Path:
 
 def test_the_command_line_draws_with_adapters_names_them_and_goes_on_with_no_others(folder, tmp_path, capsys):
     state = original_mmdit(small_pipeline(dual=(0,)).transformer)
-    one = save(tmp_path / "one.safetensors", adapter("LoRA", "sd-scripts", state)[0])
+    layer = "lora_te3_encoder_block_1_layer_0_SelfAttention_q"
+    of_t5 = {f"{layer}.lora_down.weight": torch.ones(4, 192), f"{layer}.lora_up.weight": torch.ones(24, 4)}
+    one = save(tmp_path / "one.safetensors", adapter("LoRA", "sd-scripts", state)[0] | of_t5)
     two = save(tmp_path / "two.safetensors", adapter("LoKr", "ComfyUI", state)[0])
     out = tmp_path / "run.h5"
 
@@ -220,6 +233,8 @@ def test_the_command_line_draws_with_adapters_names_them_and_goes_on_with_no_oth
         1.0,
         "merged",
     )
+    assert [(told["scale"], told["layers"]) for told in adapters_in(out, "text_encoder_3")] == [(0.7, 1)]
+    assert adapters_in(out, "text_encoder") is None and is_free("lora")  # models are what is compared
     with sd35h5.open_store(out) as store:
         files = store.provenance["components"]["lora"]["files"]
         assert [file["name"] for file in files] == ["one.safetensors", "two.safetensors"]
@@ -230,7 +245,7 @@ def test_the_command_line_draws_with_adapters_names_them_and_goes_on_with_no_oth
     status, said = run("--lora", f"{moved}:0.6", str(two))
     assert status == 1 and "lora" in said and "0.6" in said
     status, said = run("--lora", f"{two}:0.7", str(moved), prompts=2)
-    assert status == 1 and "transformer has fingerprint" in said
+    assert status == 1 and "text_encoder_3 has fingerprint" in said
     status, said = run(prompts=2)
     assert status == 1 and "lora" in said
 

@@ -85,8 +85,10 @@ def assert_close(there: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert torch.allclose(tensor, wanted[key], rtol=1e-5, atol=2e-6), key
 
 
-@pytest.mark.parametrize("spelling", ["sd-scripts", "ComfyUI"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "spelling"),
+    [*((kind, "sd-scripts") for kind in KINDS), ("LoRA", "ComfyUI"), ("LoKr", "ComfyUI")],
+)
 def test_the_original_layout_s_adapters_change_the_weights_as_their_formula_says(
     kind, spelling, small, small_folder, tmp_path
 ):
@@ -233,7 +235,7 @@ REFUSED = {
         f"{LAYER}.lora_down.weight": (4, 16), f"{LAYER}.lora_up.weight": (16, 8)
     },
     f"has of {LAYER} only down: the file is incomplete": {f"{LAYER}.lora_down.weight": (4, 16)},
-    "which is no part of a LoRA, DoRA, LoHa or LoKr: the file looks like an OFT adapter": {
+    "which is not applied: the matrices of LoRA, DoRA, LoHa and LoKr are, and the file looks like an OFT adapter": {
         f"{LAYER}.oft_blocks": (2, 8, 8)
     },
     "holds an SD3 transformer, expected a LoRA, DoRA, LoHa or LoKr": {

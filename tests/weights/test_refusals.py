@@ -159,7 +159,8 @@ def test_other_models_are_called_by_what_they_are(tmp_path, small):
     for component, keys, said in (
         ("transformer", ["double_blocks.0.img_attn.qkv.weight"], "FLUX transformer, expected an SD3 transformer"),
         ("transformer", ["model.diffusion_model.input_blocks.0.0.weight"], "holds a UNet"),
-        ("transformer", ["lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight"], "holds a LoRA"),
+        ("transformer", ["lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight"],
+         "not the model: draw with it by --lora"),
         ("text_encoder", ["transformer.resblocks.0.ln_1.weight"], "holds an OpenCLIP model, expected CLIP-L"),
         ("vae", ["something.weight"], "holds nothing known (its first key is something.weight)"),
     ):  # fmt: skip

@@ -102,7 +102,8 @@ def _parts(said: str, entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry
                     "are given with --model_id or --dit_path"
                 )
             raise ConfigError(
-                f"{said} has the key {key}, which is no part of a LoRA, DoRA, LoHa or LoKr: the file looks like {what}"
+                f"{said} has the key {key}, which is not applied: the matrices of LoRA, DoRA, LoHa and LoKr are, "
+                f"and the file looks like {what}"
             )
         found = match.groupdict()
         part = {"A": "down", "B": "up"}.get(found["peft"]) or next(
