@@ -105,14 +105,16 @@ def _act(config: CaptureConfig, action: Action) -> int:
         return 0
     with ExitStack() as held:  # before torch is imported: who has to wait is told at once
         for job in jobs:
-            held.enter_context(running(job.out))
-        run, say = _load_capture()
+            held.enter_context(running(job.out, shared=job.share is not None))
+        run, finish_shares, say = _load_capture()
         draw = partial(run, is_held=True)
         stores = run_demo(jobs, draw, say) if action.demo else [draw(job) for job in jobs]
+    if jobs[0].share:  # who has let go of the run packs it, if nobody else holds it
+        stores = [finish_shares(job.out, job.samples) for job in jobs]
     if action.analyze:
         from sd35h5.reports.analyze import analyze
 
-        for store in stores:
+        for store in stores if not jobs[0].share else filter(Path.is_file, stores):  # by who comes last
             folder = Path(action.analyze) / store.stem if action.demo else Path(action.analyze)
             analyze(store, folder, action.first_token_index, action.value_col)
             print(showable(folder))
@@ -128,6 +130,7 @@ def _load_capture():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print("loading torch and diffusers …", file=sys.stderr)
+    from sd35h5.capturing.finishing import finish_shares
     from sd35h5.capturing.progress import say
     from sd35h5.capturing.run_job import run
 
@@ -137,7 +140,7 @@ def _load_capture():
 
     logging.getLogger("sd35h5").addHandler(Notes())
     logging.getLogger("sd35h5").setLevel(logging.INFO)
-    return run, say
+    return run, finish_shares, say
 
 
 if __name__ == "__main__":

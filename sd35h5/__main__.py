@@ -1,4 +1,4 @@
-"""python -m sd35h5 info | verify | pack | scores | analyze | compare | export | gates"""
+"""python -m sd35h5 info | verify | runs | missing | pack | scores | analyze | compare | export | gates"""
 
 from __future__ import annotations
 
@@ -47,6 +47,28 @@ def verify(args: argparse.Namespace) -> int:
     else:
         print("\n".join(showable(f"{args.path.name}: {problem}") for problem in report.problems))
     return 0 if report.ok else 1
+
+
+def runs(args: argparse.Namespace) -> int:
+    """List the captures of a folder: how far each is, how fast, how large, and how many samples failed."""
+    from sd35h5.reports.run_table import as_data, as_text, rows_of
+
+    rows = rows_of(args.path)
+    print(as_json(as_data(rows), indent=1) if args.json else "\n".join(as_text(rows)))
+    return 0
+
+
+def missing(args: argparse.Namespace) -> int:
+    """Tell which samples of a capture are missing, why, and how to draw them; exit 1 if any is."""
+    from sd35h5.reports.missing_samples import as_text, missing_samples
+    from sd35h5.store.runs import out_of
+    from sd35h5.store.verifying import refuse_problems
+
+    if (out := out_of(args.path) or args.path).is_file():
+        refuse_problems(out)
+    told = missing_samples(args.path)
+    print(as_json(told, indent=1) if args.json else "\n".join(as_text(told)))
+    return 1 if told["missing"] else 0
 
 
 def pack(args: argparse.Namespace) -> int:
@@ -130,6 +152,12 @@ def parser() -> argparse.ArgumentParser:
 
     one = _command(commands, verify, "run.h5 --deep")
     _flag(one, "--deep", help="also read every value and compare each sample with the hash that sealed it")
+    _flag(one, "--json", help="print the result as JSON, for programs")
+
+    one = _command(commands, runs, "runs")
+    _flag(one, "--json", help="print the list as JSON, for programs")
+
+    one = _command(commands, missing, "run.h5.parts")
     _flag(one, "--json", help="print the result as JSON, for programs")
 
     one = _command(commands, pack, "run.h5.parts")

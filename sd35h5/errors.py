@@ -18,6 +18,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class RunHeldError(StoreError):
+    """A capture that another process fills or packs."""
+
+
 class NothingMeasuredError(StoreError):
     """A number of which nothing was measured in the samples, branch and steps that were asked for."""
 

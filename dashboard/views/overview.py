@@ -1,10 +1,16 @@
 """Overview: the runs as cards, their images as a contact sheet, and what differs between their settings."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from dashboard import cached_reads, choose_samples, panels, recipes
+from dashboard.run_list import parts_of
 from sd35h5.reports.info import nbytes
+from sd35h5.reports.run_table import duration
 from sd35h5.reports.view_page import Shown
+from sd35h5.store.sharing.run_progress import run_progress
+from sd35h5.store.showable import showable
 
 PAGE = 12
 ACROSS = 5
@@ -28,13 +34,28 @@ def card(run: cached_reads.Run) -> None:
         if intervention := panels.told_intervention(store.attributes):
             st.caption(f":material/content_cut: intervention: {panels.plain(intervention)}")
         if store.status == "capturing":
-            done = sizes["sample"]
-            st.progress(
-                min(1.0, done / max(store.planned, 1)), f"capturing: {done} of {store.planned} samples"
-            )
+            under_way(run, sizes["sample"], store.planned)
         else:
             size = nbytes(store.bytes_on_disk())
             st.caption(f":material/verified: {sizes['sample']} samples, complete, verified · {size}")
+
+
+def under_way(run: cached_reads.Run, done: int, planned: int) -> None:
+    """Draw how far a capture is, how fast, how long it will take, and which samples could not be drawn."""
+    path = Path(run.path)
+    told = run_progress(path if path.is_dir() else parts_of(path), planned - done)
+    parts = [f"capturing: {done} of {planned} samples"]
+    if told.is_held and told.per_hour:
+        parts.append(f"{told.per_hour:.3g} an hour, {duration(told.seconds_left)} left")
+    elif told.seconds_since is not None:
+        parts.append(f"the last one {duration(told.seconds_since)} ago")
+    st.progress(min(1.0, done / max(planned, 1)), " · ".join(parts))
+    for index, why in [*told.failed.items()][:3]:
+        st.caption(
+            f":material/error: sample {index} could not be drawn: {panels.plain(showable(why['why'], 160))}"
+        )
+    if len(told.failed) > 3:
+        st.caption(f"… and {len(told.failed) - 3} more: `python -m sd35h5 missing`")
 
 
 def contact_sheet(view) -> None:

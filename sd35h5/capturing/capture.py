@@ -12,9 +12,9 @@ from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 
+from sd35h5.capturing.finishing import finish
 from sd35h5.capturing.following.accepted_pipelines import check_pipeline
 from sd35h5.capturing.generate import Generate, generating
-from sd35h5.capturing.run_job import finish
 from sd35h5.capturing.session import Session
 from sd35h5.errors import ConfigError
 from sd35h5.planning.going_on import deciding

@@ -19,7 +19,6 @@ from sd35h5.capturing.following.accepted_pipelines import signature_of
 from sd35h5.capturing.following.text_states import TextStates, watched_encoding
 from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import without_truncation_noise
-from sd35h5.capturing.sealing import seal_all
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.capturing.watcher import PassWatcher
 from sd35h5.errors import CaptureError
@@ -103,7 +102,7 @@ class Generate:
             drawn = [watcher.finished(_pixels(result, place)) for place, watcher in enumerate(watchers)]
             session.end_call()
             if new := [each for each in drawn if each is not None]:
-                session.sealing.submit(partial(seal_all, new), 1)
+                session.sealing.submit(partial(session.seal, new), 1)
             for watcher in watchers:
                 watcher.let_go()
         except BaseException as error:

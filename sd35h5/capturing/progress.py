@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
+from threading import Lock
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -47,6 +48,41 @@ class Progress:
 def counted(things: Collection[T], what: str) -> Iterator[T]:
     """Go through things under a bar with an estimate, which shows if it takes seconds."""
     yield from tqdm(things, desc=what, file=sys.stderr, dynamic_ncols=True, delay=2, leave=False)
+
+
+class SharedProgress:
+    """One bar over all steps of all samples, which several workers draw at the same time."""
+
+    def __init__(self, samples: int, done: int, steps: int) -> None:
+        self._samples, self._steps, self._done = samples, steps, done
+        self._under_way: dict[int, int] = {}  # first sample of a batch -> its step
+        self._lock = Lock()
+        self._bar = tqdm(
+            total=samples * steps, initial=done * steps, unit="step", file=sys.stderr, dynamic_ncols=True
+        )
+
+    def tell(self, batch: int, step: int) -> None:
+        """A worker has drawn so many steps of the batch that begins with this sample; again, if the one before died."""
+        with self._lock:
+            self._under_way[batch] = step
+            self._show()
+
+    def finished(self, batch: range) -> None:
+        """A batch was drawn."""
+        with self._lock:
+            self._under_way.pop(batch.start, None)
+            self._done += len(batch)
+            self._show()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+    def _show(self) -> None:
+        told = ", ".join(f"{first + 1} at step {step}" for first, step in sorted(self._under_way.items())[:4])
+        self._bar.set_description(f"{self._done} of {self._samples} samples; {told}", refresh=False)
+        now = min(self._bar.total, self._done * self._steps + sum(self._under_way.values()))
+        self._bar.update(now - self._bar.n)
 
 
 def say(text: str) -> None:

@@ -57,7 +57,7 @@ class SampleRecorder:
         round_mantissa: Callable[[Tensor], Tensor] = reductions.round_mantissa,
     ) -> None:
         self._layout, self._rows = layout, rows
-        self._cond = layout.branches.index("cond")
+        self._cond, self.index = layout.branches.index("cond"), facts.index
         self._kept = [branch for branch in kept_branches if branch in layout.branches]
         self._masses = ("mass_image", "mass_text") if text_queries else ("mass_image",)
         self._transfer = Transfer()

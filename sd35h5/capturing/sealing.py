@@ -23,6 +23,11 @@ class Sealing:
     key: str
     events: Sequence[Mapping[str, object]]
 
+    @property
+    def index(self) -> int:
+        """Which sample it is."""
+        return self.recorder.index
+
 
 def seal_all(samples: Sequence[Sealing]) -> None:
     """Seal one after the other; after an error nothing is left behind of that one and of those behind it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from sd35h5.capturing.call import Call
 from sd35h5.capturing.following.accepted_pipelines import kind_of
 from sd35h5.capturing.identity import components, environment, refuse_another_model
 from sd35h5.capturing.sample_facts import Layout
+from sd35h5.capturing.sealing import Sealing, seal_all
 from sd35h5.errors import CaptureError
 from sd35h5.gates.modules import attn2_layout_of, describe, gates_of
 from sd35h5.measuring.compiled import compiled_how
@@ -96,6 +97,7 @@ class Session:
             },
             precision=tiers.precision,
         )  # fmt: skip
+        self.seal: Callable[[Sequence[Sealing]], None] = seal_all
         self.sealing = Drain(threads=1, max_waiting=1)  # one sample at a time, while the next one is drawn
         self._layout: Layout | None = None
         self.are_prompts_noted = False
@@ -111,6 +113,11 @@ class Session:
         self._seen: Glimpse | None = None  # the model at the last call, and at the one under way
         self._now: Glimpse | None = None
         self._continue_header()
+
+    @property
+    def components(self) -> dict[str, dict]:
+        """What the store tells of the model that draws, `provenance/components`."""
+        return self._components
 
     def check_model(self) -> None:
         """Take the fingerprints of the model as it is now.

@@ -22,6 +22,7 @@ def describe(job: Job) -> str:
     told = [
         f"{_count(samples, 'sample')}: {_count(len(job.prompts), 'prompt')} × {images}",
         *[f"{sampling.batch_size} a call of the pipeline"] * (sampling.batch_size > 1),
+        *[f"of which this process draws share {job.share}"] * (job.share is not None),
         f"seed {config.prompts.seed}", _count(sampling.steps, "step"), f"guidance {sampling.guidance:g}",
         pixels, f"{plan.sizes['token']} text tokens",
     ]  # fmt: skip

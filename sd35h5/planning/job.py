@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from sd35h5.planning.budget import within_budget
 from sd35h5.planning.options import CaptureConfig
 from sd35h5.planning.plan import Plan, check_size, make_plan
 from sd35h5.planning.prompts import Prompt, sample_seed
+from sd35h5.planning.spread_options import resolve_share
 from sd35h5.planning.validation import validate
+from sd35h5.store.sharing.shares import Share
 from sd35h5.weights.adapters.adapter_changes import Adapter
 from sd35h5.weights.adapters.adapter_files import read_adapters
 from sd35h5.weights.model_facts import ModelFacts, read_facts
@@ -30,6 +33,7 @@ class Job:
         gates: those of the model's own files, as far as headers tell; files on the hub are read when they are there.
         adapters: those of --lora, by their headers.
         settings: all that decides the data: kept in the file, and compared when a capture goes on.
+        share: what this process draws of it, where others draw the rest.
     """
 
     config: CaptureConfig
@@ -39,6 +43,7 @@ class Job:
     plan: Plan
     settings: Mapping[str, object]
     adapters: tuple[Adapter, ...] = ()
+    share: Share | None = None
 
     @property
     def out(self) -> Path:
@@ -89,7 +94,9 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
     gates = decide(facts.sizes, facts.held, config.gating, facts.attn2)
     config = within_budget(config, facts, len(prompts) * config.prompts.num_images, gates)
     plan = make_plan(config, facts, gates)
-    return Job(config, tuple(prompts), facts, gates, plan, _settings(config, facts, prompts), adapters)
+    share = resolve_share(config.spread.shard, os.environ)
+    settings = _settings(config, facts, prompts)
+    return Job(config, tuple(prompts), facts, gates, plan, settings, adapters, share)
 
 
 def _settings(config: CaptureConfig, facts: ModelFacts, prompts: Sequence[Prompt]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from sd35h5.flags import Count, Flag, Text
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.planning.interventions import CausalOptions
+from sd35h5.planning.spread_options import Spread
 from sd35h5.weights.model_options import Model
 
 MAX_MAPS = 24
@@ -142,6 +143,7 @@ class CaptureConfig:
     gating: GateOptions = field(default_factory=GateOptions)
     causal: CausalOptions = field(default_factory=CausalOptions)
     output: Output = field(default_factory=Output)
+    spread: Spread = field(default_factory=Spread)
 
     def flat(self) -> dict[str, object]:
         """All that decides the data, by option name: what must be equal to continue a capture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from sd35h5.planning.interventions import parse_interventions
 from sd35h5.planning.options import CLIP, ENCODER_MASKS, T5, CaptureConfig, Tiers
 from sd35h5.planning.prompts import Prompt, check_seeds, load_prompts
 from sd35h5.planning.selectors import check_rows, choose_steps, count_rows, parse_raw
+from sd35h5.planning.spread_options import check_spread, resolve_share
 from sd35h5.planning.token_table import check_phrases
 from sd35h5.weights.model_options import DTYPES
 
@@ -65,6 +67,8 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--max_sequence_length {sampling.max_sequence_length} is outside 1..512")
     if sampling.apply_t5_attn_mask and config.model.no_t5:
         raise ConfigError("--apply_t5_attn_mask masks padding inside T5, and --no_t5 draws without it")
+    check_spread(config.spread, model.device, config.output.overwrite)
+    resolve_share(config.spread.shard, os.environ)
     validate_tiers(config.tiers, sampling.steps)
     if parse_interventions(config.causal) and sampling.batch_size > 1:
         raise ConfigError("--intervene alters one sample at a time: leave out --batch_size")

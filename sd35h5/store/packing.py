@@ -13,9 +13,10 @@ from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
 from sd35h5.store.opening import opened, reading, reason
-from sd35h5.store.runs import RUN_FILE, empty, lock, out_of, packed_indices, part_files, read_run
+from sd35h5.store.runs import RUN_FILE, empty, out_of, packed_indices, part_files, read_run
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.skeleton import create_variable, publish, write_head
 
 
@@ -38,9 +39,8 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
         if kept and not is_begun and _config(out) != _config(sources[0][1]):
             raise StoreError(f"{out.name} holds samples of another configuration: pack into another file")
         sources += kept
-    temporary = out.with_name(out.name + ".tmp")
     try:
-        held = lock(temporary)
+        temporary, held = own_temporary(out)
     except OSError as error:
         raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,15 +14,18 @@ from typing import Any, BinaryIO
 
 import h5py
 
-from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.errors import RunHeldError, StoreError, StoreNotFoundError
 from sd35h5.store.opening import reading, reason
 from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
+from sd35h5.store.sharing.locks import lock
 from sd35h5.store.skeleton import publish
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
 TEXTS_FOLDER = "texts"  # what the text encoders gave, until the samples are packed
+CLAIM_FILE = "pack.claim"  # of who packs what many processes drew
 MAX_RUN_BYTES = 16 << 20
+_PACKED_WITHIN, _LOOKED_AT_FOR = 600, 0.1  # seconds to wait for another that packs, or looks who holds it
 
 
 def parts_of(out: Path) -> Path:
@@ -77,32 +82,39 @@ def sealed_texts(parts: Path, name: str) -> list[Any]:
 
 
 @contextmanager
-def running(out: Path) -> Iterator[Path]:
+def running(out: Path, shared: bool = False) -> Iterator[Path]:
     """Hold the capture of `out` for this process. Yields: its parts folder, which is made.
 
     Nothing is left of a capture that sealed nothing, so that it never stands in another's way.
 
-    Raises: StoreError at once if another process, or another capture of this one, fills it.
+    Args:
+        shared: others may hold it so, too, each of which draws a share; then nothing is removed.
+    Raises: RunHeldError at once if another process, or another capture of this one, fills it.
     """
     parts = parts_of(Path(out))
-    held = _held(parts)
+    held = _held(parts, shared)
     try:
         yield parts
     finally:
         if os.name == "nt":  # an open file cannot be removed there
             held.close()
-        forget_run(parts)
+        if not shared:
+            forget_run(parts)
         held.close()
 
 
-def _held(parts: Path) -> BinaryIO:
-    path = parts / LOCK_FILE
+def _held(parts: Path, shared: bool) -> BinaryIO:
+    path, began = parts / LOCK_FILE, time.monotonic()
     while True:
         try:
             parts.mkdir(parents=True, exist_ok=True)
-            held = lock(path)
+            held = lock(path, shared)
         except BlockingIOError:
-            raise StoreError(
+            is_packed = shared and (parts / CLAIM_FILE).exists()  # by one of the others
+            if time.monotonic() - began < (_PACKED_WITHIN if is_packed else _LOOKED_AT_FOR):
+                time.sleep(0.02)
+                continue
+            raise RunHeldError(
                 f"{parts.name.removesuffix(PARTS_SUFFIX)} is being captured already, by process {_holder(path)}: wait "
                 "for it or stop it, or choose another output file"
             ) from None
@@ -155,6 +167,7 @@ def begin_run(
     planned: int,
     overwrite: bool = False,
     resolve: Callable[[dict], dict] = dict,
+    shares: int | None = None,
 ) -> Path:
     """Make the parts folder of `out`, or find the one that the same configuration began. Returns: the folder.
 
@@ -162,6 +175,7 @@ def begin_run(
         config, resolve: as `check_run`.
         planned: how many samples there will be.
         overwrite: remove what is there first.
+        shares: into how many shares the capture is divided, if it is.
     Raises: StoreError naming the fields that differ.
     """
     out, parts = Path(out), parts_of(Path(out))
@@ -169,16 +183,28 @@ def begin_run(
         empty(parts, (TEXTS_FOLDER,))  # kept by content: they are of no sample that is there
         out.unlink(missing_ok=True)
     check_run(out, config, resolve)
+    run = {"config": config, "planned": int(planned)}
+    run |= {"cuts": cuts} if (cuts := earlier_ends(out, planned)) else {}
+    run |= {"shares": shares} if shares else {}
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        temporary = parts / f"{RUN_FILE}.tmp"
-        temporary.write_text(
-            json.dumps({"config": config, "planned": int(planned)}, indent=1), encoding="utf-8"
-        )
+        temporary = parts / f"{RUN_FILE}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary.write_text(json.dumps(run, indent=1), encoding="utf-8")
         publish(temporary, parts / RUN_FILE)
     except OSError as error:
         raise StoreError(f"{parts} cannot be made: {reason(error)}") from error
     return parts
+
+
+def earlier_ends(out: Path, planned: int) -> list[int]:
+    """How many samples there were to be before, each time that the list became longer; [] without a sealed one."""
+    parts = parts_of(Path(out))
+    if not (sealed := sealed_indices(parts)):
+        return []
+    run = read_run(parts) if (parts / RUN_FILE).is_file() else {"planned": len(sealed)}
+    told = run.get("cuts", [])
+    before = {*told, run["planned"]} if isinstance(told, list) else {run["planned"]}
+    return sorted(end for end in before if isinstance(end, int) and 0 < end < planned)
 
 
 def empty(parts: Path, kept: Collection[str] = ()) -> None:
@@ -229,25 +255,6 @@ def read_run(parts: Path) -> dict:
             f"{path.parent.name}/{RUN_FILE} has no config and planned: remove the folder and capture again"
         )
     return run
-
-
-def lock(path: Path) -> BinaryIO:
-    """Create a file and hold it for this process until it is closed.
-
-    HDF5 locks only after it has truncated, so two captures would spoil each other's sample.
-    Raises: BlockingIOError if another process holds it.
-    """
-    held = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.close()
-        raise
-    except (ImportError, OSError):  # Windows, or a file system without locks: nothing to hold it with
-        return held
-    return held
 
 
 def _config_before(out: Path, parts: Path) -> dict:

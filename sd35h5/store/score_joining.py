@@ -18,10 +18,11 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.opening import reading, reason
-from sd35h5.store.runs import RUN_FILE, lock, parts_of
+from sd35h5.store.runs import RUN_FILE, parts_of
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import PARTS_SUFFIX, variable
 from sd35h5.store.scores_csv import read_scores
+from sd35h5.store.sharing.locks import lock
 from sd35h5.store.skeleton import TEXT, create_variable, publish
 from sd35h5.store.verifying import refuse_problems, verify
 

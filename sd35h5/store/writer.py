@@ -35,8 +35,9 @@ from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.chunks import encode_chunk
 from sd35h5.store.opening import reason
 from sd35h5.store.packing import pack
-from sd35h5.store.runs import begin_run, lock, part_name, read_run, sealed_indices
+from sd35h5.store.runs import begin_run, part_name, read_run, sealed_indices
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.skeleton import create_variable, publish, write_head, write_provenance
 
 __all__ = ["Header", "SampleWriter", "begin_run", "pack", "read_run", "sealed_indices"]
@@ -106,7 +107,6 @@ class SampleWriter:
         self, parts: Path, index: int, header: Header, rounded_already: bool = False, owned: bool = False
     ) -> None:
         self.path = Path(parts) / part_name(index)
-        self._temporary = self.path.with_name(self.path.name + ".tmp")
         self._header = header
         self._rounds = header.precision == "rounded" and not rounded_already
         self._copies = not owned
@@ -118,7 +118,7 @@ class SampleWriter:
         self.sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self._temporary)
+            self._temporary, self._lock = own_temporary(self.path)
             self._file = h5py.File(self._temporary, "w", libver=schema.LIBVER, locking=False)
         except OSError as error:
             raise StoreError(

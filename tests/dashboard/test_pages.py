@@ -4,6 +4,7 @@ to it."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from streamlit.testing.v1 import AppTest
 from sd35h5 import compare, metrics, open_store
 from sd35h5.comparing import effects
 from sd35h5.metrics import heaviest_keys, sink_rates
+from sd35h5.store.runs import running
+from sd35h5.store.sharing.failures import record_failure
 from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,10 +257,18 @@ def test_good_files_are_shown_beside_bad_ones(app, folder, tmp_path, page):
 
 
 def test_a_running_capture_is_shown_with_its_progress(app, tmp_path):
-    make_store(tmp_path / "live.h5", packed=False, planned=5)
-    test = app(tmp_path)
-    assert test.get("progress")[0].proto.text == "capturing: 2 of 5 samples"
+    out = tmp_path / "live.h5"
+    parts = make_store(out, packed=False, planned=5)
+    os.utime(parts / "run.json", (1_000, 1_000))
+    for number, path in enumerate(sorted(parts.glob("*.h5")), 1):
+        os.utime(path, (1_000 + 90 * number,) * 2)  # 40 an hour
+    record_failure(parts, 3, "p003", 3, "not <b>finite</b>")
+    with running(out):
+        test = app(tmp_path)
+    assert test.get("progress")[0].proto.text == "capturing: 2 of 5 samples · 40 an hour, 4 min left"
+    assert "sample 3 could not be drawn: not " in text_of(test)
     assert len(test.get("image")) == 2
+    assert " · the last one " in app(tmp_path).get("progress")[0].proto.text  # nobody draws it
 
 
 def test_a_capture_without_a_sample_yet_is_told(app, tmp_path):

@@ -31,11 +31,23 @@ README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
 GROUPS = (
     *(
         getattr(options, name)
-        for name in ("Model", "Prompts", "Sampling", "Tiers", "GateOptions", "CausalOptions", "Output")
+        for name in (
+            "Model",
+            "Prompts",
+            "Sampling",
+            "Tiers",
+            "GateOptions",
+            "CausalOptions",
+            "Output",
+            "Spread",
+        )
     ),
     capture_cli.Action,
 )
-NOT_OURS = {"--no-deps", "--extra-index-url"}  # pip's
+NOT_OURS = {  # pip's, Slurm's, torchrun's, accelerate's and dask's
+    *("--no-deps", "--extra-index-url", "--array", "--time", "--wrap", "--nproc_per_node", "--num_processes"),
+    *("--port", "--nthreads", "--memory-limit"),
+}
 OF_ALL = {"--help"}
 BENCHMARK = {"--random", "--shape", "--size"}
 

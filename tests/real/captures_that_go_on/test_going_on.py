@@ -77,7 +77,7 @@ def test_paths_spellings_and_the_model_s_place_do_not_matter(model, tmp_path, ca
 def test_what_decides_the_data_is_refused_with_both_values(model, tmp_path, capsys, monkeypatch, more, told):
     out = tmp_path / "a.h5"
     assert _main(model, out, prompts=PROMPTS[:1]) == 0
-    monkeypatch.setattr("sd35h5.capturing.run_job.prepared", None)  # and before the model is loaded
+    monkeypatch.setattr("sd35h5.capturing.jobs.drawing.prepared", None)  # and before the model is loaded
     assert _main(model, out, *more, prompts=PROMPTS[:1]) == 1
     said = capsys.readouterr().err
     assert "a.h5 was begun with another configuration (" in said and told in said, said

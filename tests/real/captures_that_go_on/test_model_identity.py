@@ -162,7 +162,7 @@ def test_a_weight_file_changed_in_place_is_not_complete_already(model, tmp_path,
 def test_a_run_that_is_complete_loads_no_model(model, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.h5"
     assert _main(model, out) == 0
-    monkeypatch.setattr("sd35h5.capturing.run_job.prepared", None)
+    monkeypatch.setattr("sd35h5.capturing.jobs.drawing.prepared", None)
     assert _main(model, out) == 0
     assert "is complete already" in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ def test_a_model_of_another_shape_is_refused_before_it_is_loaded(model, tmp_path
     out = tmp_path / "a.h5"
     assert _main(model, out) == 0
     make_pipeline(num_layers=2).save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("sd35h5.capturing.run_job.prepared", None)
+    monkeypatch.setattr("sd35h5.capturing.jobs.drawing.prepared", None)
     assert _main(tmp_path / "other", out) == 1
     assert (
         "another model (3 layers, 2 heads of 8 there, 2 layers, 2 heads of 8 now)" in capsys.readouterr().err

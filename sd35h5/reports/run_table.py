@@ -1,0 +1,113 @@
+"""The captures of a folder: how far each is, how fast, how large, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sd35h5.errors import Sd35h5Error, StoreNotFoundError
+from sd35h5.reports.info import nbytes
+from sd35h5.store.processes.guarded_store import open_checked, own_readers
+from sd35h5.store.runs import RUN_FILE, is_companion, parts_of
+from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
+from sd35h5.store.sharing.run_progress import run_progress
+from sd35h5.store.showable import showable
+
+
+@dataclass(frozen=True)
+class Row:
+    """One capture; `problem` says why one cannot be read, and then nothing else is known."""
+
+    name: str
+    state: str
+    sealed: int = 0
+    planned: int = 0
+    bytes: int = 0
+    per_hour: float | None = None
+    seconds_left: float | None = None
+    seconds_since: float | None = None
+    failed: int = 0
+    problem: str = ""
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Look at every capture of a folder, or at one.
+
+    Raises: StoreNotFoundError: there is none.
+    """
+    places = _captures(folder)
+    if not places:
+        raise StoreNotFoundError(f"{folder}: there is no capture, neither under way nor packed")
+    readers = own_readers()
+    try:
+        return [_row(path, readers) for path in places]
+    finally:
+        readers.close()
+
+
+def _captures(folder: Path) -> list[Path]:
+    """Files that are packed, or will be, by name."""
+    if not folder.is_dir() or (folder / RUN_FILE).is_file():
+        return [folder] if folder.exists() or parts_of(folder).is_dir() else []
+    inside = [path for path in folder.iterdir() if not is_companion(path.name)]
+    packed = {path for path in inside if path.suffix == SUFFIX and path.is_file()}
+    under_way = {
+        path.with_name(path.name.removesuffix(PARTS_SUFFIX))
+        for path in inside
+        if path.name.endswith(SUFFIX + PARTS_SUFFIX) and path.is_dir()
+    }
+    return sorted(packed | under_way)
+
+
+def _row(path: Path, readers: Any) -> Row:
+    name = path.name.removesuffix(PARTS_SUFFIX)
+    parts = path if path.is_dir() else parts_of(path)
+    try:
+        with open_checked(path, readers) as store:
+            sealed, planned, size = len(store), store.planned, store.bytes_on_disk()
+    except Sd35h5Error as error:
+        return Row(name, "unreadable", problem=str(error))
+    if sealed >= planned and not parts.is_dir():
+        return Row(name, "complete", sealed, planned, size)
+    told = run_progress(parts, max(0, planned - sealed))
+    state = "capturing" if told.is_held else "stopped" if sealed < planned else "complete"
+    left = told.seconds_left if state == "capturing" else None
+    return Row(name, state, sealed, planned, size, told.per_hour, left, told.seconds_since, len(told.failed))
+
+
+def as_text(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of `runs` for people."""
+    heads = ("capture", "state", "samples", "an hour", "left", "last", "size", "failed")
+    table = [heads, *(_cells(row) for row in rows if not row.problem)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
+    if len(table) > 1:
+        for line in table:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    for row in rows:
+        if row.problem:
+            yield f"{showable(row.name, 60)} cannot be read: {showable(row.problem)}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        showable(row.name, 60), row.state, f"{row.sealed} of {row.planned}",
+        f"{row.per_hour:.3g}" if row.per_hour else "", duration(row.seconds_left),
+        f"{duration(row.seconds_since)} ago" if row.seconds_since is not None else "", nbytes(row.bytes),
+        str(row.failed or ""),
+    )  # fmt: skip
+
+
+def as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What `runs --json` prints."""
+    return [asdict(row) for row in rows]
+
+
+def duration(seconds: float | None) -> str:
+    """A time as people say it: `40 s`, `22 min`, `3.5 h`; "" for None."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
