@@ -22,6 +22,7 @@ from sd35h5.capturing.session import Session
 from sd35h5.planning.describing import describe
 from sd35h5.planning.job import Job
 from sd35h5.store.runs import parts_of, running, sealed_indices
+from sd35h5.store.sharing.failures import forget_failures
 
 log = logging.getLogger("sd35h5")
 
@@ -62,6 +63,7 @@ def _run(job: Job, parts: Path) -> Path:
     left.begin()
     if not left.todo:
         return _complete(job, left)
+    forget_failures(parts, (index for batch in left.todo for index in batch))
     for note in notes_on_prompts(job, session):
         log.warning("%s", note)
     try:

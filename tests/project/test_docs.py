@@ -49,7 +49,7 @@ NOT_OURS = {  # pip's, Slurm's, torchrun's, accelerate's and dask's
     *("--port", "--nthreads", "--memory-limit"),
 }
 OF_ALL = {"--help"}
-BENCHMARK = {"--random", "--shape", "--size"}
+BENCHMARK = {"--random", "--rate", "--shape", "--size"}
 
 
 def _blocks(language: str, text: str = ALL) -> list[str]:

@@ -31,7 +31,6 @@ _SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,  # none waits at a worker that may die
     "distributed.scheduler.worker-ttl": "30 minutes",  # reading 27 GB holds up what a worker answers
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.logging.distributed": "error",
 }
 
 

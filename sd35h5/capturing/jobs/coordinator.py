@@ -12,10 +12,11 @@ from distributed import KilledWorker, as_completed, fire_and_forget
 
 from sd35h5.capturing.finishing import check_one_model, finish
 from sd35h5.capturing.identity import differing_models
-from sd35h5.capturing.jobs.cluster import ALLOWED_DEATHS, workers_of
+from sd35h5.capturing.jobs.cluster import workers_of
 from sd35h5.capturing.jobs.failing import note_failure, raise_failures
 from sd35h5.capturing.jobs.remaining import Remaining, is_unchanged, remaining, tell
 from sd35h5.capturing.jobs.worker import (
+    NAME,
     STEPS,
     Drawer,
     Drawn,
@@ -29,7 +30,7 @@ from sd35h5.capturing.progress import SharedProgress, say
 from sd35h5.errors import CaptureError
 from sd35h5.planning.job import Job
 from sd35h5.store.runs import sealed_indices
-from sd35h5.store.sharing.failures import failures_in
+from sd35h5.store.sharing.failures import failures_in, forget_failures
 from sd35h5.store.sharing.temporaries import remove_leavings
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def run_with_workers(job: Job, parts: Path) -> Path:
         if job.config.output.overwrite:
             left.begin(overwrite=True)
         left.begin()
+        forget_failures(parts, (index for batch in left.todo for index in batch))
         for note in client.submit(notes_there, pure=False).result():
             log.warning("%s", note)
         try:
@@ -68,6 +70,8 @@ def run_with_workers(job: Job, parts: Path) -> Path:
                 f"{sealed} of {job.samples} samples are sealed in {parts}; the same command goes on from there"
             )
             raise
+        if spread.scheduler:  # its workers stay, and let go of the model
+            client.unregister_worker_plugin(NAME)
     remove_leavings(parts)
     raise_failures(parts, (index for batch in left.todo for index in batch))
     check_one_model(parts)
@@ -128,7 +132,7 @@ def _round(
         batch = futures[future]
         if isinstance(error := future.exception(), KilledWorker):
             deaths = CaptureError(
-                f"{ALLOWED_DEATHS + 1} workers died while they drew it: is there enough memory?"
+                f"{error.allowed_failures + 1} workers died while they drew it: is there enough memory?"
             )
             note_failure(job, parts, batch, deaths)
         elif error is not None:

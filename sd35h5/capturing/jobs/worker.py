@@ -72,8 +72,9 @@ class Drawer(WorkerPlugin):
                 signal.signal(number, signal.SIG_IGN)
 
     def teardown(self, worker: Worker) -> None:
-        """Called when it ends."""
+        """Called when it ends, or when the job has."""
         self._stack.close()
+        self._loaded = self._draw = self._session = None
 
     def settings(self) -> dict[str, object]:
         """The job's settings on this machine.

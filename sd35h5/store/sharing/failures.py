@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ def record_failure(parts: Path, index: int, prompt_id: str, seed: int, why: str)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(json.dumps(told), encoding="utf-8")
     publish(temporary, path)
+
+
+def forget_failures(parts: Path, samples: Iterable[int]) -> None:
+    """Remove what is written down of samples, which are drawn anew by who calls this."""
+    for index in samples:
+        (parts / f"{index:06d}{ENDING}").unlink(missing_ok=True)
 
 
 def failures_in(parts: Path) -> dict[int, Mapping[str, Any]]:
