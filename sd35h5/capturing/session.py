@@ -28,9 +28,9 @@ from sd35h5.planning.interventions import (
 from sd35h5.planning.options import Tiers
 from sd35h5.planning.token_table import TokenTable, truncation_note
 from sd35h5.store.bounded_queue import Drain
-from sd35h5.store.reader import open_store
-from sd35h5.store.runs import sealed_indices, sealed_texts
+from sd35h5.store.runs import sealed_texts
 from sd35h5.store.schema import MODEL_ATTRIBUTES, PARTS_SUFFIX
+from sd35h5.store.sharing.sealed_samples import sealed_attributes, sealed_samples
 from sd35h5.store.showable import showable, well_formed_json
 from sd35h5.store.writer import Header
 from sd35h5.weights.in_memory.fingerprint import (
@@ -105,7 +105,7 @@ class Session:
         self._caches: dict[str, object] = {}  # on the transformer in the call under way
         self.sealed = sealed_samples(parts)
         self._ids = {index: row["sample_id"] for index, row in self.sealed.items()}
-        self._sources, self._components = sources or {}, {}
+        self._sources, self.components = sources or {}, {}
         self._gone = dict(gone or {})  # records of the text encoders that have run and were let go
         self.has_t5 = pipe.text_encoder_3 is not None or "text_encoder_3" in self._gone
         self._known = sealed_texts(parts, "components")  # of the samples that are there
@@ -113,11 +113,6 @@ class Session:
         self._seen: Glimpse | None = None  # the model at the last call, and at the one under way
         self._now: Glimpse | None = None
         self._continue_header()
-
-    @property
-    def components(self) -> dict[str, dict]:
-        """What the store tells of the model that draws, `provenance/components`."""
-        return self._components
 
     def check_model(self) -> None:
         """Take the fingerprints of the model as it is now.
@@ -128,7 +123,7 @@ class Session:
         found = {**fingerprints(self.pipe), **self._tokenizers}
         now = self._gone | components(self.pipe, self._sources, found, self.compiled)
         refuse_another_model(self._known, now, self._out)
-        self._components = now
+        self.components = now
 
     def begin_call(self) -> None:
         """Before a call of the pipeline: the first one takes the fingerprints, which tell the model of all.
@@ -154,8 +149,8 @@ class Session:
         if self._now is not None and self._seen is not None and not is_alike(self._seen, self._now):
             self.check_model()
         self._seen = self._now or self._seen
-        if self._components not in self._known:
-            self._known.append(self._components)
+        if self.components not in self._known:
+            self._known.append(self.components)
 
     def sample_id(self, identity: Identity, seed: int) -> str:
         """A name that no other sample of the run has: of prompt and seed, and a number where they come again."""
@@ -207,7 +202,7 @@ class Session:
                 "so capture it into another file"
             )
         self._layout = layout
-        provenance = {**self._header.provenance, "components": json.dumps(well_formed_json(self._components))}
+        provenance = {**self._header.provenance, "components": json.dumps(well_formed_json(self.components))}
         provenance |= {"events": json.dumps(events)} if events else {}
         return replace(self._header, scales=layout.scales(), provenance=provenance)
 
@@ -281,27 +276,3 @@ class Session:
         if what not in self._noted and not self.are_prompts_noted:
             log.warning("%s", note)
         self._noted.add(what)
-
-
-def sealed_samples(parts: Path) -> dict[int, dict]:
-    """Rows of the samples table that are on disk already, by sample index."""
-    indices = sorted(sealed_indices(parts))
-    if not indices:
-        return {}
-    with open_store(_opened_as(parts)) as store:
-        rows = store.samples.to_dict("records")
-    return dict(zip(indices, rows, strict=True))
-
-
-def sealed_attributes(parts: Path) -> dict[str, str]:
-    """The root attributes of the samples that are on disk already, {} without any."""
-    if not sealed_indices(parts):
-        return {}
-    with open_store(_opened_as(parts)) as store:
-        return dict(store.attributes)
-
-
-def _opened_as(parts: Path) -> Path:
-    """The packed file, which knows of its parts, or the parts alone."""
-    out = parts.with_name(parts.name.removesuffix(PARTS_SUFFIX))
-    return out if out.is_file() else parts

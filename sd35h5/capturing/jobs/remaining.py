@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sd35h5.capturing.identity import are_files_unchanged
 from sd35h5.capturing.progress import say
-from sd35h5.capturing.session import sealed_attributes, sealed_samples
 from sd35h5.planning.going_on import check_samples, deciding
 from sd35h5.planning.job import Job
 from sd35h5.planning.plan import in_bytes
 from sd35h5.store.runs import check_run, earlier_ends, sealed_texts
+from sd35h5.store.sharing.sealed_samples import sealed_attributes, sealed_samples
 from sd35h5.store.sharing.shares import batches_of
 from sd35h5.store.writer import begin_run
 
