@@ -10,18 +10,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import GGUFQuantizationConfig, SD3Transformer2DModel
+from transformers import T5EncoderModel
 
 WAYS = {  # way -> the package that it needs
     "bitsandbytes nf4": "bitsandbytes", "bitsandbytes int8": "bitsandbytes", "torchao int8": "torchao",
     "torchao float8": "torchao", "torchao float8, activations too": "torchao", "optimum-quanto int8": "optimum.quanto",
-    "optimum-quanto float8": "optimum.quanto", "GGUF Q8_0": "gguf", "GGUF Q4_K": "gguf", "layerwise float8": "",
+    "optimum-quanto float8": "optimum.quanto", "GGUF Q8_0": "gguf", "GGUF Q4_0": "gguf", "GGUF Q4_K": "gguf",
+    "layerwise float8": "",
+}  # fmt: skip
+ENCODERS = {  # the same for T5, as transformers loads it
+    "T5 bitsandbytes nf4": "bitsandbytes", "T5 bitsandbytes int8": "bitsandbytes",
 }  # fmt: skip
 _ON_GPUS = ("bitsandbytes nf4", "bitsandbytes int8", "torchao float8, activations too")
 
 
 def why_not(way: str, device: torch.device) -> str:
     """Why a way cannot run here; empty if it can."""
-    package = WAYS[way]
+    package = (WAYS | ENCODERS)[way]
     root = package.partition(".")[0]
     if package and (find_spec(root) is None or find_spec(package) is None):
         return f"{package.replace('.', '-')} is not installed"
@@ -51,6 +56,16 @@ def quantised(way: str, folder: Path, dtype: torch.dtype, device: torch.device) 
         folder, torch_dtype=dtype, quantization_config=_CONFIGS[way](dtype)
     )
     return (transformer if way.startswith("bitsandbytes") else transformer.to(device)).eval()
+
+
+def quantised_encoder(way: str, folder: Path, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
+    """Load a T5 encoder that was saved in a folder, quantised."""
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = BitsAndBytesConfig(**(four if way.endswith("nf4") else {"load_in_8bit": True}))
+    of = partial(T5EncoderModel.from_pretrained, folder, quantization_config=config, dtype=dtype)
+    return of(device_map={"": device}).eval()
 
 
 def _bitsandbytes(bits: int, dtype: torch.dtype) -> object:
@@ -99,7 +114,7 @@ def random_blocks(stored: str, rows: int, columns: int, random: np.random.Genera
 
 _SCALES = {  # how small its scales must be (powers of two) for weights of a few hundredths, and the bytes they begin at
     "Q4_0": (7, 0), "Q4_1": (9, 0, 2), "Q5_0": (8, 0), "Q5_1": (10, 0, 2), "Q8_0": (11, 0), "Q2_K": (9, 80, 82),
-    "Q3_K": (11, 108), "Q4_K": (14, 0, 2), "Q5_K": (15, 0, 2), "Q6_K": (16, 208),
+    "IQ4_NL": (11, 0), "IQ4_XS": (15, 0), "Q3_K": (11, 108), "Q4_K": (14, 0, 2), "Q5_K": (15, 0, 2), "Q6_K": (16, 208),
 }  # fmt: skip
 
 

@@ -38,6 +38,8 @@ def validate(config: CaptureConfig) -> list[Prompt]:
             f"--offload {model.offload} moves weights while they compute, which no graph holds: leave out --compile "
             f"{model.compile}, or --offload"
         )
+    if model.offload == "sequential" and Path(model.dit_path).suffix == ".gguf":
+        raise ConfigError("--offload sequential cannot take GGUF weights apart: use --offload model")
     if model.dit_path and model.transformer != "transformer":
         raise ConfigError(
             f"--dit_path and --transformer {model.transformer} both name the transformer: give one of the two"

@@ -1,6 +1,6 @@
-"""Safetensors files by their headers: which tensors they hold, whether they are whole. Torch-free.
+"""Safetensors and GGUF files by their headers: which tensors they hold, whether they are whole. Torch-free.
 
-Nothing is unpickled: a file that is no safetensors file is refused by its first bytes.
+Nothing is unpickled: a file of another kind is refused by its first bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sd35h5.errors import ConfigError
 from sd35h5.gates.wrappers import unwrapped
+from sd35h5.weights.quantised_files.gguf_header import BLOCKS, MAGIC, is_gguf, packed_bytes, read_header
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -48,6 +49,8 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in its file."""
+        if self.dtype in BLOCKS:
+            return packed_bytes(self.dtype, self.shape)
         return ITEM_BYTES.get(self.dtype, 0) * math.prod(self.shape)
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
@@ -62,7 +65,7 @@ def read_entries(files: Iterable[Path]) -> dict[str, Entry]:
     """Read the headers. Returns: the tensors of all files by key, without the wrappers that stand in it.
 
     Raises:
-        ConfigError: pickled, truncated or otherwise no safetensors file, or a key that comes twice.
+        ConfigError: pickled, truncated or otherwise neither safetensors nor GGUF, or a key that comes twice.
     """
     entries: dict[str, Entry] = {}
     for file in files:
@@ -87,7 +90,9 @@ def pickled_sentence(file: Path) -> str:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says of itself beside its tensors; the header was checked by `read_entries`."""
+    """What a file says of itself beside its tensors; the header was checked by `read_entries`."""
+    if is_gguf(file):
+        return read_header(file)[1]
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     told = header.get("__metadata__")
@@ -99,6 +104,9 @@ def _read_header(file: Path) -> dict[str, Entry]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
+        if start.startswith(MAGIC):
+            stored = read_header(file)[0]
+            return {each.name: Entry(file, each.kind, each.shape, each.offset) for each in stored}
         length = int.from_bytes(start, "little")
         is_header = len(start) == 8 and 2 <= length <= _MAX_HEADER
         if file.suffix in PICKLED_SUFFIXES or (
@@ -142,7 +150,7 @@ def stored_dtypes(entries: Iterable[Entry]) -> str:
     """The dtypes in which weights are stored, the commonest first: `float16`, `float8_e4m3fn, float32`."""
     counts: dict[str, int] = {}
     for entry in entries:
-        if name := DTYPE_NAMES.get(entry.dtype):
+        if name := f"GGUF {entry.dtype}" if entry.dtype in BLOCKS else DTYPE_NAMES.get(entry.dtype):
             counts[name] = counts.get(name, 0) + math.prod(entry.shape)
     return ", ".join(sorted(counts, key=counts.__getitem__, reverse=True))
 

@@ -148,11 +148,11 @@ def _clip(layout: Layout, keys: Collection[str], shape_of: ShapeOf, base: Config
 
 
 def _t5(layout: Layout, keys: Collection[str], shape_of: ShapeOf, base: Config, file: str) -> Config:
-    shared = "shared.weight" if layout.prefix + "shared.weight" in keys else "encoder.embed_tokens.weight"
+    shared = "shared.weight" if layout.place("shared.weight").key in keys else "encoder.embed_tokens.weight"
     words, width = shape_of(shared, 2)
     attention, feed = (f"encoder.block.0.layer.{i}." for i in (0, 1))
     buckets, heads = shape_of(attention + "SelfAttention.relative_attention_bias.weight", 2)
-    gated = layout.prefix + feed + "DenseReluDense.wi_0.weight" in keys
+    gated = layout.place(feed + "DenseReluDense.wi_0.weight").key in keys
     return {
         "vocab_size": words, "d_model": width, "num_layers": layout.depth, "num_heads": heads,
         "relative_attention_num_buckets": buckets,

@@ -13,6 +13,7 @@ from sd35h5.gates.decision import HeldGates
 from sd35h5.gates.forms import GateRows, find_gates, has_second_attention, refuse_others
 from sd35h5.gates.kinds import Place
 from sd35h5.weights.checkpoints import ITEM_BYTES, Entry, read_entries, read_metadata
+from sd35h5.weights.quantised_files.gguf_header import BLOCKS
 from sd35h5.weights.sources import Part
 
 _SIGNLESS = {1: 0x7F, 2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}  # by bytes: -0.0 is zero, too
@@ -25,6 +26,13 @@ def gates_in_part(part: Part) -> HeldGates | None:
     Raises:
         ConfigError: rows or keys of gates that make no sense.
     """
+    if any(entry.dtype in BLOCKS for entry in part.entries.values()):
+        if find_gates({key: entry.shape for key, entry in part.entries.items()}):
+            raise ConfigError(
+                f"{part.said} holds gates within quantised weights, which are not read: take them out of the "
+                "unquantised file (python -m sd35h5 gates extract) and give them with --gates"
+            )
+        return None
     try:
         return _held(part.files[0].name, part.entries, {}, part.config["num_layers"])
     except ConfigError as error:

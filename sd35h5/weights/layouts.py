@@ -27,7 +27,7 @@ _MARKS = {  # component -> layout -> how a key of it begins
     "transformer": {"original": "joint_blocks.", "diffusers": "transformer_blocks."},
     "text_encoder": {"transformers": "text_model."},
     "text_encoder_2": {"transformers": "text_model.", "openclip": "transformer.resblocks."},
-    "text_encoder_3": {"transformers": "encoder.block."},
+    "text_encoder_3": {"transformers": "encoder.block.", "llama.cpp": "enc.blk."},
     "vae": {"original": "decoder.up.", "diffusers": "decoder.up_blocks."},
 }
 _OTHERS = (  # a part of a key -> what such a file is
@@ -75,10 +75,11 @@ class Layout:
 
     def place(self, parameter: str) -> Place:
         """Where the model's parameter, by its name in diffusers or transformers, is in the file."""
-        if self.name not in ("original", "openclip"):
+        if self.name not in ("original", "openclip", "llama.cpp"):
             return Place(self.prefix + parameter)
         originals: dict[str, Callable[[str, int], Place]] = {
-            "transformer": _mmdit, "vae": _ldm_vae, "text_encoder_2": _openclip
+            "transformer": _mmdit, "vae": _ldm_vae, "text_encoder_2": _openclip,
+            "text_encoder_3": _llama_t5,
         }  # fmt: skip
         place = originals[self.component](parameter, self.depth)
         return replace(place, key=self.prefix + place.key)
@@ -222,3 +223,23 @@ def _openclip(parameter: str, depth: int) -> Place:
     if name[-6:] in ("q_proj", "k_proj", "v_proj"):
         return Place(f"transformer.resblocks.{layer}.attn.in_proj_{kind}", third="qkv".index(name[-6]))
     return Place(f"transformer.resblocks.{layer}.{_OPENCLIP_LAYER[name]}.{kind}")
+
+
+_LLAMA_T5 = {
+    "shared": "token_embd", "encoder.embed_tokens": "token_embd", "encoder.final_layer_norm": "enc.output_norm"
+}  # fmt: skip
+_LLAMA_T5_BLOCK = {
+    "0.SelfAttention.q": "attn_q", "0.SelfAttention.k": "attn_k", "0.SelfAttention.v": "attn_v",
+    "0.SelfAttention.o": "attn_o", "0.SelfAttention.relative_attention_bias": "attn_rel_b",
+    "0.layer_norm": "attn_norm", "1.layer_norm": "ffn_norm", "1.DenseReluDense.wi_0": "ffn_gate",
+    "1.DenseReluDense.wi_1": "ffn_up", "1.DenseReluDense.wi": "ffn_up", "1.DenseReluDense.wo": "ffn_down",
+}  # fmt: skip
+
+
+def _llama_t5(parameter: str, depth: int) -> Place:
+    """A parameter of T5EncoderModel as llama.cpp names it, in GGUF files."""
+    name = parameter.removesuffix(".weight")
+    if name in _LLAMA_T5:
+        return Place(f"{_LLAMA_T5[name]}.weight")
+    _, _, block, _, inner = name.split(".", 4)
+    return Place(f"enc.blk.{block}.{_LLAMA_T5_BLOCK[inner]}.weight")

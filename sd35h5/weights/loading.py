@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -19,13 +18,15 @@ from sd35h5.gates.forms import find_gates
 from sd35h5.gates.gate_files import GateSource, source_of
 from sd35h5.weights.checkpoints import stored_dtypes, told_of
 from sd35h5.weights.layouts import HARMLESS, TITLES, Layout, Place
+from sd35h5.weights.mapped_tensors import Mapped, open_part
+from sd35h5.weights.quantised_files.gguf_header import is_gguf
+from sd35h5.weights.quantised_files.gguf_tensors import check_package, dense, is_packed, put_packed
 from sd35h5.weights.scaled import split_factors
 from sd35h5.weights.sources import Part
 
 log = logging.getLogger("sd35h5")
 _SHARED, _EMBED = "shared.weight", "encoder.embed_tokens.weight"  # one tensor of T5 under two names
 _PROJECTION = "text_projection.weight"
-_LET_GO = 1 << 30  # bytes read from files that are then opened anew
 
 
 def build(component: str, config: Mapping[str, object]) -> nn.Module:
@@ -60,7 +61,7 @@ def split_gates(part: Part) -> tuple[Part, GateSource | None]:
         if not find_gates(shapes):
             return part, None
         with ExitStack() as stack:
-            base, source = source_of(_open(part, stack), part.files[0].name)
+            base, source = source_of(open_part(part, stack), part.files[0].name)
             held = replace(source, tensors={key: tensor.clone() for key, tensor in source.tensors.items()})
     except ConfigError as error:
         raise ConfigError(f"{part.said}: {error}") from error
@@ -95,6 +96,8 @@ def plan_part(part: Part) -> Planned:
     Raises:
         ConfigError: a sentence naming file, key and what was expected.
     """
+    if any(map(is_gguf, part.files)):
+        check_package()
     model = build(part.component, part.config)
     bare, factors = split_factors(part)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -118,13 +121,15 @@ def fill(planned: Planned, dtype: torch.dtype, device: str, is_mapped: bool = Fa
     """
     model = planned.model
     kept = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
+    linear = _packable(planned.part.component, model)
     filled: dict[str, Tensor] = {}
     with reading(planned) as read:
         for name in planned.places:
             if name == _EMBED:  # the same tensor as shared.weight, which comes before it
                 continue
             wide = any(module in name.split(".") for module in kept)  # as transformers' own loader does
-            filled[name] = read(name, torch.float32 if wide else dtype, device, not is_mapped)
+            filled[name] = read(name, torch.float32 if wide else dtype, device, not is_mapped, name in linear)
+    put_packed(model, {name: each for name, each in filled.items() if is_packed(each)}, dtype)
     _assign(model, filled)
     _note(planned.part, dtype, scaled=bool(planned.factors))
     return model
@@ -132,21 +137,36 @@ def fill(planned: Planned, dtype: torch.dtype, device: str, is_mapped: bool = Fa
 
 @contextmanager
 def reading(planned: Planned) -> Iterator[Callable[..., Tensor]]:
-    """A function that reads a parameter from its file: (name, dtype, device, is it a copy of its own) -> the tensor."""
+    """A function that reads a parameter from its file: (name, dtype, device, is it a copy of its own, may it stay
+    packed as a GGUF file has it) -> the tensor."""
     shapes = {name: tuple(tensor.shape) for name, tensor in planned.model.state_dict().items()}
     with ExitStack() as stack:
-        state, factors = _Mapped(planned.part), _factors(planned.whole, planned.factors, stack)
+        state, factors = Mapped(planned.part), _factors(planned.whole, planned.factors, stack)
 
-        def read(name: str, dtype: torch.dtype, device: torch.device | str, is_own: bool = True) -> Tensor:
+        def read(
+            name: str,
+            dtype: torch.dtype,
+            device: torch.device | str,
+            is_own: bool = True,
+            packed: bool = False,
+        ) -> Tensor:
             place = planned.places[name]
             tensor = torch.eye(*shapes[name]) if place is None else _taken(state, place)
+            if packed and is_packed(tensor):
+                return tensor.to(device=device, copy=is_own)
             if place is not None and place.key in factors:
                 # in place: a product of its own would be one copy more
                 scaled = tensor.to(device=device, dtype=torch.float32, copy=True).mul_(factors[place.key])
                 return scaled.to(dtype)
-            return tensor.to(device=device, dtype=dtype, copy=is_own)
+            return dense(tensor).to(device=device, dtype=dtype, copy=is_own)
 
         yield read
+
+
+def _packable(component: str, model: nn.Module) -> set[str]:
+    """Weights that can stay as a GGUF file stores them: those of the transformer's linear layers."""
+    layers = model.named_modules() if component == "transformer" else ()
+    return {f"{name}.weight" for name, module in layers if isinstance(module, nn.Linear)}
 
 
 def plan(part: Part, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Place | None]:
@@ -217,51 +237,20 @@ def _refuse_surplus(part: Part, used: set[str]) -> None:
         log.info("%s: %s is not needed and left aside", part.files[0].name, ", ".join(harmless))
 
 
-def _open(part: Part, stack: ExitStack) -> dict[str, Tensor]:
-    """The part's tensors, mapped from their files: a page is read when it is used, and can be dropped."""
-    state: dict[str, Tensor] = {}
-    for path in part.files:
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            for key, entry in part.entries.items():
-                if entry.file == path:
-                    tensor, rows = file.get_tensor(entry.name or key), entry.shape[:1]
-                    state[key] = tensor[: rows[0]] if rows else tensor  # fewer where gates were split off
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as a safetensors file: {error}") from error
-    return state
-
-
-class _Mapped:
-    """A part's tensors, mapped from their files when asked for. Files are opened anew by the GB: the pages of what was
-    read count as the process's memory as long as their file is open."""
-
-    def __init__(self, part: Part) -> None:
-        self._part, self._read = part, 0
-        self._state: dict[str, Tensor] = {}
-
-    def __getitem__(self, key: str) -> Tensor:
-        if not self._state or self._read > _LET_GO:
-            self._state, self._read = {}, 0
-            with ExitStack() as stack:  # tensors hold their mapping
-                self._state = _open(self._part, stack)
-        self._read += self._part.entries[key].nbytes
-        return self._state[key]
-
-
 def _factors(part: Part, scaled: Mapping[str, str], stack: ExitStack) -> dict[str, float]:
     """The factor of each weight that is scaled, by the weight's key."""
-    state = _open(replace(part, entries={key: part.entries[key] for key in scaled.values()}), stack)
+    state = open_part(replace(part, entries={key: part.entries[key] for key in scaled.values()}), stack)
     return {weight: float(state[key].float().reshape(())) for weight, key in scaled.items()}
 
 
-def _taken(state: _Mapped, place: Place) -> Tensor:
+def _taken(state: Mapped, place: Place) -> Tensor:
     """The parameter, as a view where that can be."""
     tensor = state[place.key]
     if place.third is not None:
         tensor = tensor.chunk(3, dim=0)[place.third]
     if place.swap:
-        tensor = torch.cat(tensor.chunk(2, dim=0)[::-1])
+        tensor = torch.cat(list(tensor.chunk(2, dim=0)[::-1]))
+    tensor = dense(tensor) if place.transpose or place.flatten else tensor
     tensor = tensor.T.contiguous() if place.transpose else tensor
     return tensor.flatten(1) if place.flatten else tensor
 

@@ -202,7 +202,8 @@ def base_path(model_id: str, option: str = "--model_id") -> Path | None:
     path = Path(model_id).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id) or path.suffix in (".safetensors", ".ckpt"):
+    is_a_file = path.suffix in (".safetensors", ".ckpt", ".gguf")
+    if is_a_file or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_id):
         raise ConfigError(
             f"{option} {model_id}: there is no such folder or file, and a hub id looks like owner/name"
         )

@@ -35,14 +35,14 @@ class Model:
     """Subfolder of the model, or a folder anywhere, that holds the transformer to use:
     `transformer_headwise`, say."""
     dit_path: Annotated[Text, arg(aliases=["--ckpt_path"])] = ""
-    """The transformer alone: a safetensors file, Stability's MMDiT or diffusers', or a folder. What else the file
-    holds is used in place of what would come from the hub."""
+    """The transformer alone: a safetensors or GGUF file, Stability's MMDiT or diffusers', or a folder. What else the
+    file holds is used in place of what would come from the hub."""
     clip_l_path: Annotated[Text, arg(aliases=["--clip_l"])] = ""
     """CLIP-L alone, a file or folder. What is not given alone comes from --model_id."""
     clip_g_path: Annotated[Text, arg(aliases=["--clip_g"])] = ""
     """CLIP-G alone, a file or folder."""
     t5xxl_path: Annotated[Text, arg(aliases=["--t5xxl"])] = ""
-    """The T5 encoder alone, a file or folder; fp8 is cast, with a note."""
+    """The T5 encoder alone, a file or folder; fp8 and GGUF are cast, fp8 with a note."""
     vae_path: Text = ""
     """The VAE alone, a file or folder; Stability's layout or diffusers'."""
     vae_is_sd3: Flag = False

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from sd35h5.errors import ConfigError
 from sd35h5.weights.checkpoints import DTYPE_NAMES, FLOATS, Entry
 from sd35h5.weights.layouts import HARMLESS
+from sd35h5.weights.quantised_files.gguf_header import BLOCKS
 
 COMFY_MARK = "comfy_quant"
 _READ = ("float8_e4m3fn", "float8_e5m2")  # one factor a weight, which `scaled` multiplies by
@@ -46,7 +47,7 @@ def refuse_quantized(said: str, entries: Mapping[str, Entry], metadata: Mapping[
             )
     for key, entry in entries.items():
         is_mark = key.endswith(f".{COMFY_MARK}") or HARMLESS.search(key)
-        if entry.dtype not in FLOATS and not is_mark:
+        if entry.dtype not in (*FLOATS, *BLOCKS) and not is_mark:
             raise ConfigError(
                 f"{said} holds {key} as {entry.dtype}: give weights of {', '.join(DTYPE_NAMES.values())}"
             )

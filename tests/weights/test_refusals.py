@@ -90,7 +90,7 @@ def test_a_truncated_file_is_refused_by_name(left, tmp_path, small):
 def test_damaged_headers_and_files_of_another_kind_are_refused(tmp_path):
     for content, said in (
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
-        (b"GGUF\x03\0\0\0\0\0\0\0", "no safetensors file"),
+        (b"GGUF\x03\0\0\0\0\0\0\0", "no GGUF file"),
         (b"<!DOCTYPE html><html>", "no safetensors file"),
         (struct.pack("<Q", 4) + b"[1, ", "not a table of tensors"),
         (struct.pack("<Q", 2) + b"{}", "holds no tensors"),

@@ -9,7 +9,7 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
-from sd35h5.weights import loading
+from sd35h5.weights import loading, mapped_tensors
 from sd35h5.weights.in_memory.turns import bring, take_turns
 from sd35h5.weights.layouts import COMPONENTS
 from sd35h5.weights.model_options import Model
@@ -80,7 +80,7 @@ def test_a_model_that_does_not_fit_stays_whole_on_the_host(monkeypatch):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_weights_that_wait_stay_in_their_files_and_are_the_same(tiny_folder, monkeypatch, component):
-    monkeypatch.setattr(loading, "_LET_GO", 1000)  # files are opened anew all the time
+    monkeypatch.setattr(mapped_tensors, "_LET_GO", 1000)  # files are opened anew all the time
     part = find_part(component, Model(model_id=str(tiny_folder)), Path(tiny_folder))
     read, mapped = (
         loading.fill(loading.plan_part(part), torch.float32, "cpu", is_mapped) for is_mapped in (False, True)
