@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py                              the full shapes on CUDA, 40 GB of its memory
     python benchmarks/coverage.py --size tiny --device cpu     the same cases with three layers of two heads
+    python benchmarks/coverage.py --only GGUF torchao          some cases; the table in --out keeps its others
 
 The weights are random. For each case the pipeline draws a few steps without a capture and then with one. The
 latents must be equal to the bit, rows of attention must sum to 1 and the masses of all patches to what the text
@@ -36,13 +37,14 @@ from diffusers import StableDiffusion3Pipeline
 from parts.adapting import adapted
 from parts.compiling import backend_on, compiled
 from parts.coverage_cases import CASES, Case
+from parts.coverage_table import MARKS, is_met, line, table
+from parts.hanging import hung, lay, left_out
 from parts.machine import RESULTS, machine
 from parts.shapes import SHAPES, Shape, make_pipeline, small
 from torch import Tensor, nn
 
 import sd35h5
 from sd35h5.capturing.encoder_masks import masked_encoders
-from sd35h5.capturing.pipeline import offload
 from sd35h5.errors import CaptureError
 from sd35h5.gates.choice import choose_gates, put_gates
 from sd35h5.gates.gate_options import GateOptions
@@ -52,18 +54,12 @@ TIERS = {
     "maps": "words", "map_heads": "all", "map_layers": "0-1", "map_steps": "all", "top_steps": "all", "atlas": True,
     "rows": ("centre", "token:0"), "text_queries": True, "raw": ("steps=0", "layers=1", "heads=0-1", "tokens=0-40"),
 }  # fmt: skip
-MARKS = {  # group -> what it holds whenever it is there
-    "attn2": "attn2/entropy_all", "attn2_regrouped": "attn2_regrouped/entropy_all", "gates": "gates/mean",
-}  # fmt: skip
-REACH = {
-    "cuda": (1e-5, 1e-4),
-    "cpu": (1e-3, 1e-3),
-}  # row sums, and sums of masses that are rounded to 10 bits
 
 
 @contextmanager
-def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
-    """The pipeline with the case's gates and adapter, without T5 or compiled, as asked; as before afterwards."""
+def changed(pipe: StableDiffusion3Pipeline, case: Case, folder: Path) -> Iterator[None]:
+    """The pipeline with the case's gates, adapter and what is hung into it, without T5 or compiled, as asked; as before
+    afterwards."""
     transformer, third = pipe.transformer, (pipe.text_encoder_3, pipe.tokenizer_3)
     processors = dict(transformer.attn_processors)
     try:
@@ -73,6 +69,8 @@ def changed(pipe: StableDiffusion3Pipeline, case: Case) -> Iterator[None]:
             pipe.text_encoder_3 = pipe.tokenizer_3 = None
         backend = case.backend or backend_on(transformer.device)
         with ExitStack() as stack:
+            if case.hang:
+                stack.enter_context(hung(pipe, case.hang, folder))
             if case.adapter:
                 stack.enter_context(adapted(pipe, case.adapter, case.fused))
             if case.compiled:
@@ -113,9 +111,13 @@ def draw(pipe: object, case: Case, call: dict[str, object], is_captured: bool) -
 
 
 def measure(
-    pipe: StableDiffusion3Pipeline, shape: Shape, case: Case, steps: int, out: Path
+    pipe: StableDiffusion3Pipeline, shape: Shape, case: Case, steps: int, out: Path, models: Path
 ) -> dict[str, object]:
-    """Draw without and with a capture. Returns: what was compared and what the file holds, or why it was refused."""
+    """Draw without and with a capture. Returns: what was compared and what the file holds, or why it was refused.
+
+    Args:
+        models: folder for models that are saved to be loaded another way.
+    """
     height, width = (
         round(pixels * part / 16) * 16
         for pixels, part in zip((shape.height, shape.width), case.size, strict=True)
@@ -125,7 +127,7 @@ def measure(
         "max_sequence_length": case.tokens or shape.t5_tokens, "output_type": "latent", **case.more,
     }  # fmt: skip
     begin = time.perf_counter()
-    with changed(pipe, case):
+    with changed(pipe, case, models):
         if case.refused:
             return {"refused": refusal(pipe, out)}
         timed = case.compiled and (case.backend or backend_on(pipe.device)) == "inductor"
@@ -171,61 +173,8 @@ def refusal(pipe: StableDiffusion3Pipeline, out: Path) -> str:
         return str(error)
 
 
-def is_met(case: Case, told: dict[str, object], device: str) -> bool:
-    """Whether all is as it must be."""
-    if case.refused or "error" in told:
-        return bool(case.refused) and case.refused in told.get("refused", "")
-    row_sum, image = REACH[device]
-    second = "attn2_regrouped" if case.attn2 == "sd-scripts" else "attn2"
-    holds = {name: name == second and case.shape == "medium" for name in MARKS} | {"gates": bool(case.gates)}
-    return (
-        told["latents"] == "equal" and told["sound"]
-        and told["row_sum_error"] <= row_sum and told["image_error"] <= image
-        and set(told["branches"]) == set(case.branches) and told["samples"] == case.prompts * case.images
-        and holds == {name: name in told["holds"] for name in MARKS}
-    )  # fmt: skip
-
-
-def line(case: Case, told: dict[str, object], device: str) -> str:
-    """One row of the table."""
-    told_well = "yes" if is_met(case, told, device) else "**no**"
-    if words := told.get("refused", told.get("error")):
-        return f"| {case.name} | {case.dtype} | | | | | | | {told_well}: {words} |"
-    rows, columns = told["patches"]
-    holds = "".join(f", {name}" for name in told["holds"])
-    return (
-        f"| {case.name} | {case.dtype} | {rows} × {columns} | {told['text_tokens']} | {', '.join(told['branches'])} "
-        f"| {told['samples']} | {told['latents']} | {told['row_sum_error']:.1e}, {told['image_error']:.1e} "
-        f"| {told_well}: {told['file_mb']:.1f} MB, {'sound' if told['sound'] else told['problems']}{holds} |"
-    )
-
-
-def table(results: dict[str, dict], facts: dict[str, object]) -> str:
-    """What is measured so far as Markdown."""
-    lines = [
-        f"# What a capture works with: {facts['size']} shapes on {facts['device']}", "",
-        "| case | dtype | patches | text tokens | branches | samples | latents with and without "
-        "| errors: row sums, image's mass | as it must be |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *[line(case, results[case.name], facts["device"]) for case in CASES if case.name in results],
-    ]  # fmt: skip
-    left_out = [case.name for case in CASES if case.offload and facts["device"] == "cpu"]
-    row_sum, image = REACH[facts["device"]]
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return "\n".join([
-        *lines, "",
-        f"Reach: latents equal to the bit and finite, row sums within {row_sum:g} of 1, the masses of all patches "
-        f"within {image:g} of what the text leaves, the file sound.",
-        *[f"Left out, as they need CUDA: {', '.join(left_out)}."] * bool(left_out),
-        f"Random weights, {facts['steps']} steps; tiers: {', '.join(TIERS)}.",
-        f"{facts['gpu'] or 'no GPU'}; {facts['cpu']}, {facts['cores']} cores; "
-        f"{facts['system']}, {versions}. {facts['date']}.",
-        f"Made by `python benchmarks/coverage.py --size {facts['size']} --device {facts['device']}`.",
-    ]) + "\n"  # fmt: skip
-
-
 def main() -> int:
-    """Draw all cases, print and write each as it comes."""
+    """Draw the cases, print and write each as it comes."""
     asked = _arguments()
     torch._inductor.config.deterministic = (
         True  # no timing decides about kernels whose sums differ in the last bit
@@ -235,10 +184,46 @@ def main() -> int:
         "size": asked.size, "device": asked.device, "steps": asked.steps, "gpu": gpu(device),
     }  # fmt: skip
     asked.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict] = {}
+    cases = [case for case in CASES if is_asked(case, asked)]
+    results = kept(asked.out / "coverage.json", facts) if len(cases) < len(CASES) else {}
+    with tempfile.TemporaryDirectory() as models:
+        for case, told in measured(cases, asked, device, Path(models)):
+            results[case.name] = told | {"date": facts["date"]}
+            print(line(case, told, asked.device), flush=True)
+            text = json.dumps({**facts, "results": results}, indent=1) + "\n"
+            (asked.out / "coverage.json").write_text(text, encoding="utf-8")
+            (asked.out / "coverage.md").write_text(table(results, facts, TIERS), encoding="utf-8")
+    return 0 if all(is_met(case, results[case.name], asked.device) for case in cases) else 1
+
+
+def is_asked(case: Case, asked: argparse.Namespace) -> bool:
+    """Whether a case is among those of --cases and --only, or all are asked for."""
+    chosen = case.name in (asked.cases or ()) or any(text in case.name for text in asked.only or ())
+    return chosen or not (asked.cases or asked.only)
+
+
+def kept(file: Path, facts: dict[str, object]) -> dict[str, dict]:
+    """The results of an earlier run of the same kind, machine, torch and diffusers, to go on with; else none."""
+    if not file.is_file():
+        return {}
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    same = [earlier[name] == facts[name] for name in ("size", "device", "steps", "gpu")]
+    same += [earlier["versions"][name] == facts["versions"][name] for name in ("torch", "diffusers")]
+    return (
+        {name: {"date": earlier["date"]} | told for name, told in earlier["results"].items()}
+        if all(same)
+        else {}
+    )
+
+
+def measured(
+    cases: list[Case], asked: argparse.Namespace, device: torch.device, models: Path
+) -> Iterator[tuple[Case, dict[str, object]]]:
+    """Each case with what was measured, an error, or why it is left out here; a pipeline serves those alike."""
     made, pipe = None, None
-    for case in CASES:
-        if (case.offload and device.type == "cpu") or (asked.cases and case.name not in asked.cases):
+    for case in cases:
+        if reason := left_out(case.hang, case.offload, device):
+            yield case, {"left_out": reason}
             continue
         shape = SHAPES[case.shape] if asked.size == "full" else small(SHAPES[case.shape])
         try:
@@ -247,21 +232,12 @@ def main() -> int:
                 gc.collect()
                 pipe = make_pipeline(shape, device, getattr(torch, case.dtype))
                 if case.offload:
-                    pipe.to("cpu")
-                    offload(pipe, None, asked.device, case.offload)
+                    lay(pipe, case.offload, device, models)
             with tempfile.TemporaryDirectory() as folder:
-                results[case.name] = measure(pipe, shape, case, asked.steps, Path(folder) / "run.h5")
+                told = measure(pipe, shape, case, asked.steps, Path(folder) / "run.h5", models)
         except Exception as error:  # the other cases are worth knowing
-            results[case.name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-        print(line(case, results[case.name], asked.device), flush=True)
-        text = json.dumps({**facts, "results": results}, indent=1) + "\n"
-        (asked.out / "coverage.json").write_text(text, encoding="utf-8")
-        (asked.out / "coverage.md").write_text(table(results, facts), encoding="utf-8")
-    return (
-        0
-        if all(is_met(case, results[case.name], asked.device) for case in CASES if case.name in results)
-        else 1
-    )
+            told = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
+        yield case, told
 
 
 def _arguments() -> argparse.Namespace:
@@ -272,6 +248,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to draw")
     parser.add_argument("--steps", type=int, default=3, help="denoising steps")
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="only these")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="only those with one of these in their names"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the table and its JSON")
     asked = parser.parse_args()
     if asked.device == "cuda" and not torch.cuda.is_available():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from parts.quantising import ENCODERS, WAYS
+
 SKIP = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
 
 
@@ -16,6 +18,8 @@ class Case:
         tokens: max_sequence_length; None for the shape's.
         more: other arguments of the pipeline.
         prompts: how many in one call. images: how many calls, each with the next seed.
+        offload: `model` or `sequential`, by groups or a device map, see hanging.lay.
+        hang: what is hung into the pipeline, or how its transformer or T5 is quantised, see hanging.hung.
         adapter: its kind, see adapting.CONFIGS. fused: into the weights.
         compiled: how the transformer is compiled, see compiling.WAYS. mode: of torch.compile.
         backend: of torch.compile; None for the device's, whose kernels may be timed and chosen anew each time.
@@ -38,6 +42,7 @@ class Case:
     offload: str = ""
     adapter: str = ""
     fused: bool = False
+    hang: str = ""
     compiled: str = ""
     mode: str | None = None
     backend: str | None = None
@@ -85,12 +90,35 @@ CASES = (
     ),
     Case("offload by model", offload="model"),
     Case("offload by layer", offload="sequential"),
+    Case("offload by two blocks", offload="blocks"),
+    Case("offload by leaf", offload="leaves"),
+    Case("offload by block, streams", offload="blocks, streams"),
+    Case("offload by leaf, streams", offload="leaves, streams"),
+    Case("device map of two places", offload="device map"),
+    *(Case(way, hang=way) for way in WAYS if way != "GGUF Q4_K"),
+    Case("GGUF Q8_0, skip-layer", hang="GGUF Q8_0", more=SKIP, branches=("cond", "uncond", "skip")),
+    Case("GGUF Q8_0, batch of 2", hang="GGUF Q8_0", prompts=2),
+    *(Case(way, hang=way) for way in ENCODERS),
+    Case("forward hook on a block", hang="forward hook"),
+    Case("hook of diffusers.hooks on a block", hang="HookRegistry"),
+    Case("block whose forward is wrapped", hang="wrapped block"),
+    Case("F.scaled_dot_product_attention replaced", hang="replaced function"),
+    Case("set_attention_backend native", hang="native"),
+    Case("set_attention_backend _native_math", hang="_native_math"),
+    Case("xformers", hang="xformers", refused="is a XFormersJointAttnProcessor"),
+    Case("fused projections", hang="fused projections", refused="is a FusedJointAttnProcessor2_0"),
+    Case(
+        "attention whose forward is replaced",
+        hang="replaced attention",
+        refused="attn.forward was replaced by",
+    ),
     Case("float16", dtype="float16"),
     Case("float32", dtype="float32"),
     Case("SD3.5-Medium, attn2", shape="medium"),
     Case("SD3.5-Medium, 768 × 1344", shape="medium", size=(0.75, 1.3125)),
     Case("SD3.5-Medium, batch of 2", shape="medium", prompts=2),
     Case("SD3.5-Medium, gates a head", shape="medium", gates="headwise"),
+    Case("SD3.5-Medium, GGUF Q4_K", shape="medium", hang="GGUF Q4_K"),
     Case("SD3.5-Medium, compiled, gates a channel", shape="medium", compiled="blocks", gates="elementwise"),
     Case("SD3.5-Medium, attn2 in sd-scripts' layout", shape="medium", attn2="sd-scripts"),
     Case(
