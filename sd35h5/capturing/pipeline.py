@@ -206,7 +206,7 @@ def prepared(
                 source = held if facts.gates_file is None else read_gates(facts.gates_file)
                 choice = choose_gates(bare, source, gating or GateOptions(), attn2)
                 planned = {name: plan_part(part) for name, part in parts.items()}
-                check_adapters(adapters, {name: each.model for name, each in planned.items()})
+                check_adapters(adapters, planned)
                 ready = Prepared(model, facts, base, planned, tokenizers, choice, told, adapters)
             yield ready
         except BaseException:

@@ -65,7 +65,7 @@ def adapted(folder: Path, given: list[str], component: str = "transformer", dtyp
     part = find_part(component, Model(model_id=str(folder)), folder)
     planned = plan_part(part)
     adapters = read_adapters(given, 3)
-    check_adapters(adapters, {component: planned.model})
+    check_adapters(adapters, {component: planned})
     model = fill(planned, dtype, "cpu")
     merge(model, planned, [each for each in adapters if not each.stays_apart])
     activate({component: model}, adapters)

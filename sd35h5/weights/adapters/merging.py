@@ -14,15 +14,17 @@ from sd35h5.errors import ConfigError
 from sd35h5.weights.adapters.adapter_changes import Adapter, Change
 from sd35h5.weights.layouts import TITLES
 from sd35h5.weights.loading import Planned, reading
+from sd35h5.weights.quantised_files.gguf_header import BLOCKS
 
 ReadPart = Callable[[Change, str], Tensor]  # (change, one of its tensors) -> that tensor as it is stored
 
 
-def check_adapters(adapters: Sequence[Adapter], models: Mapping[str, nn.Module]) -> None:
-    """Refuse adapters that change what the models do not have, before a weight is read.
+def check_adapters(adapters: Sequence[Adapter], planned: Mapping[str, Planned]) -> None:
+    """Refuse adapters that change what the models do not have, or that would be merged into packed weights, before a
+    weight is read.
 
     Args:
-        models: by component, on the meta device.
+        planned: by component.
 
     Raises:
         ConfigError: naming the file, the place and both shapes.
@@ -30,17 +32,23 @@ def check_adapters(adapters: Sequence[Adapter], models: Mapping[str, nn.Module])
     shapes = {
         component: {
             name: (len(tensor), tensor[0].numel())
-            for name, tensor in model.named_parameters()
+            for name, tensor in each.model.named_parameters()
             if tensor.ndim > 1
         }
-        for component, model in models.items()
+        for component, each in planned.items()
     }
     for adapter in adapters:
         for change in adapter.changes:
             component = change.target.component
-            if component not in models:
+            if component not in planned:
                 raise ConfigError(
                     f"{adapter.said} changes {TITLES[component]}, which this model is drawn without"
+                )
+            needs_weights = not adapter.stays_apart or "magnitude_vector" in change.tensors
+            if needs_weights and component == "transformer" and _is_packed(planned[component]):
+                raise ConfigError(
+                    f"{adapter.said} is {adapter.kind}, which changes the weights themselves, and those of a GGUF file "
+                    "stay packed: give the transformer unquantised"
                 )
             there = [shapes[component].get(f"{module}.weight") for module in change.target.modules]
             if None in there:
@@ -53,6 +61,10 @@ def check_adapters(adapters: Sequence[Adapter], models: Mapping[str, nn.Module])
                     f"{adapter.said} adds a matrix of shape {change.shape} to {change.name}, which has {wanted}: "
                     "it was made for a model of another size"
                 )
+
+
+def _is_packed(planned: Planned) -> bool:
+    return any(entry.dtype in BLOCKS for entry in planned.part.entries.values())
 
 
 def reading_parts(adapter: Adapter, stack: ExitStack) -> ReadPart:

@@ -10,17 +10,20 @@ import pytest
 import torch
 from diffusers import GGUFQuantizationConfig, SD3Transformer2DModel
 from making.ggufs import UNPACKED, llama_t5, write_gguf
-from making.weights import original_mmdit, output, plain_state, small_pipeline
+from making.weights import original_mmdit, output, plain_state, save, small_pipeline
 
 from capture_cli import main
 from sd35h5 import open_store
 from sd35h5.errors import ConfigError
 from sd35h5.planning.options import CaptureConfig, Model
 from sd35h5.planning.validation import validate
+from sd35h5.weights.adapters.activating import activate
+from sd35h5.weights.adapters.adapter_files import read_adapters
+from sd35h5.weights.adapters.merging import check_adapters
 from sd35h5.weights.checkpoints import read_entries
 from sd35h5.weights.held_gates import gates_in_part
 from sd35h5.weights.in_memory.fingerprint import fingerprint
-from sd35h5.weights.loading import load_part, provenance
+from sd35h5.weights.loading import fill, load_part, plan_part, provenance
 from sd35h5.weights.quantised_files.gguf_header import _TYPES, BLOCKS
 from sd35h5.weights.quantised_files.gguf_tensors import dense
 from sd35h5.weights.sources import OPTIONS, find_part
@@ -173,6 +176,35 @@ def test_what_gguf_cannot_do_is_refused_before_anything_is_read():
         ConfigError, match="--offload sequential cannot take GGUF weights apart.*--offload model"
     ):
         validate(config)
+
+
+def test_a_lora_is_drawn_beside_packed_weights_and_what_changes_them_is_refused(small, files, tmp_path):
+    file, meant = files["diffusers"]
+    down, up = torch.randn(4, 256), torch.randn(256, 4)
+    module = "transformer_blocks.1.attn.to_v"
+    names = {"LoRA": ("lora_down", "lora_up"), "LoHa": ("hada_w1_b", "hada_w1_a")}
+    for kind, (first, second) in names.items():
+        state = {
+            f"lora_unet_{module.replace('.', '_')}.{first}": down,
+            f"lora_unet_{module.replace('.', '_')}.{second}": up,
+        }
+        if kind == "LoRA":
+            state = {f"{key}.weight": each for key, each in state.items()}
+        else:
+            state |= {key.replace("w1", "w2"): each.clone() for key, each in state.items()}
+        save(tmp_path / f"{kind}.safetensors", state)
+    planned = plan_part(_part("transformer", file))
+    given = read_adapters([f"{tmp_path / 'LoRA.safetensors'}:0.5"], 3)
+    check_adapters(given, {"transformer": planned})
+    model = fill(planned, torch.float32, "cpu")
+    states = torch.randn(1, 5, 256)
+    before = model.get_submodule(module)(states)
+    activate({"transformer": model}, given)
+    torch.testing.assert_close(model.get_submodule(module)(states), before + 0.5 * states @ down.T @ up.T)
+    with pytest.raises(
+        ConfigError, match="LoHa.safetensors is LoHa, which changes the weights themselves.*GGUF"
+    ):
+        check_adapters(read_adapters([str(tmp_path / "LoHa.safetensors")], 3), {"transformer": planned})
 
 
 def test_gates_within_quantised_weights_are_refused(small, tmp_path):
