@@ -208,6 +208,7 @@ def prepared(
                 planned = {name: plan_part(part) for name, part in parts.items()}
                 check_adapters(adapters, planned)
                 ready = Prepared(model, facts, base, planned, tokenizers, choice, told, adapters)
+                del planned  # models that are let go go: nothing but `ready` holds them
             yield ready
         except BaseException:
             for future in told.values():  # no sentence, nor Ctrl-C, should wait for hashes that nobody needs

@@ -22,7 +22,7 @@ from sd35h5 import open_store
 from sd35h5.capturing.call import Drawing
 from sd35h5.capturing.encoder_masks import masked_encoders
 from sd35h5.capturing.encoding import Encoding, encode_texts
-from sd35h5.capturing.pipeline import prepared
+from sd35h5.capturing.pipeline import Prepared, prepared
 from sd35h5.weights.in_memory.fingerprint import fingerprints
 from sd35h5.weights.model_facts import read_facts
 from sd35h5.weights.model_options import Model
@@ -103,8 +103,13 @@ def _encoders_in_memory() -> int:
     return sum(not next(model.parameters()).is_meta for model in models)
 
 
-def test_no_text_encoder_is_in_memory_while_it_draws(tiny_folder, tmp_path):
+def test_no_text_encoder_is_in_memory_while_the_transformer_is_read_and_draws(tiny_folder, tmp_path):
     before, real, seen = _encoders_in_memory(), AutoencoderKL.decode, []
+    read, reading = Prepared.pipeline, []
+
+    def pipeline(ready, **kwargs):
+        reading.append(_encoders_in_memory())
+        return read(ready, **kwargs)
 
     def decode(vae, *args, **kwargs):
         seen.append(_encoders_in_memory())
@@ -112,8 +117,9 @@ def test_no_text_encoder_is_in_memory_while_it_draws(tiny_folder, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, _counted(T5EncoderModel, "forward") as calls:
         patch.setattr(AutoencoderKL, "decode", decode)
+        patch.setattr(Prepared, "pipeline", pipeline)
         assert capture_cli.main(_command(tiny_folder, tmp_path / "a.h5")) == 0
-    assert seen == [before] * len(PROMPTS)
+    assert reading == [before] and seen == [before] * len(PROMPTS)
     assert (
         len(calls) == 4
     )  # equal texts once: three prompts, and the empty one that all are steered away from
