@@ -17,11 +17,13 @@ from dashboard.selection import View
 from sd35h5 import metrics
 from sd35h5.figures import printing
 from sd35h5.figures.prompt_names import folded
+from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports.view_page import Shown
 from sd35h5.store.showable import all_showable, showable
 
 PROMPT_ROOM = 160  # letters
+MANY_TOKENS = 200  # from which on words are shown, each once
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
 GATE_FACTS = ("target", "activation", "layers", "override")
@@ -137,6 +139,17 @@ def tokens(
         figure, width="content", key=key, on_select=partial(clicks.remember_token, view, key, by_word),
         selection_mode="token",
     )  # fmt: skip
+
+
+def chips(view: View, masses: pd.DataFrame, by_word: bool) -> pd.DataFrame:
+    """Return what `tokens` draws: the shown sample's tokens with padding folded, or its words, each once.
+
+    Args: masses: of `metrics.token_mass`.
+    """
+    if not by_word:
+        return prompt_chips.token_chips(masses)
+    words = cached_reads.tokens(view.run, view.sample, view.branch)["word_text"]
+    return prompt_chips.word_chips(masses.assign(word_text=words.to_numpy()))
 
 
 def points(

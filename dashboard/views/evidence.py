@@ -8,7 +8,7 @@ import streamlit as st
 from dashboard import address, cached_metrics, cached_reads, panels, recipes, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, overlays, token_charts
-from sd35h5.metrics import attention_maps, prompt_chips
+from sd35h5.metrics import attention_maps
 from sd35h5.reports.view_page import Shown, picture_bytes
 
 LONGEST = 640  # pixels of the pictures
@@ -70,10 +70,10 @@ def prompt_tokens(view, step: int) -> None:
         view.run, view.sample, view.branch, (step,), (view.cell[0],), (view.cell[1],)
     )
     chosen = sidebar.chosen_tokens(view)
-    figure = token_charts.token_chips(
-        prompt_chips.token_chips(masses), chosen=chosen, select="token", room=145
-    )
-    panels.tokens(view, figure, "evidence-chips", masses, recipes.tokens(at))
+    by_word = len(masses) > panels.MANY_TOKENS
+    chips = panels.chips(view, masses, by_word)
+    figure = token_charts.token_chips(chips, chosen=chosen, select="token", room=145)
+    panels.tokens(view, figure, "evidence-chips", masses, recipes.tokens(at), by_word)
     told(view, step, masses[masses["token"].isin(chosen)]["mass"].sum(min_count=1))
 
 

@@ -12,7 +12,6 @@ from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
 
-MANY = 200  # text tokens from which on words are shown, each once
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
 
@@ -27,15 +26,14 @@ def prompt(view, masses) -> None:
     hint = "so that one heavy token leaves the others apart"
     log = address.switch(partial(st.toggle, "Logarithmic colours", help=hint), "chips-log", "log", True)
     told = "each word once, with all its tokens"
-    many = len(masses) > MANY
+    many = len(masses) > panels.MANY_TOKENS
     by_word = address.switch(partial(st.toggle, "Words", help=told), f"chips-words-{many}", "words", many)
-    if by_word:
-        words = cached_reads.tokens(view.run, view.sample, view.branch)["word_text"]
-        chips = prompt_chips.word_chips(masses.assign(word_text=words.to_numpy()))
-    else:
-        chips = prompt_chips.token_chips(masses)
     figure = token_charts.token_chips(
-        chips, log=log, chosen=sidebar.chosen_tokens(view), select="token", room=145
+        panels.chips(view, masses, by_word),
+        log=log,
+        chosen=sidebar.chosen_tokens(view),
+        select="token",
+        room=145,
     )
     panels.tokens(view, figure, f"chips-{by_word}", masses, recipes.tokens(view), by_word)
     st.caption(
