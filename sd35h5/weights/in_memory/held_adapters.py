@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -77,20 +77,28 @@ def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
 def _of_peft(module: nn.Module) -> Iterator[dict[str, Any]]:
     if not is_adapted(module):
         return
-    kind = type(module).__module__.split(".")[2]  # peft.tuners.lora.layer
+    packages = (each.__module__.split(".") for each in type(module).__mro__)  # peft.tuners.lora.layer
+    kind = next(names[2] for names in packages if names[:2] == ["peft", "tuners"])
     names = {name for attribute in module.adapter_layer_names for name in getattr(module, attribute, ())}
     for name in sorted(names):
-        is_dora = (getattr(module, "use_dora", None) or {}).get(name)
-        rank = (getattr(module, "r", None) or {}).get(name)
-        alpha = (getattr(module, "lora_alpha", None) or getattr(module, "alpha", None) or {}).get(name)
-        by_root = (getattr(module, "use_rslora", None) or {}).get(name)
-        scaling = (getattr(module, "scaling", None) or {}).get(name)
+        is_dora, by_root, rank, scaling, *alphas = (
+            _own(module, attribute, name)
+            for attribute in ("use_dora", "use_rslora", "r", "scaling", "lora_alpha", "alpha")
+        )
+        alpha = next(filter(None, alphas), None)
+        is_scaled = kind in _KINDS and isinstance(scaling, (int, float)) and rank and alpha
         is_on = name in module.active_adapters and not module.disable_adapters
         yield {
             "name": name, "kind": "DoRA" if is_dora else _KINDS.get(kind, kind), "rank": rank,
-            "scale": _rounded(scaling * (rank**0.5 if by_root else rank) / alpha) if scaling and alpha else scaling,
+            "scale": _rounded(scaling * (rank**0.5 if by_root else rank) / alpha) if is_scaled else None,
             "state": "merged" if name in module.merged_adapters else "active" if is_on else "off",
         }  # fmt: skip
+
+
+def _own(module: nn.Module, attribute: str, name: str) -> Any:
+    """What a layer holds for one adapter; None where it has no such table."""
+    values = getattr(module, attribute, None)
+    return values.get(name) if isinstance(values, Mapping) else None
 
 
 def _of_stand_ins(module: nn.Module) -> Iterator[dict[str, Any]]:
@@ -105,7 +113,7 @@ def _of_stand_ins(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 def _common(layers: list[dict[str, Any]], key: str) -> Any:
     """What all layers have; a list where they differ."""
-    values = sorted({layer[key] for layer in layers if layer[key] is not None})
+    values = sorted({layer[key] for layer in layers if layer[key] is not None}, key=str)
     return values[0] if len(values) == 1 else values or None
 
 
