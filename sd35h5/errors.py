@@ -30,5 +30,9 @@ class CaptureError(Sd35h5Error, RuntimeError):
     """A capture that cannot begin or go on."""
 
 
+class OutOfMemoryError(CaptureError, MemoryError):
+    """A capture that a device or the host has not enough memory for; what is sealed stays."""
+
+
 class ConfigError(Sd35h5Error, ValueError):
     """An option with a value that cannot be used."""

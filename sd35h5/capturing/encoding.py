@@ -29,7 +29,8 @@ from sd35h5.capturing.identity import environment, hashes, model_record, refuse_
 from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import Prepared, without_truncation_noise
 from sd35h5.capturing.progress import counted, say
-from sd35h5.errors import StoreError
+from sd35h5.errors import OutOfMemoryError, StoreError
+from sd35h5.planning.memory_needs import is_out_of_memory
 from sd35h5.store.opening import reason
 from sd35h5.store.runs import TEXTS_FOLDER, out_of
 from sd35h5.store.skeleton import publish
@@ -101,15 +102,31 @@ def encode_texts(
         record = next(filter(None, kept.values()), None)
         wanted = [each for each in wanted if kept[each] is None]
     if wanted or record is None:
-        pipe = ready.text_pipeline()
-        record = _record(pipe, ready)
-        theirs = [{name: there.get(name, {}) for name in record} for there in known]
-        refuse_another_model(theirs, record, out_of(parts))
-        files = _files(ready, dict.fromkeys(texts), how, folder)
-        _encode(pipe, torch.device(ready.device), wanted, how, files, record)
+        with _told_when_full(ready):
+            pipe = ready.text_pipeline()
+            record = _record(pipe, ready)
+            theirs = [{name: there.get(name, {}) for name in record} for there in known]
+            refuse_another_model(theirs, record, out_of(parts))
+            files = _files(ready, dict.fromkeys(texts), how, folder)
+            _encode(pipe, torch.device(ready.device), wanted, how, files, record)
         del pipe
         let_go()
     return Encoded(files, record)
+
+
+@contextmanager
+def _told_when_full(ready: Prepared) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        layers = "--offload sequential brings them to the device layer by layer, "
+        is_whole = ready.device.startswith("cuda") and ready.model.offload != "sequential"
+        raise OutOfMemoryError(
+            f"out of memory while the text encoders run: {layers if is_whole else ''}a smaller --batch_size gives them "
+            "fewer texts at a time, --no_t5 draws without the largest. What is sealed stays"
+        ) from error
 
 
 def let_go() -> None:

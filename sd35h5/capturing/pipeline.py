@@ -19,6 +19,7 @@ from sd35h5.gates.choice import Choice, choose_gates, put_gates
 from sd35h5.gates.gate_files import read_gates
 from sd35h5.gates.gate_options import GateOptions
 from sd35h5.gates.modules import Gates
+from sd35h5.planning.memory_needs import is_out_of_memory
 from sd35h5.weights.adapters.activating import activate, adapter_name
 from sd35h5.weights.adapters.adapter_changes import Adapter
 from sd35h5.weights.adapters.merging import check_adapters, merge
@@ -222,7 +223,7 @@ def _told_as_loading(model_id: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, Sd35h5Error):
+        if isinstance(error, Sd35h5Error) or is_out_of_memory(error):
             raise
         raise CaptureError(f"{model_id} cannot be loaded: {_first_line(error)}") from error
 

@@ -16,6 +16,7 @@ from sd35h5.capturing.jobs.drawing import (
     settings_here,
 )
 from sd35h5.capturing.jobs.failing import note_failure, raise_failures, tolerant_sealing
+from sd35h5.capturing.jobs.out_of_memory import within_memory
 from sd35h5.capturing.jobs.remaining import Remaining, is_unchanged, remaining, tell
 from sd35h5.capturing.progress import Progress, say
 from sd35h5.capturing.session import Session
@@ -40,7 +41,8 @@ def run(job: Job, is_held: bool = False) -> Path:
         say(describe(job))
     is_shared = job.share is not None
     with nullcontext(parts_of(job.out)) if is_held else running(job.out, is_shared) as parts:
-        store = _run(job, parts) if not job.config.spread.is_with_workers else _run_with_workers(job, parts)
+        draw = _run_with_workers if job.config.spread.is_with_workers else _run
+        store = within_memory(job, parts, lambda settled: draw(settled, parts))
     return finish_shares(job.out, job.samples) if is_shared and not is_held else store
 
 

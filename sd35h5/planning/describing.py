@@ -6,7 +6,7 @@ from sd35h5.planning.budget import told_as_flags
 from sd35h5.planning.cost import told_cost
 from sd35h5.planning.interventions import parse_interventions
 from sd35h5.planning.job import Job
-from sd35h5.planning.options import CaptureConfig
+from sd35h5.planning.options import AUTO, CaptureConfig
 from sd35h5.planning.plan import in_bytes
 
 
@@ -21,7 +21,7 @@ def describe(job: Job) -> str:
     images = _count(config.prompts.num_images, "image")
     told = [
         f"{_count(samples, 'sample')}: {_count(len(job.prompts), 'prompt')} × {images}",
-        *[f"{sampling.batch_size} a call of the pipeline"] * (sampling.batch_size > 1),
+        *[f"{_told_batch(sampling.batch_size)} a call of the pipeline"] * (sampling.batch_size != 1),
         *[f"of which this process draws share {job.share}"] * (job.share is not None),
         f"seed {config.prompts.seed}", _count(sampling.steps, "step"), f"guidance {sampling.guidance:g}",
         pixels, f"{plan.sizes['token']} text tokens",
@@ -59,6 +59,10 @@ def _told_interventions(config: CaptureConfig) -> list[str]:
     control = f", control {config.causal.control}: other keys of the same mass" * bool(config.causal.control)
     texts = [each.text for each in parse_interventions(config.causal)]
     return [f"  intervention: {' '.join(texts)}{control}"] * bool(texts)
+
+
+def _told_batch(size: int | str) -> str:
+    return "as many as fit in" if size == AUTO else str(size)
 
 
 def _count(number: int, what: str) -> str:

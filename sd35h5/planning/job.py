@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sd35h5.gates.decision import Decision, decide
@@ -68,6 +68,12 @@ class Job:
         """What a sample is steered away from: its prompt's own, or that of all."""
         own = self.prompts[self.places(index)[0]].negative_prompt
         return self.config.prompts.negative_prompt if own is None else own
+
+    def drawn_by(self, batch_size: int) -> Job:
+        """The same job, of which so many samples are drawn in a call."""
+        sampling = replace(self.config.sampling, batch_size=batch_size)
+        config = replace(self.config, sampling=sampling)
+        return replace(self, config=config, settings={**self.settings, "batch_size": batch_size})
 
 
 def make_job(config: CaptureConfig, offline_guess: bool = False) -> Job:

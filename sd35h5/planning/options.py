@@ -16,6 +16,7 @@ from sd35h5.planning.spread_options import Spread
 from sd35h5.weights.model_options import Model
 
 MAX_MAPS = 24
+AUTO = "auto"
 CLIP, T5 = ENCODER_MASKS = "clip", "t5"  # kinds of text encoders in which padding can be masked
 
 
@@ -51,11 +52,12 @@ class Sampling:
     """Height in pixels, a multiple of 16; the model's own size if not given."""
     width: Count = None
     """Width in pixels, a multiple of 16; the model's own size if not given."""
-    batch_size: int = 1
+    batch_size: int | Literal["auto"] = 1
     """Samples that are drawn in one call of the pipeline, in the order of the list; the last call may have
     fewer. It pays for small pictures, of which one does not fill a GPU, and takes memory for all of them. The
     last bits of a picture can depend on how many are drawn with it: samples pair only with those of calls as
-    large, and to go on, a call of which anything is missing is drawn whole."""
+    large, and to go on, a call of which anything is missing is drawn whole. `auto` takes as many, up to 16, as
+    fit the GPU by a rule of thumb, 1 on a CPU, and keeps to that number when it goes on."""
     max_sequence_length: Annotated[int, arg(aliases=["--t5xxl_token_length"])] = 256
     """T5 tokens, 1 to 512. The text axis has these after CLIP's 77."""
     apply_lg_attn_mask: Flag = False

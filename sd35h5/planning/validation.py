@@ -11,7 +11,7 @@ from pathlib import Path
 from sd35h5.errors import ConfigError
 from sd35h5.gates.gate_options import validate_gate_options
 from sd35h5.planning.interventions import parse_interventions
-from sd35h5.planning.options import CLIP, ENCODER_MASKS, T5, CaptureConfig, Tiers
+from sd35h5.planning.options import AUTO, CLIP, ENCODER_MASKS, T5, CaptureConfig, Tiers
 from sd35h5.planning.prompts import Prompt, check_seeds, load_prompts
 from sd35h5.planning.selectors import check_rows, choose_steps, count_rows, parse_raw
 from sd35h5.planning.spread_options import check_spread, resolve_share
@@ -48,7 +48,7 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError(f"--gates {model.gates}: there is no such file")
     at_least = {
         "steps": (sampling.steps, 1),
-        "batch_size": (sampling.batch_size, 1),
+        "batch_size": (1 if sampling.batch_size == AUTO else sampling.batch_size, 1),
         "num_images": (config.prompts.num_images, 1),
         "seed": (config.prompts.seed, 0),
         "topk": (config.tiers.topk, 0),
@@ -71,8 +71,12 @@ def validate(config: CaptureConfig) -> list[Prompt]:
         raise ConfigError("--apply_t5_attn_mask masks padding inside T5, and --no_t5 draws without it")
     check_spread(config.spread, model.device, config.output.overwrite)
     resolve_share(config.spread.shard, os.environ)
+    if sampling.batch_size == AUTO and (config.spread.shard or config.spread.is_with_workers):
+        raise ConfigError(
+            "--batch_size auto is one process's to choose, and many draw this capture: give a number"
+        )
     validate_tiers(config.tiers, sampling.steps)
-    if parse_interventions(config.causal) and sampling.batch_size > 1:
+    if parse_interventions(config.causal) and sampling.batch_size not in (1, AUTO):
         raise ConfigError("--intervene alters one sample at a time: leave out --batch_size")
     prompts = load_prompts(config.prompts)
     check_seeds(prompts, config.prompts.seed, config.prompts.num_images)

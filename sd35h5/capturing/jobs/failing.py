@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from sd35h5.capturing.jobs.out_of_memory import memory_sentence
 from sd35h5.capturing.sealing import Sealing, seal_all
 from sd35h5.errors import CaptureError, Sd35h5Error
 from sd35h5.planning.job import Job
+from sd35h5.planning.memory_needs import is_out_of_memory
 from sd35h5.store.runs import sealed_indices
 from sd35h5.store.sharing.failures import failures_in, record_failure
 
@@ -25,6 +27,8 @@ def note_failure(job: Job, parts: Path, samples: Iterable[int], error: Exception
     if isinstance(error, torch.AcceleratorError):
         raise error
     why = str(error) if isinstance(error, Sd35h5Error) else f"{type(error).__name__}: {error}"
+    if is_out_of_memory(error) and not isinstance(error, Sd35h5Error):
+        why = memory_sentence(job, parts, error)
     for index in sorted(set(samples) - sealed_indices(parts)):
         prompt = job.prompts[job.places(index)[0]]
         record_failure(parts, index, prompt.id, job.seed(index), why)
