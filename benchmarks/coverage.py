@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from parts.coverage_table import MARKS, is_met, line, table
 from parts.hanging import hung, lay, left_out
 from parts.machine import RESULTS, machine
 from parts.shapes import SHAPES, Shape, make_pipeline, small
+from parts.ways_of_drawing import drawn_by
 from torch import Tensor, nn
 
 import sd35h5
@@ -96,8 +97,10 @@ def put_random_gates(pipe: StableDiffusion3Pipeline, case: Case) -> None:
     put_gates(pipe.transformer, choice)
 
 
-def draw(pipe: object, case: Case, call: dict[str, object], is_captured: bool) -> list[Tensor]:
-    """The last latents of each call."""
+def draw(
+    pipe: object, case: Case, call: dict[str, object], is_captured: bool, reset: Callable[[], None]
+) -> list[Tensor]:
+    """The last latents of each call; `reset` is called before each."""
     prompts = list(PROMPTS[: case.prompts]) if case.prompts > 1 else PROMPTS[0]
     latents = []
     for image in range(case.images):
@@ -106,6 +109,7 @@ def draw(pipe: object, case: Case, call: dict[str, object], is_captured: bool) -
             given = {"seed": seeds if case.prompts > 1 else image}
         else:
             given = {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        reset()
         latents.append(pipe(prompts, **given, **call).images)
     return latents
 
@@ -127,20 +131,19 @@ def measure(
         "max_sequence_length": case.tokens or shape.t5_tokens, "output_type": "latent", **case.more,
     }  # fmt: skip
     begin = time.perf_counter()
-    with changed(pipe, case, models):
+    with changed(pipe, case, models), drawn_by(pipe, case.way, call) as way:
+        call |= way.call
         if case.refused:
-            return {"refused": refusal(pipe, out)}
+            return {"refused": refusal(way.pipe, out)}
         timed = case.compiled and (case.backend or backend_on(pipe.device)) == "inductor"
         if not timed:
             with masked_encoders(pipe, case.masks):
-                plain = draw(pipe, case, call, False)
-        with sd35h5.capture(pipe, out, encoder_masks=case.masks, **TIERS) as generate:
+                plain = draw(way.plain or way.pipe, case, call, False, way.reset)
+        with sd35h5.capture(way.pipe, out, encoder_masks=case.masks, **TIERS) as generate:
             if timed:  # the same graph, past the capture: it measures nothing
-                draw(
-                    pipe, case, call, False
-                )  # after which all graphs are there, those of other batch sizes too
-                plain = draw(pipe, case, call, False)
-            captured = draw(generate, case, call, True)
+                for _ in range(2):  # after the first all graphs are there, those of other batch sizes too
+                    plain = draw(way.pipe, case, call, False, way.reset)
+            captured = draw(generate, case, call, True, way.reset)
     same = all(torch.equal(one, other) for one, other in zip(plain, captured, strict=True))
     finite = all(bool(each.isfinite().all()) for each in plain)
     return {"latents": "equal" if same and finite else "not finite" if same else "differ"} | told_of(

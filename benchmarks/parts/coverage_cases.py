@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from parts.quantising import ENCODERS, WAYS
 
+FOLLOWED = (  # of ways_of_drawing.WAYS
+    "image to image", "inpainting", "inpainting, 33 channels", "ControlNet", "two calls a step", "text states",
+    "guidance ends", "guidance falls", "pyramid attention broadcast", "MagCache", "TeaCache",
+)  # fmt: skip
 SKIP = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
 
 
@@ -24,6 +28,7 @@ class Case:
         compiled: how the transformer is compiled, see compiling.WAYS. mode: of torch.compile.
         backend: of torch.compile; None for the device's, whose kernels may be timed and chosen anew each time.
         attn2: how the second attention is computed, as --attn2_layout says it.
+        way: another pipeline, guidance that changes or a cache, see ways_of_drawing.WAYS.
         refused: a part of the sentence by which a capture of this is refused.
     """
 
@@ -46,6 +51,7 @@ class Case:
     compiled: str = ""
     mode: str | None = None
     backend: str | None = None
+    way: str = ""
     refused: str = ""
     branches: tuple[str, ...] = ("cond", "uncond")
 
@@ -87,6 +93,25 @@ CASES = (
         mode="reduce-overhead",
         backend="inductor",
         refused="CUDA graphs",
+    ),
+    *(Case(way, way=way) for way in FOLLOWED),
+    Case(
+        "image to image, guidance off", way="image to image", more={"guidance_scale": 1.0}, branches=("cond",)
+    ),
+    Case("guidance ends, batch of 2", way="guidance ends", prompts=2),
+    Case("guidance ends, skip-layer", way="guidance ends", more=SKIP, branches=("cond", "uncond", "skip")),
+    Case("ControlNet, batch of 2", way="ControlNet", prompts=2),
+    Case("two calls a step, batch of 2", way="two calls a step", prompts=2),
+    Case("pyramid attention broadcast, gates a head", way="pyramid attention broadcast", gates="headwise"),
+    Case(
+        "first-block cache",
+        way="first-block cache",
+        refused="a first-block cache, which SD3's blocks cannot have",
+    ),
+    Case(
+        "perturbed-attention guidance",
+        way="perturbed-attention guidance",
+        refused="puts processors of its own",
     ),
     Case("offload by model", offload="model"),
     Case("offload by layer", offload="sequential"),

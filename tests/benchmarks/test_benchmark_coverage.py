@@ -11,8 +11,9 @@ import pytest
 from parts.coverage_cases import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = [case.name for case in CASES if not case.compiled and not case.offload and not case.hang]
 HUNG = [case.name for case in CASES if case.hang or case.offload]
+PLAIN = [case.name for case in CASES if not (case.compiled or case.offload or case.hang or case.way)]
+FOLLOWED = [case.name for case in CASES if case.way]
 COMPILED = [case.name for case in CASES if case.compiled]
 
 
@@ -55,6 +56,14 @@ def test_what_is_hung_in_quantised_or_offloaded_is_met_refused_or_left_out_with_
         each.endswith(("is not installed", "on a GPU only")) for name, each in told.items() if "T5" in name
     )
     assert _measured(tmp_path, HUNG[-1:]).keys() == results.keys()  # the others are kept
+
+
+@pytest.mark.slow
+@pytest.mark.long  # tests/capturing has each of them in small
+def test_every_other_pipeline_and_cache_is_met_or_refused_by_its_sentence(tmp_path):
+    results = _measured(tmp_path, FOLLOWED)
+    assert "first-block cache" in results["first-block cache"]["refused"]
+    assert results["guidance ends, skip-layer"]["branches"] == ["cond", "uncond", "skip"]
 
 
 @pytest.mark.slow

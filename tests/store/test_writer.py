@@ -295,13 +295,15 @@ def test_provenance_that_differs_is_kept_as_events(tmp_path):
         scales = {n: np.arange(k) for n, k in SIZES.items()}
         writer = SampleWriter(tmp_path / "p", index, Header({}, scales, texts))
         put_required(writer)
-        writer.seal()
+        writer.seal([{"event": "sealed", "place": index}])
     with open_store(pack(tmp_path / "p", tmp_path / "run.h5")) as store:
         assert store.provenance["environment"] == {"gpu": "a"}
-        assert (
-            store.provenance["events"][:2] == ["resumed 0", "resumed 1"]
-            or "resumed 1" in store.provenance["events"]
-        )
+        events = store.provenance["events"]
+        assert events[:2] == ["resumed 0", {"event": "sealed", "place": 0}]
+        assert [each for each in events if "1" in str(each)][-2:] == [
+            "resumed 1",
+            {"event": "sealed", "place": 1},
+        ]
         assert {
             "event": "environment differs",
             "sample": "000001",

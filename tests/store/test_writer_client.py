@@ -40,8 +40,12 @@ def test_the_file_is_that_of_a_writer_in_this_process(tmp_path):
     far = ProcessWriter(tmp_path / "far", 3, header())
     for writer in (near, far):
         _put_all(writer, near.sizes)
-    sealed = near.seal(), far.seal()
+    events = [{"event": "guidance", "scale_of_steps": [4.5, None]}]
+    sealed = near.seal(events), far.seal(events)
     assert content(sealed[0]) == content(sealed[1])
+    for path in sealed:
+        with sd35h5.open_store(path) as store:
+            assert store.provenance["events"] == events
     assert verify(sealed[1], deep=True).ok
     far.abandon()
     assert sealed[1].is_file() and not list(sealed[1].parent.glob("*.tmp*"))
