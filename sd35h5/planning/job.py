@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sd35h5.errors import ConfigError
 from sd35h5.gates.decision import Decision, decide
 from sd35h5.planning.budget import within_budget
 from sd35h5.planning.options import CaptureConfig
@@ -97,6 +98,12 @@ def resolve(config: CaptureConfig, prompts: Sequence[Prompt], facts: ModelFacts)
             small.
     """
     adapters = read_adapters(config.model.adapters, facts.layers)
+    for adapter in adapters:
+        if config.model.offload == "sequential" and adapter.stays_apart and "DoRA" in adapter.kind:
+            raise ConfigError(
+                f"{adapter.said} is a DoRA, which reads weights that --offload sequential has put away: "
+                "use --offload model"
+            )
     gates = decide(facts.sizes, facts.held, config.gating, facts.attn2)
     config = within_budget(config, facts, len(prompts) * config.prompts.num_images, gates)
     plan = make_plan(config, facts, gates)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.hooks import attach_align_device_hook
 from making.adapters import adapter
 from making.pipelines import HEIGHT, T5_TOKENS, WIDTH, make_pipeline, torch_generator
 from making.weights import original_mmdit, save, small_pipeline
@@ -92,6 +93,20 @@ def test_a_transformer_in_peft_s_own_wrapper_is_captured_to_the_bit(tmp_path):
     assert torch.equal(captured(pipe, tmp_path / "run.h5"), latents)
     assert not torch.equal(latents, drawn(make_pipeline()))
     assert [(told["name"], told["layers"]) for told in adapters_in(tmp_path / "run.h5")] == [("default", 18)]
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "LoKr"])
+def test_adapters_whose_weights_an_offload_by_layer_puts_away_are_refused_and_loras_are_not(kind, tmp_path):
+    pipe = adapted()
+    latents = drawn(pipe)
+    attach_align_device_hook(pipe.transformer, execution_device="cpu", offload=True)
+    assert torch.equal(captured(pipe, tmp_path / "run.h5"), latents)
+    pipe = adapted(kind)
+    attach_align_device_hook(pipe.transformer, execution_device="cpu", offload=True)
+    with pytest.raises(
+        CaptureError, match=rf"transformer: transformer_blocks.0.\S+ has the {kind} adapter style"
+    ):
+        captured(pipe, tmp_path / "other.h5")
 
 
 def test_masses_of_an_adapted_pipeline_are_those_of_its_own_queries_and_keys(tmp_path):
@@ -268,3 +283,10 @@ def test_a_plan_names_the_adapters_and_refuses_files_that_are_none(folder, tmp_p
     (tmp_path / "style.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     assert capture_cli.main([*line, str(tmp_path / "style.pt")]) == 1
     assert "nothing is unpickled here" in capsys.readouterr().err
+    layer, numbers = "transformer.transformer_blocks.0.attn.to_q.lora_", torch.ones(16, 16)
+    state = {f"{layer}A.weight": numbers, f"{layer}B.weight": numbers.clone()}
+    dora = save(tmp_path / "dora.safetensors", state | {f"{layer}magnitude_vector": torch.ones(16)})
+    assert capture_cli.main([*line, str(dora)]) == 0
+    assert "dora.safetensors, DoRA of rank 16 at 1, beside the weights" in capsys.readouterr().out
+    assert capture_cli.main([*line, str(dora), "--offload", "sequential"]) == 1
+    assert "is a DoRA, which reads weights that --offload sequential has put away" in capsys.readouterr().err

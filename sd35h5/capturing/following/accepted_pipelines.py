@@ -13,11 +13,13 @@ from diffusers import (
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
+from torch import nn
 
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.compiled import bare, compiled_how
 from sd35h5.measuring.layer_caches import caches_of
 from sd35h5.measuring.processor import check_processors
+from sd35h5.weights.in_memory.held_adapters import check_offloaded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -33,7 +35,8 @@ def check_pipeline(pipe: object) -> None:
     """Refuse what a capture cannot follow.
 
     Raises:
-        CaptureError: another class, another transformer, a cache or a processor that cannot be followed, by name.
+        CaptureError: another class, another transformer, a cache, a processor or an offloaded adapter that cannot be
+            followed, by name.
     """
     name = type(pipe).__name__
     if not isinstance(pipe, TAKEN):
@@ -58,6 +61,9 @@ def check_pipeline(pipe: object) -> None:
     compiled_how(pipe.transformer)
     caches_of(pipe.transformer)
     check_processors(pipe.transformer)
+    for component, model in pipe.components.items():
+        if isinstance(model, nn.Module):
+            check_offloaded(model, component)
 
 
 def signature_of(pipe: DiffusionPipeline) -> inspect.Signature:

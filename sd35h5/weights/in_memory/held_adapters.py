@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from sd35h5.errors import CaptureError
+
 _KINDS = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}  # peft's packages
 _SETTINGS = (
     "active_adapters",
@@ -72,6 +74,22 @@ def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
         }
         for name, layers in sorted(found.items())
     ]
+
+
+def check_offloaded(model: nn.Module, name: str) -> None:
+    """Refuse adapters that read weights which an offload by layer has put away: they then compute with none.
+
+    Raises:
+        CaptureError: naming the layer and the adapter.
+    """
+    for path, module in model.named_modules():
+        if is_adapted(module) and any(parameter.is_meta for parameter in module.parameters()):
+            for told in _of_peft(module):
+                if told["kind"] != "LoRA" and told["state"] == "active":
+                    raise CaptureError(
+                        f"{name}: {path} has the {told['kind']} adapter {told['name']}, and its weights are put away "
+                        "until each layer computes, which only a LoRA allows: offload by model, or fuse it before"
+                    )
 
 
 def _of_peft(module: nn.Module) -> Iterator[dict[str, Any]]:
