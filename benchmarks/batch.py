@@ -205,14 +205,12 @@ def _seals(line: list[str], parts: Path) -> list[float]:
     return sorted(seen.values())
 
 
-def _written(shape: str, folder: Path) -> Path:
-    """A model of a shape with random weights, in diffusers' layout."""
+def _written(size: str, folder: Path) -> Path:
+    """A whole model with random weights, T5-XXL too, in the repository's layout."""
     import torch
-    from parts.shapes import SHAPES, make_pipeline
+    from parts.random_folder import write_model
 
-    pipe = make_pipeline(SHAPES[shape], torch.device("cuda"), torch.bfloat16)
-    pipe.save_pretrained(folder)
-    del pipe
+    write_model(folder, size, torch.device("cuda"), torch.bfloat16)
     torch.cuda.empty_cache()  # the workers draw on this GPU
     return folder
 

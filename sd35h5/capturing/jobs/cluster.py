@@ -74,6 +74,8 @@ def _cluster_here(spread: Spread):  # noqa: ANN202 (a SpecCluster, which is impo
     """One Nanny for each worker: it starts the process with its environment, and again when it dies."""
     from distributed import Nanny, Scheduler, SpecCluster
 
+    # after Ctrl-C, Python tells of semaphores that it cleans up itself
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     gpus = _gpus(spread) if spread.gpus else [""] * (spread.workers or 0)
     common = {
         "nthreads": 1, "memory_limit": 0, "host": _HOST, "silence_logs": logging.ERROR, "dashboard": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -25,6 +26,7 @@ from sd35h5.capturing.jobs.worker import (
     load_there,
     notes_there,
     settings_there,
+    stop_there,
 )
 from sd35h5.capturing.progress import SharedProgress, say
 from sd35h5.errors import CaptureError
@@ -48,7 +50,9 @@ def run_with_workers(job: Job, parts: Path) -> Path:
     """
     spread = job.config.spread
     say("starting workers …")
-    with workers_of(spread) as client:
+    with ExitStack() as stack:
+        stack.callback(remove_leavings, parts)  # of workers that were killed
+        client = stack.enter_context(workers_of(spread))
         client.register_plugin(Drawer(job, Path.cwd(), is_here=not spread.scheduler))
         left = remaining(job, parts, client.submit(settings_there, pure=False).result())
         if not left.todo and is_unchanged(job, parts):
@@ -65,6 +69,7 @@ def run_with_workers(job: Job, parts: Path) -> Path:
         try:
             _draw_all(client, job, left, parts)
         except BaseException:
+            client.run(stop_there, on_error="ignore")
             sealed = len(sealed_indices(parts))
             say(
                 f"{sealed} of {job.samples} samples are sealed in {parts}; the same command goes on from there"
@@ -72,7 +77,6 @@ def run_with_workers(job: Job, parts: Path) -> Path:
             raise
         if spread.scheduler:  # its workers stay, and let go of the model
             client.unregister_worker_plugin(NAME)
-    remove_leavings(parts)
     raise_failures(parts, (index for batch in left.todo for index in batch))
     check_one_model(parts)
     return finish(parts, job.out)

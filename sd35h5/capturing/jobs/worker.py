@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ from sd35h5.store.runs import RUN_FILE, parts_of, sealed_indices
 NAME = "sd35h5"
 STEPS = "sd35h5-steps"  # topic under which workers tell how far they are
 _TOLD_EVERY = 0.3  # seconds
+
+
+class Over(Exception):
+    """The command has ended: what is being drawn is let go."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,22 @@ class Drawer(WorkerPlugin):
         self._worker, self._stack = worker, ExitStack()
         self._loaded, self._draw = None, None
         self._session: Session | None = None
+        self._is_drawing = self._is_over = False
         if self._is_here and threading.current_thread() is threading.main_thread():
             for number in set(STOP_SIGNALS) - {signal.SIGTERM}:  # for the command, which ends its workers
                 signal.signal(number, signal.SIG_IGN)
 
+    def stop(self) -> None:
+        """Have what is being drawn end with the step."""
+        self._is_over = True
+
     def teardown(self, worker: Worker) -> None:
-        """Called when it ends, or when the job has."""
+        """Called when the worker ends, or when the job has."""
+        self.stop()
+        if not self._is_drawing:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._stack.close()
         self._loaded = self._draw = self._session = None
 
@@ -125,22 +139,34 @@ class Drawer(WorkerPlugin):
         """Draw a batch of which anything is missing; what cannot be drawn is written down."""
         draw, session = self.ready()
         if not sealed_indices(session.parts) >= set(batch):
-            steps, told = 0, 0.0
-
-            def step() -> None:
-                nonlocal steps, told
-                steps += 1
-                if time.monotonic() - told > _TOLD_EVERY:
-                    told = time.monotonic()
-                    self._worker.log_event(STEPS, {"batch": batch.start, "step": steps})
-
+            self._is_drawing = True
             try:
-                draw(batch, step)
+                draw(batch, self._steps_of(batch))
             except torch.AcceleratorError:
                 os._exit(1)  # nothing of this process reaches its GPU again: another one takes its place
             except Exception as error:
+                if self._is_over:
+                    self._let_go()
+                    raise
                 note_failure(self._job, session.parts, batch, error)
+            finally:
+                self._is_drawing = False
         return Drawn(batch, session.components)
+
+    def _steps_of(self, batch: range) -> Callable[[], None]:
+        """What is called after each step: it tells the command, and ends where that has."""
+        steps, told = 0, 0.0
+
+        def step() -> None:
+            nonlocal steps, told
+            if self._is_over:
+                raise Over
+            steps += 1
+            if time.monotonic() - told > _TOLD_EVERY:
+                told = time.monotonic()
+                self._worker.log_event(STEPS, {"batch": batch.start, "step": steps})
+
+        return step
 
     def flush(self) -> None:
         """Wait for the samples that are drawn and not sealed yet."""
@@ -171,3 +197,8 @@ def draw_there(first: int, end: int) -> Drawn:
 def flush_there() -> None:
     """As `Drawer.flush`."""
     get_worker().plugins[NAME].flush()
+
+
+def stop_there(dask_worker: Worker) -> None:
+    """As `Drawer.stop`, beside what the worker runs."""
+    dask_worker.plugins[NAME].stop()
