@@ -16,11 +16,9 @@ from sd35h5.capturing.identity import differing_models
 from sd35h5.capturing.jobs.cluster import workers_of
 from sd35h5.capturing.jobs.failing import note_failure, raise_failures
 from sd35h5.capturing.jobs.remaining import Remaining, is_unchanged, remaining, tell
-from sd35h5.capturing.jobs.worker import (
+from sd35h5.capturing.jobs.tasks import (
     NAME,
     STEPS,
-    Drawer,
-    Drawn,
     draw_there,
     flush_there,
     load_there,
@@ -28,6 +26,7 @@ from sd35h5.capturing.jobs.worker import (
     settings_there,
     stop_there,
 )
+from sd35h5.capturing.jobs.worker import Drawer, Drawn
 from sd35h5.capturing.progress import SharedProgress, say
 from sd35h5.errors import CaptureError
 from sd35h5.planning.job import Job

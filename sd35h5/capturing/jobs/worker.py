@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distributed import Worker, WorkerPlugin, get_worker
+from distributed import Worker, WorkerPlugin
 
 from sd35h5.capturing.jobs.drawing import (
     Draw,
@@ -25,14 +25,13 @@ from sd35h5.capturing.jobs.drawing import (
 )
 from sd35h5.capturing.jobs.failing import note_failure, tolerant_sealing
 from sd35h5.capturing.jobs.remaining import remaining
+from sd35h5.capturing.jobs.tasks import NAME, STEPS
 from sd35h5.capturing.session import Session
 from sd35h5.errors import ConfigError
 from sd35h5.planning.job import Job
 from sd35h5.store.processes.writer_process import STOP_SIGNALS
 from sd35h5.store.runs import RUN_FILE, parts_of, sealed_indices
 
-NAME = "sd35h5"
-STEPS = "sd35h5-steps"  # topic under which workers tell how far they are
 _TOLD_EVERY = 0.3  # seconds
 
 
@@ -172,33 +171,3 @@ class Drawer(WorkerPlugin):
         """Wait for the samples that are drawn and not sealed yet."""
         if self._session is not None:
             self._session.sealing.wait()
-
-
-def settings_there() -> dict[str, object]:
-    """As `Drawer.settings`, of the worker that runs this."""
-    return get_worker().plugins[NAME].settings()
-
-
-def load_there() -> None:
-    """As `Drawer.load`."""
-    get_worker().plugins[NAME].load()
-
-
-def notes_there() -> list[str]:
-    """As `Drawer.notes`."""
-    return get_worker().plugins[NAME].notes()
-
-
-def draw_there(first: int, end: int) -> Drawn:
-    """As `Drawer.draw`, of the samples first..end - 1."""
-    return get_worker().plugins[NAME].draw(range(first, end))
-
-
-def flush_there() -> None:
-    """As `Drawer.flush`."""
-    get_worker().plugins[NAME].flush()
-
-
-def stop_there(dask_worker: Worker) -> None:
-    """As `Drawer.stop`, beside what the worker runs."""
-    dask_worker.plugins[NAME].stop()
