@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -184,7 +184,8 @@ def _told_when_stopped(files: Mapping[Texts, Path]) -> Iterator[None]:
 
 
 def _keep(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # several processes, of several hosts, may encode the same texts
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(states), temporary, dict(metadata))

@@ -10,6 +10,7 @@ from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from sd35h5.weights import loading, mapped_tensors
+from sd35h5.weights.in_memory.copying import Copying
 from sd35h5.weights.in_memory.turns import bring, take_turns
 from sd35h5.weights.layouts import COMPONENTS
 from sd35h5.weights.model_options import Model
@@ -98,3 +99,13 @@ def _mapped_from(tensor: torch.Tensor) -> str:
         if int(begin, 16) <= tensor.data_ptr() < int(end, 16):
             return line.split(maxsplit=5)[5] if len(line.split()) > 5 else ""
     return ""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])
+def test_a_copy_through_small_buffers_is_the_tensor(dtype):
+    copied = Copying(DEVICE, piece=1000, small=100)
+    for shape in ((3, 333), (7,), (50, 20, 5), ()):
+        tensor = torch.randn(shape).mul(50).to(dtype)
+        for each in (tensor, tensor.mT if tensor.ndim > 1 else tensor):
+            copy = copied(each)
+            assert torch.equal(copy, each) and copy.data_ptr() != each.data_ptr()

@@ -13,6 +13,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from sd35h5.weights.in_memory.copying import Copying
+
 
 def take_turns(models: Collection[nn.Module], device: torch.device | str) -> None:
     """Let each model have the device while it computes, and until another of them does.
@@ -57,10 +59,11 @@ class _Turn(ModelHook):
         if self._waiting:
             return
         weights = {id(each): each for each in (*self._model.parameters(), *self._model.buffers())}
+        copied = Copying(self.execution_device)
         try:
             for weight in weights.values():
                 self._waiting.append((weight, weight.data, weight._version))
-                weight.data = weight.data.to(self.execution_device, copy=True)
+                weight.data = copied(weight.data)
         except BaseException:  # half a model is none
             self.send_away()
             raise
