@@ -17,6 +17,7 @@ from sd35h5.store.runs import RUN_FILE, empty, out_of, packed_indices, part_file
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.sharing.temporaries import own_temporary
+from sd35h5.store.showable import as_text
 from sd35h5.store.skeleton import create_variable, publish, write_head
 
 
@@ -44,7 +45,8 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
     except OSError as error:
         raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
     try:
-        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False) as target:
+        block = schema.METADATA_BLOCK_BYTES
+        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False, meta_block_size=block) as target:
             _pack_into(target, sorted(sources), _begun_config(parts))
         publish(temporary, out)
     except BaseException as error:
@@ -83,17 +85,22 @@ def _pack_into(
     paths = list(rows)
     with reading(paths[0]) as first:
         scales = {name: first[name][:] for name in SCALES if name in first}
-        attributes = {name: first.attrs[name] for name in schema.MODEL_ATTRIBUTES if name in first.attrs}
+        attributes = {
+            name: as_text(first.attrs[name]) for name in schema.MODEL_ATTRIBUTES if name in first.attrs
+        }
     scales["sample"] = np.array([index for index, _, _ in sources])
     write_head(target, scales, attributes, _provenance(paths, provenance), kind="run")
     sizes = {name: len(values) for name, values in scales.items() if SCALES[name].is_dimension}
     tables: dict[str, np.ndarray] = {}
-    recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
-    for path in paths:
+    for path in paths:  # all variables before any value: what lists a file then lies together
         with opened(path) as part:
             check_version(part, path.name)
             _check_alike(part, scales, attributes, path)
-            if not _copy_part(part, target, sizes, tables, rows[path]):
+            _create(part, target, sizes, tables)
+    recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
+    for path in paths:
+        with opened(path) as part:
+            if not _copy_part(part, target, tables, rows[path]):
                 recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]
     for name, values in tables.items():
         target[name][...] = values
@@ -101,15 +108,10 @@ def _pack_into(
         target["samples/content_sha256"][row] = sample_hash(target, row)
 
 
-def _copy_part(
-    part: h5py.File,
-    target: h5py.File,
-    sizes: Mapping[str, int],
-    tables: dict[str, np.ndarray],
-    rows: Mapping[int, int],
-) -> bool:
-    """Copy one file's variables, small ones into `tables`. Returns: whether all its chunks are the target's."""
-    is_alike = True
+def _create(
+    part: h5py.File, target: h5py.File, sizes: Mapping[str, int], tables: dict[str, np.ndarray]
+) -> None:
+    """Create those of a file's variables that the target lacks, empty; small ones get a place in `tables`."""
     for name in variables_in(part):
         if name not in target:
             spec = variable(name)
@@ -117,6 +119,14 @@ def _copy_part(
             dataset = create_variable(target, spec, sizes, _precision(part[name]), chunks)
             if _by_value(spec):
                 tables[name] = _empty(dataset)
+
+
+def _copy_part(
+    part: h5py.File, target: h5py.File, tables: dict[str, np.ndarray], rows: Mapping[int, int]
+) -> bool:
+    """Copy one file's variables, small ones into `tables`. Returns: whether all its chunks are the target's."""
+    is_alike = True
+    for name in variables_in(part):
         if name in tables:
             tables[name][list(rows.values())] = _values(part[name])[list(rows)]
         else:
@@ -183,7 +193,7 @@ def _check_alike(
                 f"{path.name} has another {name} than the first sample: they do not belong to one run"
             )
     for name, value in attributes.items():
-        if part.attrs.get(name) != value:
+        if as_text(part.attrs.get(name, "")) != value:
             raise StoreError(
                 f"{path.name} has another {name} than the first sample: they do not belong to one run"
             )

@@ -13,6 +13,7 @@ SCHEMA_NAME = "sd35h5"
 SCHEMA_VERSION = "1.1"
 SUFFIX = ".h5"
 PARTS_SUFFIX = ".parts"
+METADATA_BLOCK_BYTES = 256 << 10  # of a packed file: its list takes few requests from afar
 LIBVER = ("v110", "v114")  # ("latest", "latest") under HDF5 2.0 cannot be read by HDF5 1.10
 MANTISSA_BITS = 10
 MAX_SCORE_NAME = 64
@@ -40,6 +41,10 @@ FILE_ATTRIBUTES = (
     "Conventions", "schema_name", "schema_version", "min_reader", "kind", "status",
     "file_uuid", "created_utc", "writer",
 )  # fmt: skip
+IMAGE_ATTRIBUTES = {  # of images/image: HDF5's image specification, by which H5Web draws it in true colour
+    "CLASS": "IMAGE", "IMAGE_VERSION": "1.2", "IMAGE_SUBCLASS": "IMAGE_TRUECOLOR",
+    "INTERLACE_MODE": "INTERLACE_PIXEL", "DISPLAY_ORIGIN": "UL",
+}  # fmt: skip
 MODEL_ATTRIBUTES = (
     "model_id", "model_revision", "model_shape",
     "gate_type", "gate_activation", "gate_target", "gate_layers", "gate_override", "gate_weights", "attn2_layout",
@@ -153,20 +158,17 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
             _scale("rank", "int32", "rank by mass, 0 is the heaviest", cap=4096),
             _scale("map_token", "int32", "position in the list of mapped tokens", cap=8192),
             _scale("row", "int32", "position in the list of chosen queries", cap=4096),
-            _scale(
-                "y", "float32", "patch row at the centre of a map cell, 0 is the top", units="patch", cap=4096
-            ),
+            _scale("y", "float32", "patch row at the centre of a map cell, 0 is the top", cap=4096),
             _scale(
                 "x",
                 "float32",
                 "patch column at the centre of a map cell, 0 is the left",
-                units="patch",
                 cap=4096,
             ),
-            _scale("patch_y", "int32", "patch row, unpooled, 0 is the top", units="patch", cap=4096),
-            _scale("patch_x", "int32", "patch column, unpooled, 0 is the left", units="patch", cap=4096),
-            _scale("pixel_y", "int32", "pixel row, 0 is the top", units="pixel", cap=32_768),
-            _scale("pixel_x", "int32", "pixel column, 0 is the left", units="pixel", cap=32_768),
+            _scale("patch_y", "int32", "patch row, unpooled, 0 is the top", cap=4096),
+            _scale("patch_x", "int32", "patch column, unpooled, 0 is the left", cap=4096),
+            _scale("pixel_y", "int32", "pixel row, 0 is the top", cap=32_768),
+            _scale("pixel_x", "int32", "pixel column, 0 is the left", cap=32_768),
             _scale("rgb", "uint8", "colour channel", labels=("red", "green", "blue"), cap=3),
             _scale("encoder", "uint8", "text encoder", labels=ENCODERS, cap=8),
             _scale("raw_step", "int32", "step index of raw probabilities", cap=10_000),
@@ -206,10 +208,10 @@ _TOPK = [
     _variable("topk/top_value_norm", f"{_TOPS} rank", "float32", "Euclidean norm of the key's value vector"),
 ]
 _ENTROPY_TEXT = _variable(
-    "sinks/entropy_text", _STEPS, "float32", "mean entropy of attention over text keys, renormalised", "nat"
+    "sinks/entropy_text", _STEPS, "float32", "mean entropy of attention over text keys, renormalised, in nats"
 )
 _ENTROPY_ALL = _variable(
-    "sinks/entropy_all", _STEPS, "float32", "mean entropy of attention over all keys", "nat"
+    "sinks/entropy_all", _STEPS, "float32", "mean entropy of attention over all keys, in nats"
 )
 _MASS_PATCH = _variable(
     "atlas/mass_patch", f"{_TOPS} patch_y patch_x", "float32", f"mass of an image patch: {_SHARE}",

@@ -30,6 +30,7 @@ def write_head(
     kind: str,
 ) -> None:
     """Write root attributes, scales and provenance texts into an empty file."""
+    created, writer = datetime.now(UTC).isoformat(timespec="seconds"), f"sd35h5 {_package_version()}"
     fixed = {
         "Conventions": "CF-1.11",
         "schema_name": schema.SCHEMA_NAME,
@@ -38,13 +39,15 @@ def write_head(
         "kind": kind,
         "status": "complete",
         "file_uuid": str(uuid.uuid4()),
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "writer": f"sd35h5 {_package_version()}",
+        "created_utc": created,
+        "writer": writer,
+        "title": f"Attention of {attributes.get('model_id') or 'a diffusion transformer'}",
+        "history": f"{created}: {'captured' if kind == 'sample' else 'packed'} by {writer}",
         "coordinates": " ".join(name for name in scales if not SCALES[name].is_dimension),
     }
     for name, value in {**fixed, **attributes}.items():
         if value != "":
-            file.attrs[name] = value
+            _write_text(file, name, value)
     for name in sorted(scales, key=lambda name: not SCALES[name].is_dimension):
         _write_scale(file, name, scales[name])
     for name, text in {**provenance, "schema": schema_json()}.items():
@@ -80,12 +83,15 @@ def create_variable(
             shuffle=True, compression="gzip", compression_opts=schema.GZIP_LEVEL, fletcher32=True,
         )  # fmt: skip
     _describe(dataset, spec.long_name, spec.units, spec.labels, numpy_dtype(spec))
-    if spec.fill is not None:
+    if spec.fill is not None and spec.dtype == "float32":  # xarray makes floats of integers that have one
         dataset.attrs["_FillValue"] = np.array([spec.fill], numpy_dtype(spec))
     if spec.rounded and precision == "rounded":
         dataset.attrs["quantization_nsb"] = np.int32(schema.MANTISSA_BITS)
     for axis, dim in enumerate(spec.dims):
         dataset.dims[axis].attach_scale(file[dim])
+    if spec.name == "images/image":  # after its scales, which HDF5 attaches to nothing that has a CLASS
+        for name, text in schema.IMAGE_ATTRIBUTES.items():
+            _write_c_text(dataset, name, text)
     return dataset
 
 
@@ -121,12 +127,27 @@ def _write_scale(file: h5py.File, name: str, values: np.ndarray) -> None:
 def _describe(
     dataset: h5py.Dataset, long_name: str, units: str, labels: tuple[str, ...], dtype: np.dtype
 ) -> None:
-    dataset.attrs["long_name"] = long_name
+    _write_text(dataset, "long_name", long_name)
     if labels:
         dataset.attrs["flag_values"] = np.arange(len(labels), dtype=dtype)
-        dataset.attrs["flag_meanings"] = " ".join(labels)
+        _write_text(dataset, "flag_meanings", " ".join(labels))
     elif dtype.kind != "O":
-        dataset.attrs["units"] = units
+        _write_text(dataset, "units", units)
+
+
+def _write_text(target: h5py.File | h5py.Dataset, name: str, text: str) -> None:
+    """Write an attribute as UTF-8 of fixed length, which more readers know than texts of variable length."""
+    encoded = text.encode()
+    target.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
+
+
+def _write_c_text(dataset: h5py.Dataset, name: str, text: str) -> None:
+    """Write an attribute as HDF5's image specification has it: ASCII with a zero at its end."""
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(len(text) + 1)
+    h5py.h5a.create(dataset.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR)).write(
+        np.array(text, f"S{len(text) + 1}")
+    )
 
 
 def _package_version() -> str:
