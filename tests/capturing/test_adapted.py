@@ -65,7 +65,7 @@ def check(pipe, out: Path, kind: str, scale: float, state: str, **more) -> torch
     return latents
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["DoRA", "LoKr", pytest.param("LoHa", marks=pytest.mark.long)])
 def test_adapters_of_every_kind_are_captured_to_the_bit_scaled_by_the_model_and_by_the_call(kind, tmp_path):
     pipe = adapted(kind)
     pipe.set_adapters(["style"], [0.5])
@@ -95,7 +95,7 @@ def test_a_transformer_in_peft_s_own_wrapper_is_captured_to_the_bit(tmp_path):
     assert [(told["name"], told["layers"]) for told in adapters_in(tmp_path / "run.h5")] == [("default", 18)]
 
 
-@pytest.mark.parametrize("kind", ["DoRA", "LoKr"])
+@pytest.mark.parametrize("kind", ["LoKr", pytest.param("DoRA", marks=pytest.mark.long)])
 def test_adapters_whose_weights_an_offload_by_layer_puts_away_are_refused_and_loras_are_not(kind, tmp_path):
     pipe = adapted()
     latents = drawn(pipe)
