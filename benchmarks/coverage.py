@@ -64,14 +64,14 @@ def changed(pipe: StableDiffusion3Pipeline, case: Case, folder: Path) -> Iterato
     transformer, third = pipe.transformer, (pipe.text_encoder_3, pipe.tokenizer_3)
     processors = dict(transformer.attn_processors)
     try:
-        if case.gates or case.attn2 != "diffusers":
-            put_random_gates(pipe, case)
         if case.no_t5:
             pipe.text_encoder_3 = pipe.tokenizer_3 = None
         backend = case.backend or backend_on(transformer.device)
         with ExitStack() as stack:
             if case.hang:
                 stack.enter_context(hung(pipe, case.hang, folder))
+            if case.gates or case.attn2 != "diffusers":
+                put_random_gates(pipe, case)
             if case.adapter:
                 stack.enter_context(adapted(pipe, case.adapter, case.fused))
             if case.compiled:

@@ -122,6 +122,8 @@ CASES = (
     Case("device map of two places", offload="device map"),
     *(Case(way, hang=way) for way in WAYS if way != "GGUF Q4_K"),
     Case("GGUF Q8_0, skip-layer", hang="GGUF Q8_0", more=SKIP, branches=("cond", "uncond", "skip")),
+    Case("GGUF Q8_0, gates a head", hang="GGUF Q8_0", gates="headwise"),
+    Case("bitsandbytes nf4, gates a channel", hang="bitsandbytes nf4", gates="elementwise"),
     Case("GGUF Q8_0, batch of 2", hang="GGUF Q8_0", prompts=2),
     *(Case(way, hang=way) for way in ENCODERS),
     Case("forward hook on a block", hang="forward hook"),

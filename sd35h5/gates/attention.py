@@ -142,6 +142,6 @@ class JointAttention:
             joint = regroup(joint, attn.heads)
         attended = F.scaled_dot_product_attention(
             joint.query, joint.key, joint.value, dropout_p=0.0, is_causal=False
-        )
+        ).to(joint.query.dtype)
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._device import DeviceContext
 
+from sd35h5.gates.attention import JointQKV
+
 _FLASH, _EFFICIENT, _CUDNN = 1, 2, 3  # torch.nn.attention.SDPBackend, as _fused_sdp_choice answers
 _SDPA = torch._C._nn.scaled_dot_product_attention  # what F.scaled_dot_product_attention is by itself
 _LSE_TILE = {"cpu": 1 << 20}
@@ -20,8 +22,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | 
     heads, S), or None where the backend keeps none.
     """
     dtype = dtype_in_force(query)
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    return attend_by(chosen_backend(query, key, value), query, key, value)
+    cast = [each.to(dtype) for each in (query, key, value)]
+    backend = chosen_backend(*cast)
+    return attend_by(backend, *((query, key, value) if backend == "other" else cast))
 
 
 def dtype_in_force(states: Tensor) -> torch.dtype:
@@ -29,6 +32,14 @@ def dtype_in_force(states: Tensor) -> torch.dtype:
     operators do not, or their own. That of its weights may be another: quantised ones are stored as integers."""
     kind = states.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def as_attended(joint: JointQKV) -> JointQKV:
+    """The same in the dtype that it attends in, which is autocast's where that is on."""
+    dtype = dtype_in_force(joint.query)
+    if joint.query.dtype == dtype:
+        return joint
+    return JointQKV(*(each.to(dtype) for each in (joint.query, joint.key, joint.value)), joint.image_tokens)
 
 
 def is_replaced() -> bool:

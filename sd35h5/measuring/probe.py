@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from torch import Tensor
 from sd35h5.errors import CaptureError
 from sd35h5.gates.attention import JointQKV
 from sd35h5.measuring import optional_tiers, reductions
-from sd35h5.measuring.attend import attend, blocked_lse
+from sd35h5.measuring.attend import as_attended, attend, blocked_lse
 from sd35h5.measuring.gate_measures import gate_group_means, gated_contribution, mean_gate
 from sd35h5.measuring.passes import PassPlan, PassResult, never_ran
 from sd35h5.measuring.reducer import Reducer, reducer_for, torch_reducer
@@ -26,11 +29,25 @@ if TYPE_CHECKING:
     from sd35h5.measuring.altering import AlteredPass
 
 log = logging.getLogger("sd35h5")
+_Result = TypeVar("_Result")
 
 
 def attend_plainly(layer: int, joint: JointQKV) -> tuple[JointQKV, Tensor, Tensor | None]:
     """Attend as the model does. Returns: what to measure, the output, and the LSE or None."""
-    return joint, *attend(joint.query, joint.key, joint.value)
+    return as_attended(joint), *attend(joint.query, joint.key, joint.value)
+
+
+def _exactly(method: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Measure without gradients, and in float32 under an autocast too."""
+
+    @wraps(method)
+    def measured(probe: Probe, *given: object) -> _Result:
+        kind = "cpu" if probe.plan is None else probe.plan.membership.device.type
+        is_cast = torch.is_autocast_enabled(kind)
+        with torch.no_grad(), torch.autocast(kind, enabled=False) if is_cast else nullcontext():
+            return method(probe, *given)
+
+    return measured
 
 
 def _at_home(
@@ -99,6 +116,7 @@ class Probe:
         """Forget the pass under way, after an error."""
         self.plan, self._seen, self._second, self._second_seen = None, {}, {}, {}
 
+    @_exactly
     def end(self) -> PassResult | None:
         """Stack what the layers reported; None if none ran.
 
@@ -181,13 +199,12 @@ class Probe:
         names = {name for values in seen.values() for name in values} - {"error"}  # not all layers are gated
         return {name: self._stack(seen, name) for name in sorted(names)}
 
-    @torch.no_grad()
+    @_exactly
     def measure_second(
         self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
     ) -> None:
         """Reduce one layer's second, image-only attention: the cond row, at the steps of the heaviest keys."""
-        plan = self.plan
-        if plan is None:
+        if (plan := self.plan) is None:
             return
         joint, lse, gates = _at_home(plan.membership.device, joint, lse, gates)
         if gates is not None:
@@ -203,13 +220,14 @@ class Probe:
             joint, lse, row, plan.patches, plan.top, self._reducer, gate
         )
 
+    @_exactly
     def measure(
         self, layer: int, joint: JointQKV, lse: Tensor | None, gates: tuple[Tensor, Tensor | None] | None
     ) -> None:
         """Reduce one layer's attention call. Text tokens follow the image tokens on the joint axis."""
-        plan, image = self.plan, joint.image_tokens
-        if plan is None:
+        if (plan := self.plan) is None:
             return
+        image = joint.image_tokens
         joint, lse, gates = _at_home(plan.membership.device, joint, lse, gates)
         if layer in self._seen:
             raise CaptureError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sd35h5.errors import CaptureError
 from sd35h5.gates.attention import JointQKV, finish_joint, project_joint, regroup
+from sd35h5.measuring.attend import as_attended
 from sd35h5.measuring.compiled import free_slot, look, new_slot, traced_attend
 from sd35h5.measuring.probe import Probe, attend_plainly
 from sd35h5.measuring.replaced import check_attentions
@@ -63,12 +64,14 @@ class ProbeProcessor:
             joint = regroup(joint, attn.heads)
         gates = None if self.gate is None else self.gate(hidden_states, encoder_hidden_states)
         if torch.compiler.is_compiling():
-            query, key, value = joint.query, joint.key, joint.value
+            attending = as_attended(joint)
+            query, key, value = attending.query, attending.key, attending.value
             attended, lse = traced_attend(query, key, value)
             look(self.slot, query, key, value, lse, joint.image_tokens, *(gates or (None, None)))
         else:
-            joint, attended, lse = self.attend(self.layer, joint)
-            self.measure(self.layer, joint, lse, gates)
+            attending, attended, lse = self.attend(self.layer, joint)
+            self.measure(self.layer, attending, lse, gates)
+        attended = attended.to(joint.query.dtype)  # as diffusers does, for an autocast
         return finish_joint(attn, attended, hidden_states, encoder_hidden_states, gates)
 
 

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 STORED = {
     "torchao int8": "torchao int8", "torchao float8": "torchao float8_e4m3fn",
     "optimum-quanto int8": "optimum-quanto qint8", "optimum-quanto float8": "optimum-quanto qfloat8_e4m3fn",
-    "GGUF Q8_0": "GGUF Q8_0", "GGUF Q4_K": "GGUF Q4_K", "layerwise float8": "float8_e4m3fn",
+    "GGUF Q8_0": "GGUF Q8_0", "GGUF Q4_0": "GGUF Q4_0", "GGUF Q4_K": "GGUF Q4_K", "layerwise float8": "float8_e4m3fn",
 }  # fmt: skip
 DTYPE = torch.bfloat16
 
@@ -173,3 +173,14 @@ def test_every_way_that_runs_on_a_cpu_is_tried_here():
     missing = {way for way in WAYS if why_not(way, CPU)}
     assert WAYS.keys() - missing - on_gpus <= STORED.keys()
     assert computing_dtype(make_pipeline().to(dtype=torch.float16).transformer) is torch.float16
+
+
+def test_autocast_pairs_by_the_dtype_that_it_computes_in(tmp_path, call):
+    pipe, short = make_pipeline(), call | {"num_inference_steps": 1, "output_type": "latent"}
+    _, _, key, _ = _captured(pipe, tmp_path / "plain.h5", short)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = _drawn(pipe, short)
+        latents, _, cast, _ = _captured(pipe, tmp_path / "cast.h5", short)
+    assert torch.equal(latents, plain) and cast != key
+    halved, *_, bfloat16, _ = _captured(pipe.to(dtype=torch.bfloat16), tmp_path / "halved.h5", short)
+    assert bfloat16 == cast and not torch.equal(halved, plain)
