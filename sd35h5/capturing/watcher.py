@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from sd35h5.capturing.sealing import Sealing
 from sd35h5.capturing.session import Identity, Session
 from sd35h5.errors import CaptureError
 from sd35h5.measuring.altering import Interventions
+from sd35h5.measuring.compiled import bare
 from sd35h5.measuring.optional_tiers import MapPlan, RawPlan, RowPlan, TierPlan
 from sd35h5.measuring.passes import PassPlan, never_ran
 from sd35h5.measuring.probe import Probe
@@ -89,6 +91,9 @@ class PassWatcher:
 
     def before(self, module: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Forward pre-hook of the transformer; `skip_layers` tells a skip pass, the text states the branches."""
+        if args:  # a __call__ of its own may give them by their places
+            names = list(inspect.signature(bare(self._pipe.transformer).forward).parameters)
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         latents, skipped, states = (
             kwargs["hidden_states"],
             kwargs.get("skip_layers"),

@@ -185,7 +185,7 @@ class TwoCalls(StableDiffusion3Pipeline):
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.scheduler.timesteps:
             inputs = {"hidden_states": x, "timestep": t.expand(len(x)), "return_dict": False}
-            [told] = self.transformer(encoder_hidden_states=cond, pooled_projections=pooled, **inputs)
+            told = self.transformer(x, cond, pooled, t.expand(len(x))).sample
             [blind] = self.transformer(encoder_hidden_states=uncond, pooled_projections=negative, **inputs)
             if self.perturbed:
                 self.transformer(encoder_hidden_states=cond * 1.0, pooled_projections=pooled, **inputs)
