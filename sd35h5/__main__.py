@@ -113,7 +113,15 @@ def analyze(args: argparse.Namespace) -> int:
     from sd35h5.reports.analyze import analyze
 
     return _made(
-        analyze(args.path, args.out_dir, args.first_token_index, args.value_col, args.branch, args.per_prompt)
+        analyze(
+            args.path,
+            args.out_dir,
+            args.first_token_index,
+            args.value_col,
+            args.branch,
+            args.per_prompt,
+            args.format,
+        )
     )
 
 
@@ -189,6 +197,10 @@ def parser() -> argparse.ArgumentParser:
     branches = ("cond", "uncond", "both")
     _option(one, "--branch", default="cond", choices=branches, help="row of the guided batch")
     _flag(one, "--per_prompt", help="write the charts for every prompt too")
+    _option(
+        one, "--format", default="csv", choices=("csv", "parquet"),
+        help="of the table: parquet for pandas and DuckDB, a fraction of the bytes",
+    )  # fmt: skip
 
     one = _command(commands, compare, "baseline.h5 gated.h5 --out_dir out", several=True)
     _option(

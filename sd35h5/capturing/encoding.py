@@ -28,9 +28,10 @@ from sd35h5.capturing.finite import check_texts
 from sd35h5.capturing.identity import environment, hashes, model_record, refuse_another_model
 from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import Prepared, without_truncation_noise
-from sd35h5.capturing.progress import counted, say
+from sd35h5.capturing.progress import say
 from sd35h5.errors import OutOfMemoryError, StoreError
 from sd35h5.planning.memory_needs import is_out_of_memory
+from sd35h5.progress import counted
 from sd35h5.store.opening import reason
 from sd35h5.store.runs import TEXTS_FOLDER, out_of
 from sd35h5.store.skeleton import publish

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
 from threading import Lock
-from typing import TypeVar
 
 from tqdm import tqdm
 
 from sd35h5.store.showable import seen
-
-T = TypeVar("T")
 
 
 class Progress:
@@ -43,11 +39,6 @@ class Progress:
         first = self._last - self._together + 1
         which = f"sample {first}" if self._together == 1 else f"samples {first}-{self._last}"
         self._bar.set_description(f"{which}/{self._samples}, step {self._step}/{self._steps}", refresh=False)
-
-
-def counted(things: Collection[T], what: str) -> Iterator[T]:
-    """Go through things under a bar with an estimate, which shows if it takes seconds."""
-    yield from tqdm(things, desc=what, file=sys.stderr, dynamic_ncols=True, delay=2, leave=False)
 
 
 class SharedProgress:

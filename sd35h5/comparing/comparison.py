@@ -12,6 +12,7 @@ from sd35h5.errors import StoreError
 from sd35h5.metrics import averaging, heaviest_keys, sink_rates
 from sd35h5.metrics.catalogue import MEASURES, absent
 from sd35h5.metrics.targets import FIRST_TOKEN, Target
+from sd35h5.progress import counted
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -79,7 +80,8 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
             )
     overall, skipped, asked = [], [], {}
     for name, pairing in pairings.items():
-        for measure_name in _held(name, (stores[reference], stores[name]), question.metric, skipped):
+        held = _held(name, (stores[reference], stores[name]), question.metric, skipped)
+        for measure_name in counted(held, f"measuring {name}"):
             try:
                 sides = paired_samples.paired_values(
                     stores[reference], stores[name], pairing, measure_name, question.target, question.branch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ from scipy.ndimage import correlate1d
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics.targets import chosen_samples, held_name, plain
+from sd35h5.progress import counted
 
 if TYPE_CHECKING:
     from sd35h5.comparing.paired_samples import Pairing
@@ -115,10 +118,17 @@ def image_differences(reference: Store, other: Store, pairing: Pairing) -> pd.Da
             found = altered_mass(other, "cond", query, list(pairing.pairs["other_sample"]), bool(held[0]))
             means = found.mean(["step", "layer", "head"], skipna=True).values
             mass = np.where(np.isfinite(means), means, mass)
-    rows = []
-    for place, pair in enumerate(pairing.pairs.itertuples()):
+
+    def distances(pair) -> tuple[float, float]:
         first, second = reference.image(pair.reference_sample), other.image(pair.other_sample)
         comparable = first is not None and second is not None and first.shape == second.shape
-        numbers = (image_rms(first, second), ssim(first, second)) if comparable else (np.nan, np.nan)
-        rows.append([pair.reference_sample, pair.other_sample, pair.prompt_id, *numbers, mass[place]])
+        return (image_rms(first, second), ssim(first, second)) if comparable else (np.nan, np.nan)
+
+    pairs = list(pairing.pairs.itertuples())
+    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:  # SciPy's filters run side by side
+        numbers = list(counted(pool.map(distances, pairs), "comparing pictures", len(pairs)))
+    rows = [
+        [pair.reference_sample, pair.other_sample, pair.prompt_id, *each, altered]
+        for pair, each, altered in zip(pairs, numbers, mass, strict=True)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import xarray as xr
 from sd35h5 import metrics
 from sd35h5.errors import StoreError
 from sd35h5.figures import curves, heatmaps, overlays, scales, token_charts
+from sd35h5.progress import counted
 from sd35h5.reports.output_files import (
     csv_text,
     distinct_names,
@@ -38,25 +40,30 @@ def analyze(
     value_col: str = "first_token_mean",
     branch: str = "cond",
     per_prompt: bool = False,
+    format: str = "csv",
 ) -> list[Path]:
-    """Write first_token_metrics.csv, layer_head_heatmap.png, timestep_curve.png and group_mass.png to
+    """Write first_token_metrics.csv (or .parquet), layer_head_heatmap.png, timestep_curve.png and group_mass.png to
     out_dir.
 
     Args:
         first_token_index: position on the text axis of the token that the metrics are about.
-        value_col: the metric that the heatmap and the curve show; the CSV holds all three.
+        value_col: the metric that the heatmap and the curve show; the table holds all three.
         branch: "cond", "uncond" or "both" (a panel and a line each).
         per_prompt: write the three charts for every prompt too, into prompts/PROMPT_ID/.
+        format: of the table: "csv" for people and spreadsheets, "parquet" for programs.
     """
     if value_col not in metrics.METRICS:
         raise StoreError(f"there is no metric {value_col!r}: choose one of {', '.join(metrics.METRICS)}")
     if branch not in ("cond", "uncond", "both"):
         raise StoreError(f"branch is cond, uncond or both, not {branch!r}")
+    if format not in ("csv", "parquet"):
+        raise StoreError(f"the table is written as csv or parquet, not as {format!r}")
     out = make_folder(out_dir)
     branches = ["cond", "uncond"] if branch == "both" else [branch]
     with open_with_samples(path) as store:
         target = metrics.Target("token", first_token_index)
-        made = [_metrics_csv(store, target, branches, out / "first_token_metrics.csv")]
+        write = _write_csv if format == "csv" else _write_parquet
+        made = [write(_tables(store, target, branches), out / f"first_token_metrics.{format}")]
         values = {name: metrics.METRICS[value_col](store, target, name) for name in branches}
         made += _charts(store, values, value_col, target, list(range(store.sizes["sample"])), out)
         if per_prompt:
@@ -68,14 +75,34 @@ def analyze(
     return made
 
 
-def _metrics_csv(store: Store, target: metrics.Target, branches: Sequence[str], path: Path) -> Path:
-    """Write a row a (branch, sample, step, layer, head), a sample at a time, so that memory stays small."""
+def _tables(store: Store, target: metrics.Target, branches: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """A row a (branch, sample, step, layer, head), a sample at a time, so that memory stays small."""
     prompt_ids = list(store.samples["prompt_id"])
+    places = [(branch, sample) for branch in branches for sample in range(len(prompt_ids))]
+    for branch, sample in counted(places, "measuring samples"):
+        table = metrics_table(store, target, branch, sample)
+        table["prompt_id"] = prompt_ids[sample]
+        yield table[COLUMNS]
+
+
+def _write_csv(tables: Iterator[pd.DataFrame], path: Path) -> Path:
     with writing(path, "w") as file:
-        for place, (branch, sample) in enumerate((b, s) for b in branches for s in range(len(prompt_ids))):
-            table = metrics_table(store, target, branch, sample)
-            table["prompt_id"] = prompt_ids[sample]
-            file.write(csv_text(table[COLUMNS], header=place == 0))
+        for place, table in enumerate(tables):
+            file.write(csv_text(table, header=place == 0))
+    return path
+
+
+def _write_parquet(tables: Iterator[pd.DataFrame], path: Path) -> Path:
+    """Write a row group a sample; texts are as the file has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with writing(path) as file, ExitStack() as stack:
+        writer = None
+        for table in tables:
+            rows = pa.Table.from_pandas(table, preserve_index=False)
+            writer = writer or stack.enter_context(pq.ParquetWriter(file, rows.schema, compression="zstd"))
+            writer.write_table(rows)
     return path
 
 

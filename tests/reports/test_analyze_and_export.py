@@ -126,3 +126,16 @@ def test_names_from_a_file_never_leave_the_folder(tmp_path):
     analyze.analyze(path, tmp_path / "out", per_prompt=True)
     assert {file.name for file in tmp_path.iterdir()} == {"run.h5", "out"}
     assert [file.stem[:5] for file in (tmp_path / "out" / "images").iterdir()] == ["evil-"]
+
+
+def test_the_parquet_table_is_the_csv_table(path, tmp_path):
+    analyze.analyze(path, tmp_path, branch="both")
+    made = analyze.analyze(path, tmp_path, branch="both", format="parquet")
+    assert made[0].name == "first_token_metrics.parquet"
+    found, expected = pd.read_parquet(made[0]), pd.read_csv(tmp_path / "first_token_metrics.csv")
+    assert list(found.columns) == list(expected.columns) and len(found) == len(expected)
+    for name in found:
+        if found[name].dtype.kind == "f":
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-8)
+        else:
+            assert list(found[name]) == list(expected[name])
