@@ -21,7 +21,8 @@ libraries.start()
 found = run_list.find(tuple(sys.argv[1:]), ROOT)
 libraries.join()
 
-from dashboard import exports, sidebar  # noqa: E402
+from dashboard import exports  # noqa: E402
+from dashboard.choosing import sidebar  # noqa: E402
 
 views = ROOT / "dashboard" / "views"
 page = st.navigation([

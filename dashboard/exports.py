@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import panels
-from dashboard.selection import View
+from dashboard.choosing.selection import View
 from sd35h5.reports import view_page
 from sd35h5.reports.output_files import csv_text, safe_name
 from sd35h5.store.showable import showable

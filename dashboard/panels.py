@@ -11,9 +11,10 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, cached_reads, clicks
+from dashboard import cached_reads
 from dashboard.cached_reads import plain
-from dashboard.selection import View
+from dashboard.choosing import address, clicks
+from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.figures import printing
 from sd35h5.figures.prompt_names import folded

@@ -9,7 +9,8 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
-from dashboard import address, cached_reads, panels, recipes
+from dashboard import cached_reads, panels, recipes
+from dashboard.choosing import address
 from dashboard.map_pictures import CHART, LARGE, Look, steps_of
 from sd35h5 import metrics
 from sd35h5.figures import map_charts, overlays, token_charts

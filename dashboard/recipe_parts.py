@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dashboard import cached_reads
-from dashboard.selection import View
+from dashboard.choosing.selection import View
 from sd35h5 import metrics
 
 IMPORTS = "import sd35h5\nfrom sd35h5 import {}\n\nstore = sd35h5.open_store({!r})\n"

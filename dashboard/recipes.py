@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import indent
 
 from dashboard import cached_reads
+from dashboard.choosing.selection import View
 from dashboard.recipe_parts import (
     at_layer,
     map_table,
@@ -18,7 +19,6 @@ from dashboard.recipe_parts import (
     values,
     within,
 )
-from dashboard.selection import View
 
 
 def heatmap(view: View) -> str:

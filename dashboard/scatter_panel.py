@@ -7,8 +7,9 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, cached_metrics, cached_reads, panels, recipes
-from dashboard.selection import View
+from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.choosing import address
+from dashboard.choosing.selection import View
 from sd35h5.figures import scales
 from sd35h5.figures.scatter_chart import scatter as figure_of
 from sd35h5.metrics import per_sample

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from dashboard import address, cached_metrics, cached_reads, panels, recipes, sidebar
+from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.choosing import address, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, overlays, token_charts
 from sd35h5.metrics import attention_maps

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, cached_metrics, cached_reads, gate_panels, panels, recipes
+from dashboard import cached_metrics, cached_reads, gate_panels, panels, recipes
+from dashboard.choosing import address
 from sd35h5 import metrics
 from sd35h5.figures import curves, gate_charts, scales
 from sd35h5.metrics import gate_statistics

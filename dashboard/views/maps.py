@@ -7,7 +7,8 @@ import numpy as np
 import streamlit as st
 import xarray as xr
 
-from dashboard import address, cached_reads, map_pictures, panels, query_panels, recipes
+from dashboard import cached_reads, map_pictures, panels, query_panels, recipes
+from dashboard.choosing import address
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
 from sd35h5 import metrics
 from sd35h5.figures import overlays

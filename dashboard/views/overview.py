@@ -4,7 +4,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import cached_reads, choose_samples, panels, recipes
+from dashboard import cached_reads, panels, recipes
+from dashboard.choosing import choose_samples
 from dashboard.run_list import parts_of
 from sd35h5.reports.info import nbytes
 from sd35h5.reports.run_table import duration

@@ -6,7 +6,8 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, cached_metrics, cached_reads, panels, recipes
+from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.choosing import address
 from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, sink_charts, token_charts
 from sd35h5.metrics import sink_rates

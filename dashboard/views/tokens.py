@@ -5,7 +5,8 @@ from functools import partial
 
 import streamlit as st
 
-from dashboard import address, cached_metrics, cached_reads, panels, recipes, sidebar
+from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.choosing import address, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import token_charts
 from sd35h5.figures.prompt_names import folded

@@ -30,8 +30,8 @@ from sd35h5.capturing.interrupts import heeded_interrupts
 from sd35h5.capturing.pipeline import Prepared, without_truncation_noise
 from sd35h5.capturing.progress import say
 from sd35h5.errors import OutOfMemoryError, StoreError
+from sd35h5.long_work import counted
 from sd35h5.planning.memory_needs import is_out_of_memory
-from sd35h5.progress import counted
 from sd35h5.store.opening import reason
 from sd35h5.store.runs import TEXTS_FOLDER, out_of
 from sd35h5.store.skeleton import publish

@@ -9,10 +9,10 @@ import pandas as pd
 
 from sd35h5.comparing import effects, paired_samples, score_changes
 from sd35h5.errors import StoreError
+from sd35h5.long_work import counted
 from sd35h5.metrics import averaging, heaviest_keys, sink_rates
 from sd35h5.metrics.catalogue import MEASURES, absent
 from sd35h5.metrics.targets import FIRST_TOKEN, Target
-from sd35h5.progress import counted
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store

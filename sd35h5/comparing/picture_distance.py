@@ -13,8 +13,8 @@ import xarray as xr
 from scipy.ndimage import correlate1d
 
 from sd35h5.errors import StoreError
+from sd35h5.long_work import counted
 from sd35h5.metrics.targets import chosen_samples, held_name, plain
-from sd35h5.progress import counted
 
 if TYPE_CHECKING:
     from sd35h5.comparing.paired_samples import Pairing

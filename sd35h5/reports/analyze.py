@@ -14,7 +14,7 @@ import xarray as xr
 from sd35h5 import metrics
 from sd35h5.errors import StoreError
 from sd35h5.figures import curves, heatmaps, overlays, scales, token_charts
-from sd35h5.progress import counted
+from sd35h5.long_work import counted
 from sd35h5.reports.output_files import (
     csv_text,
     distinct_names,

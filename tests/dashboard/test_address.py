@@ -6,7 +6,7 @@ import pytest
 from making.pages import text_of
 from making.stores import make_store
 
-from dashboard import address
+from dashboard.choosing import address
 from sd35h5 import metrics
 
 LAYERS, HEADS, STEPS = 3, 2, 4

@@ -10,7 +10,7 @@ import pytest
 from making.pages import frame_with, open_page, text_of
 from making.stores import make_store
 
-from dashboard import choose_samples, clicks
+from dashboard.choosing import choose_samples, clicks
 from sd35h5 import metrics, open_store
 from sd35h5.figures import token_charts
 from sd35h5.metrics import prompt_chips, targets

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import address, cached_reads, choose_samples, clicks
-from dashboard.selection import View
+from dashboard import cached_reads
+from dashboard.choosing import address, choose_samples, clicks
+from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.catalogue import MEASURES, head_axis
 from sd35h5.metrics.targets import PADS

@@ -7,7 +7,7 @@ import math
 import streamlit as st
 
 from dashboard import cached_reads
-from dashboard.selection import View
+from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.targets import PADS
 

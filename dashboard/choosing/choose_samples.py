@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, cached_reads
+from dashboard import cached_reads
+from dashboard.choosing import address
 from sd35h5.figures.prompt_names import folded, short_names
 from sd35h5.store.showable import showable
 
