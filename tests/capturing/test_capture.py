@@ -118,7 +118,7 @@ def test_maps_average_to_the_mass_of_their_token(captured):
 def test_the_file_says_what_it_comes_from(captured):
     path, _ = captured
     with h5py.File(path) as file:
-        assert file.attrs["gate_type"] == "none" and file.attrs["model_shape"] == "3 layers, 2 heads of 8"
+        assert file.attrs["gate_type"] == b"none" and file.attrs["model_shape"] == b"3 layers, 2 heads of 8"
         environment = json.loads(file["provenance/environment"].asstr()[()])
         components = json.loads(file["provenance/components"].asstr()[()])
     assert environment["torch"] == torch.__version__

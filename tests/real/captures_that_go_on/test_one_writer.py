@@ -17,7 +17,7 @@ import capture_cli
 import sd35h5
 from sd35h5.__main__ import main as sd35h5_main
 from sd35h5.errors import StoreError
-from sd35h5.store.runs import begin_run, parts_of, running
+from sd35h5.store.runs import TEXTS_FOLDER, begin_run, parts_of, running
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = (
@@ -132,6 +132,7 @@ def test_a_terminated_process_group_leaves_no_orphan_and_no_half_file(tiny_folde
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGUSR1 and said.rstrip().endswith("stopped by SIGUSR1")
     assert "the same command goes on" in said and "Traceback" not in said
-    assert {path.name for path in parts_of(out).iterdir() if not path.stem.isdecimal()} == {"run.json"}
+    beside = {path.name for path in parts_of(out).iterdir() if not path.stem.isdecimal()}
+    assert beside == {"run.json", TEXTS_FOLDER} and not list(parts_of(out).rglob("*.tmp"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
