@@ -11,7 +11,7 @@ from sd35h5.figures.prompt_names import folded, short_names
 from sd35h5.store.showable import showable
 
 MANY = 12  # samples from which on they are searched
-TAG_ROOM = 40
+NAME_ROOM = TAG_ROOM = 40  # letters
 
 
 def choose(run: cached_reads.Run) -> tuple[tuple[int, ...], int]:
@@ -37,10 +37,10 @@ def choose(run: cached_reads.Run) -> tuple[tuple[int, ...], int]:
     return tuple(chosen), sample
 
 
-def names(run: cached_reads.Run) -> dict[int, str]:
-    """Return a short name of each sample, from where its prompt differs from the others."""
+def names(run: cached_reads.Run, room: int = NAME_ROOM) -> dict[int, str]:
+    """Return a name of each sample in so many letters and its number, from where its prompt differs from the others."""
     table = cached_reads.samples(run)
-    short = short_names(table["prompt"].tolist())
+    short = short_names(table["prompt"].tolist(), room)
     return {
         sample: f"{sample} · {showable(name)}" for sample, name in zip(table["sample"], short, strict=True)
     }

@@ -8,12 +8,13 @@ from dashboard import cached_reads, panels, recipes
 from dashboard.choosing import choose_samples
 from dashboard.run_list import parts_of
 from sd35h5.reports.info import nbytes
-from sd35h5.reports.run_table import duration
+from sd35h5.reports.run_table import duration, rate
 from sd35h5.reports.view_page import Shown
 from sd35h5.store.sharing.run_progress import run_progress
 from sd35h5.store.showable import showable
 
 PAGE = 12
+SHEET_ROOM = 60  # letters of a caption: two lines
 ACROSS = 5
 
 
@@ -38,7 +39,9 @@ def card(run: cached_reads.Run) -> None:
             under_way(run, sizes["sample"], store.planned)
         else:
             size = nbytes(store.bytes_on_disk())
-            st.caption(f":material/verified: {sizes['sample']} samples, complete, verified · {size}")
+            st.caption(
+                f":material/verified: {panels.counted(sizes['sample'], 'sample')}, complete, verified · {size}"
+            )
 
 
 def under_way(run: cached_reads.Run, done: int, planned: int) -> None:
@@ -47,7 +50,7 @@ def under_way(run: cached_reads.Run, done: int, planned: int) -> None:
     told = run_progress(path if path.is_dir() else parts_of(path), planned - done)
     parts = [f"capturing: {done} of {planned} samples"]
     if told.is_held and told.per_hour:
-        parts.append(f"{told.per_hour:.3g} an hour, {duration(told.seconds_left)} left")
+        parts.append(f"{rate(told.per_hour)} an hour, {duration(told.seconds_left)} left")
     elif told.seconds_since is not None:
         parts.append(f"the last one {duration(told.seconds_since)} ago")
     st.progress(min(1.0, done / max(planned, 1)), " · ".join(parts))
@@ -67,7 +70,7 @@ def contact_sheet(view) -> None:
         pages = -(-len(view.samples) // PAGE)
         start = (st.number_input(f"Page of 1 to {pages}", 1, pages, 1, key="page", width=160) - 1) * PAGE
     shown = view.samples[start : start + PAGE]
-    names = choose_samples.names(view.run)
+    names = choose_samples.names(view.run, SHEET_ROOM)
     if len(runs) == 1:
         for row in (shown[i : i + ACROSS] for i in range(0, len(shown), ACROSS)):
             for column, sample in zip(st.columns(ACROSS), row, strict=False):

@@ -93,7 +93,7 @@ def as_text(rows: Sequence[Row]) -> Iterator[str]:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         showable(row.name, 60), row.state, f"{row.sealed} of {row.planned}",
-        f"{row.per_hour:.3g}" if row.per_hour else "", duration(row.seconds_left),
+        rate(row.per_hour) if row.per_hour else "", duration(row.seconds_left),
         f"{duration(row.seconds_since)} ago" if row.seconds_since is not None else "", nbytes(row.bytes),
         str(row.failed or ""),
     )  # fmt: skip
@@ -102,6 +102,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 def as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What `runs --json` prints."""
     return [asdict(row) for row in rows]
+
+
+def rate(per_hour: float) -> str:
+    """Samples an hour as people say it: `1,390`, `40`, `2.5`."""
+    return f"{per_hour:,.0f}" if per_hour >= 10 else f"{per_hour:.1f}"
 
 
 def duration(seconds: float | None) -> str:
