@@ -207,9 +207,9 @@ def told_prompt(run: cached_reads.Run, sample: int) -> str:
     return f"“{folded(prompt(run, sample), PROMPT_ROOM)}”"
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: float, what: str) -> str:
     """Return a number with its noun, `1 sample` or `3 samples`."""
-    return f"{count} {what}{'s' if count != 1 else ''}"
+    return f"{count:.0f} {what}{'s' if count != 1 else ''}"
 
 
 def whole_prompt(run: cached_reads.Run, sample: int) -> None:

@@ -92,9 +92,7 @@ def told_effects(table: pd.DataFrame) -> str:
             said.append(f"{row.run}: no pair to take a difference of")
             continue
         span = f" [{row.low:+.3g}, {row.high:+.3g}]" if row.low == row.low else ""
-        said.append(
-            f"{row.run}: {row.mean_difference:+.3g}{span}, {panels.counted(int(row.prompts), 'prompt')}"
-        )
+        said.append(f"{row.run}: {row.mean_difference:+.3g}{span}, {panels.counted(row.prompts, 'prompt')}")
     return (
         "; ".join(said)
         + f". The bar is the {effects.LEVEL:.0%} interval in standard deviations of the prompts."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class _Handler:
 
     def __init__(self) -> None:
         self.number = 0
+        self.hook = sys.unraisablehook  # of the program
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         stopping, self.number = self.number, self.number or number
@@ -41,6 +43,11 @@ class _Handler:
         ):  # schedulers repeat themselves: what is left is put in order first
             return
         raise Stopped(number)
+
+    def lost(self, told: sys.UnraisableHookArgs) -> None:
+        """Python's hook for what it cannot raise: nothing is said of a stop, which `heed` raises."""
+        if not isinstance(told.exc_value, Stopped):
+            self.hook(told)
 
     def heed(self) -> None:
         """Raise what was lost."""
@@ -53,7 +60,7 @@ def heeded_interrupts(is_ending: bool = False) -> Iterator[Callable[[], None]]:
     """Let SIGTERM, SIGHUP and SIGUSR1 end this process as Ctrl-C does; yield a function that raises a lost one.
 
     Python raises KeyboardInterrupt wherever the main thread is. In the callback of a weak reference, of which torch's
-    tensors have many, it is printed and ignored: 5 of 70 interrupted captures of a small model went on. In another
+    tensors have many, it is ignored: 5 of 70 interrupted captures of a small model went on. In another
     thread nothing is changed, and a signal that is ignored (in a script's background job, under nohup) or has a handler
     of the program's own keeps it.
 
@@ -72,9 +79,11 @@ def heeded_interrupts(is_ending: bool = False) -> Iterator[Callable[[], None]]:
     usual = [number for number, of in before.items() if of in (signal.SIG_DFL, signal.default_int_handler)]
     for number in usual:
         signal.signal(number, handler)
+    sys.unraisablehook = handler.lost
     try:
         yield handler.heed
     finally:
+        sys.unraisablehook = handler.hook
         for number in usual:
             is_over = is_ending and handler.number and number != signal.SIGINT
             signal.signal(

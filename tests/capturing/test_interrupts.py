@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -29,7 +30,26 @@ class Thing:
     """What a weak reference can point to."""
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def _fail(_: object) -> None:
+    raise ValueError("theirs")
+
+
+def test_of_a_swallowed_interrupt_nothing_is_printed_but_of_other_errors(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    hook = sys.unraisablehook
+    with heeded_interrupts() as heed:
+        for callback in (lambda _: signal.raise_signal(signal.SIGTERM), _fail):
+            thing = Thing()
+            reference = weakref.ref(thing, callback)
+            del thing
+            assert reference() is None
+        with pytest.raises(Stopped):
+            heed()
+    assert [type(each.exc_value) for each in told] == [ValueError]
+    assert sys.unraisablehook is hook
+
+
 def test_an_interrupt_that_a_weak_reference_swallows_is_raised_afterwards():
     with heeded_interrupts() as heed:
         heed()
