@@ -20,7 +20,7 @@ from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.planning.spread_options import Spread, chosen_gpus
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, SpecCluster
 
 _HOST = "127.0.0.1"
 ALLOWED_DEATHS = (
@@ -70,7 +70,7 @@ def _client_of(address: str) -> Client:
         ) from error
 
 
-def _cluster_here(spread: Spread):  # noqa: ANN202 (a SpecCluster, which is imported late)
+def _cluster_here(spread: Spread) -> SpecCluster:
     """One Nanny for each worker: it starts the process with its environment, and again when it dies."""
     from distributed import Nanny, Scheduler, SpecCluster
 

@@ -6,6 +6,7 @@ Reading the blocks is left to diffusers, so that a model computes what it comput
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,10 +25,8 @@ def check_package() -> None:
     Raises:
         ConfigError: the sentence.
     """
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("GGUF files are read with the package gguf: pip install gguf") from error
+    if find_spec("gguf") is None:
+        raise ConfigError("GGUF files are read with the package gguf: pip install gguf")
 
 
 def open_gguf(path: Path, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
