@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from sd35h5.store.schema import SCALES, VARIABLES, Variable
+from sd35h5.store.schema import SCALES, SUMMARIES, VARIABLES, Variable
 
 BEGIN, END = (
     "<!-- {name}: made by python -m sd35h5.reports.format_tables docs/format.md -->\n",
@@ -38,15 +38,28 @@ def scale_table() -> str:
 
 def variable_table() -> str:
     """A row a variable."""
+    return _variables(VARIABLES)
+
+
+def summary_table() -> str:
+    """A row a mean."""
+    return _variables(SUMMARIES)
+
+
+def _variables(specs: Mapping[str, Variable]) -> str:
     rows = [
         (f"`{v.name}`", " ".join(f"`{dim}`" for dim in v.dims), v.dtype + (" [r]" if v.rounded else ""),
          _chunk(v), _fill(v), "" if v.is_text or v.labels else v.units, v.long_name)
-        for v in VARIABLES.values()
+        for v in specs.values()
     ]  # fmt: skip
     return _table(("variable", "dimensions", "type", "chunk", "fill", "units", "meaning"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"scales": scale_table, "variables": variable_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "scales": scale_table,
+    "variables": variable_table,
+    "summaries": summary_table,
+}
 
 
 def _chunk(spec: Variable) -> str:

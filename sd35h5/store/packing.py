@@ -12,6 +12,7 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
+from sd35h5.store.derived.summary import create_summary, fill_summary
 from sd35h5.store.opening import opened, reading, reason
 from sd35h5.store.runs import RUN_FILE, empty, out_of, packed_indices, part_files, read_run
 from sd35h5.store.sample_files import check_version
@@ -97,6 +98,7 @@ def _pack_into(
             check_version(part, path.name)
             _check_alike(part, scales, attributes, path)
             _create(part, target, sizes, tables)
+    create_summary(target)
     recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
     for path in paths:
         with opened(path) as part:
@@ -106,6 +108,7 @@ def _pack_into(
         target[name][...] = values
     for row in recut:
         target["samples/content_sha256"][row] = sample_hash(target, row)
+    fill_summary(target)
 
 
 def _create(

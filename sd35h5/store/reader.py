@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 _FLAG_DIMS = tuple(name for name, scale in SCALES.items() if scale.labels and scale.is_dimension)
 _MAX_PIXELS = 1 << 26  # 8192 x 8192
-_UNASKED_BYTES, _MOST_DEFLATED = (
-    32 << 20,
-    100,
-)  # a larger read has to be of something: rounded values deflate to half
+_UNASKED_BYTES, _MOST_DEFLATED = 32 << 20, 100  # a larger read has to be of something: values deflate to half
 _TRUE_STEPS = ("step", "top_step", "map_step", "raw_step")
 
 
@@ -114,18 +111,18 @@ class Store:
         Returns: an array with the dimensions that are left, in the file's order; NaN (-1 for int, 255 for
             uint8) where nothing was measured.
         """
-        import xarray as xr
+        return self._read(self._spec(name), sel)
 
-        spec = self._spec(name)
-        key = self._key(spec, sel)
-        values = self._values(name, key)
-        dims = [dim for dim in spec.dims if not isinstance(key.get(dim), int)]
-        attrs = {"long_name": spec.long_name, "units": spec.units}
-        if spec.labels:
-            attrs["flag_meanings"] = " ".join(spec.labels)
-        return xr.DataArray(
-            values, dims=dims, coords=self._coords(spec, key), name=spec.short_name, attrs=attrs
-        )
+    def mean(self, name: str, samples: Sequence[int], **sel: Any) -> xr.DataArray | None:
+        """The mean of a variable over samples, where the file holds it ready; NaN has no weight in it.
+
+        Args:
+            name: of `schema.SUMMARIES`; sel: as of `read`.
+        Returns: float32, without the samples; None where the file has no mean of exactly these samples.
+        """
+        if sorted(samples) != list(range(len(self))) or name not in self._parts.summaries():
+            return None
+        return self._read(schema.SUMMARIES[name], sel)
 
     def tokens(self, sample: int, branch: str | int = "cond") -> pd.DataFrame:
         """The token table of a sample.
@@ -179,6 +176,19 @@ class Store:
         from sd35h5.store.data_tree import data_tree
 
         return data_tree(self)
+
+    def _read(self, spec: Variable, sel: Mapping[str, Any]) -> xr.DataArray:
+        import xarray as xr
+
+        key = self._key(spec, sel)
+        values = self._values(spec.name, key)
+        dims = [dim for dim in spec.dims if not isinstance(key.get(dim), int)]
+        attrs = {"long_name": spec.long_name, "units": spec.units}
+        if spec.labels:
+            attrs["flag_meanings"] = " ".join(spec.labels)
+        return xr.DataArray(
+            values, dims=dims, coords=self._coords(spec, key), name=spec.short_name, attrs=attrs
+        )
 
     def _spec(self, name: str) -> Variable:
         spec = variable(name)

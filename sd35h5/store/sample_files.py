@@ -14,6 +14,7 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
+from sd35h5.store.derived.summary import is_current, summaries_in
 from sd35h5.store.opening import opened, reading
 from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
@@ -77,24 +78,39 @@ class Parts:
         corner = (position,) + (0,) * (dataset.ndim - 1)
         return dataset.chunks is None or dataset.id.get_chunk_info_by_coord(corner).byte_offset is not None
 
+    def summaries(self) -> list[str]:
+        """Names of the means that are of exactly the samples that are here."""
+        paths = {path for path, _ in self._where}
+        file = self._file(next(iter(paths))) if len(paths) == 1 else None
+        if file is None or len(file["sample"]) != len(self) or not is_current(file):
+            return []
+        return summaries_in(file)
+
     def read_into(self, out: np.ndarray, spec: Variable, wanted: tuple[np.ndarray, ...]) -> None:
         """Fill `out` with the selected positions; what a file lacks keeps the fill that is there."""
+        if spec.name in schema.SUMMARIES:
+            self._read_rows(out, spec, self._where[0][0], slice(None), wanted)
+            return
         samples, rest = wanted[0], wanted[1:]
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for row, sample in enumerate(samples.tolist()):
             path, position = self._where[sample]
             by_file.setdefault(path, []).append((row, position))
         for path, pairs in by_file.items():
-            dataset = self._dataset(path, spec.name)
-            if dataset is None:
-                continue
-            rows = [row for row, _ in pairs]
             positions = np.array([position for _, position in pairs])
-            try:
-                found = read_hyperslab(dataset, (positions, *rest))
-                out[rows] = _texts(found) if spec.is_text else found
-            except (OSError, RuntimeError) as error:
-                raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
+            self._read_rows(out, spec, path, [row for row, _ in pairs], (positions, *rest))
+
+    def _read_rows(
+        self, out: np.ndarray, spec: Variable, path: Path, rows: Any, wanted: tuple[np.ndarray, ...]
+    ) -> None:
+        dataset = self._dataset(path, spec.name)
+        if dataset is None:
+            return
+        try:
+            found = read_hyperslab(dataset, wanted)
+            out[rows] = _texts(found) if spec.is_text else found
+        except (OSError, RuntimeError) as error:
+            raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
 
     def _join(self, file: h5py.File, path: Path) -> None:
         scales = {name: file[name][:] for name in SCALES if name in file}

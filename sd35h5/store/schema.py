@@ -343,6 +343,30 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
 REGROUPED: Mapping[str, str] = MappingProxyType(
     {f"attn2/{v.short_name}": name for name, v in VARIABLES.items() if v.group == "attn2_regrouped"}
 )
+#: means over all samples of a file: derived, no variables of a sample
+SUMMARIES: Mapping[str, Variable] = MappingProxyType(
+    dict(
+        [
+            _variable(
+                "summary/mass_group", "branch query group step layer head", "float32",
+                f"mean over samples of sinks/mass_group: {_SHARE}", chunk={"group": 1},
+            ),
+            _variable(
+                "summary/text_fraction", "branch group step layer head", "float32",
+                "mean over samples of a group's part of the mass on text, image queries: 0..1", chunk={"group": 1},
+            ),
+            _variable(
+                "summary/entropy_text", "branch query step layer head", "float32",
+                "mean over samples of sinks/entropy_text, in nats",
+            ),
+        ]
+    )
+)  # fmt: skip
+SUMMARY_SOURCES = {  # mean -> what it is made of
+    "summary/mass_group": "sinks/mass_group",
+    "summary/text_fraction": "sinks/mass_group",
+    "summary/entropy_text": "sinks/entropy_text",
+}
 REQUIRED = tuple(name for name, v in VARIABLES.items() if v.required)
 VARIABLE_GROUPS = tuple(dict.fromkeys(v.group for v in VARIABLES.values())) + ("scores",)
 
@@ -358,12 +382,12 @@ def is_score(name: str) -> bool:
 
 
 def variable(name: str) -> Variable:
-    """The variable of that name; `scores/NAME` is any float32 joined to the samples later.
+    """The variable or mean of that name; `scores/NAME` is any float32 joined to the samples later.
 
     Raises: StoreError naming the closest known names.
     """
-    if name in VARIABLES:
-        return VARIABLES[name]
+    if name in VARIABLES or name in SUMMARIES:
+        return VARIABLES.get(name) or SUMMARIES[name]
     group, _, short = name.partition("/")
     if group == "scores" and is_score(short):
         return Variable(name, ("sample",), "float32", f"score: {short}", fill=_FILLS["float32"])

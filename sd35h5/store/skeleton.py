@@ -47,7 +47,7 @@ def write_head(
     }
     for name, value in {**fixed, **attributes}.items():
         if value != "":
-            _write_text(file, name, value)
+            write_text(file, name, value)
     for name in sorted(scales, key=lambda name: not SCALES[name].is_dimension):
         _write_scale(file, name, scales[name])
     for name, text in {**provenance, "schema": schema_json()}.items():
@@ -95,6 +95,12 @@ def create_variable(
     return dataset
 
 
+def write_text(target: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
+    """Write an attribute as UTF-8 of fixed length, which more readers know than texts of variable length."""
+    encoded = text.encode()
+    target.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Give a closed file its final name: a reader sees it whole or not at all, also after a power cut."""
     _fsync(temporary)
@@ -127,18 +133,12 @@ def _write_scale(file: h5py.File, name: str, values: np.ndarray) -> None:
 def _describe(
     dataset: h5py.Dataset, long_name: str, units: str, labels: tuple[str, ...], dtype: np.dtype
 ) -> None:
-    _write_text(dataset, "long_name", long_name)
+    write_text(dataset, "long_name", long_name)
     if labels:
         dataset.attrs["flag_values"] = np.arange(len(labels), dtype=dtype)
-        _write_text(dataset, "flag_meanings", " ".join(labels))
+        write_text(dataset, "flag_meanings", " ".join(labels))
     elif dtype.kind != "O":
-        _write_text(dataset, "units", units)
-
-
-def _write_text(target: h5py.File | h5py.Dataset, name: str, text: str) -> None:
-    """Write an attribute as UTF-8 of fixed length, which more readers know than texts of variable length."""
-    encoded = text.encode()
-    target.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
+        write_text(dataset, "units", units)
 
 
 def _write_c_text(dataset: h5py.Dataset, name: str, text: str) -> None:

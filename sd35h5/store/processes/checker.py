@@ -14,6 +14,8 @@ import numpy as np
 from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
+from sd35h5.store.derived.summary import summaries_in
+from sd35h5.store.derived.summary_check import check_summary
 from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
@@ -42,11 +44,12 @@ def check_file(path: Path, deep: bool) -> list[str]:
             if not problems:
                 problems = _each(_check_scale, file, SCALES)
             if not problems:
-                problems = _each(_check_variable, file, variables_in(file))
+                problems = _each(_check_variable, file, [*variables_in(file), *summaries_in(file)])
             if not problems:
                 _check_samples(file)
             if deep and not problems:
                 _check_content(file)
+                check_summary(file)
     except Problem as problem:
         return [str(problem)]
     return problems[:MAX_PROBLEMS]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sd35h5.errors import StoreError
 from sd35h5.store.processes.reader_pool import NONSENSE, Readers
-from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.schema import SCALES, SUMMARIES, Variable, variable
 from sd35h5.store.showable import as_text, well_formed_json
 
 SPLIT_BYTES = 2 << 20  # reads above this are shared among the readers
@@ -22,6 +22,7 @@ class GuardedFiles:
         self, readers: Readers, path: Path, mark: tuple[int, ...], owned: Readers | None = None
     ) -> None:
         self.path, self._readers, self._mark, self._owned = path, readers, mark, owned
+        self._summaries: list[str] | None = None
         told = self._ask("describe")
         try:
             self.name = str(told["name"])
@@ -56,6 +57,12 @@ class GuardedFiles:
         """Shape of a chunk in the first file that has the variable; None where it is one piece."""
         found = self._value("chunks", (list, type(None)), name=name)
         return None if found is None else tuple(map(int, found))
+
+    def summaries(self) -> list[str]:
+        """Names of the means that are of exactly the samples that are here."""
+        if self._summaries is None:
+            self._summaries = [name for name in self._value("summaries", (list,)) if name in SUMMARIES]
+        return self._summaries
 
     def read_into(self, out: np.ndarray, spec: Variable, wanted: tuple[np.ndarray, ...]) -> None:
         """Fill `out`; large reads are cut along the samples, and the readers read them at the same time."""

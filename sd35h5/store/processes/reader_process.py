@@ -79,6 +79,8 @@ def answer(files: _Files, request: dict[str, Any]) -> tuple[dict[str, Any], np.n
             return {"value": parts.is_stored(request["name"], request["sample"])}, None
         case "chunks":
             return {"value": parts.chunks(request["name"])}, None
+        case "summaries":
+            return {"value": parts.summaries()}, None
         case "values":
             found = values(parts, request["name"], request["wanted"])
             if found.dtype == object:

@@ -1,0 +1,1 @@
+"""What a file holds besides what was measured: made of that, and said to be."""
