@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from sd35h5 import metrics as metrics
     from sd35h5.capturing.capture import capture
     from sd35h5.errors import CaptureError, ConfigError, Sd35h5Error, StoreError, StoreNotFoundError
-    from sd35h5.store.reader import Store, open_store
+    from sd35h5.store.places.open_store import open_store
+    from sd35h5.store.reader import Store
     from sd35h5.store.verifying import Report, verify
 
 __version__ = "0.1.0"
@@ -26,7 +27,7 @@ __all__ = [
 # public name -> the module that holds it
 _HOMES = {
     "capture": "capturing.capture",
-    "open_store": "store.reader", "Store": "store.reader",
+    "open_store": "store.places.open_store", "Store": "store.reader",
     "verify": "store.verifying", "Report": "store.verifying",
     **dict.fromkeys(
         ("CaptureError", "ConfigError", "Sd35h5Error", "StoreError", "StoreNotFoundError"), "errors"

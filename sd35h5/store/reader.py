@@ -12,7 +12,6 @@ import numpy as np
 from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of, numpy_dtype
-from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.showable import seen
 
@@ -21,26 +20,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from sd35h5.store.processes.guarded_files import GuardedFiles
+    from sd35h5.store.sample_files import Parts
 
 _FLAG_DIMS = tuple(name for name, scale in SCALES.items() if scale.labels and scale.is_dimension)
 _MAX_PIXELS = 1 << 26  # 8192 x 8192
 _UNASKED_BYTES, _MOST_DEFLATED = 32 << 20, 100  # a larger read has to be of something: values deflate to half
 _TRUE_STEPS = ("step", "top_step", "map_step", "raw_step")
-
-
-def open_store(path: str | Path, trusted: bool = True) -> Store:
-    """Open a sealed file, a packed file, a folder of sealed files, or a running capture.
-
-    Args:
-        path: `run.h5`, whether it is packed or still a folder `run.h5.parts`, or that folder.
-        trusted: False verifies the file in a subprocess first, as one should with a file from a stranger.
-    Raises: StoreError with the first problem; StoreNotFoundError.
-    """
-    if not trusted:
-        from sd35h5.store.verifying import refuse_problems
-
-        refuse_problems(path)
-    return Store(find_parts(Path(path)))
 
 
 class Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sd35h5.store.reader import open_store
+from sd35h5.store.places.open_store import open_store
 from sd35h5.store.runs import out_of, sealed_indices
 
 

@@ -20,7 +20,7 @@ from sd35h5.figures import overlays, printing, token_charts
 from sd35h5.figures.html_page import document
 from sd35h5.reports.export import export
 from sd35h5.reports.output_files import csv_text, distinct_names, safe_name
-from sd35h5.store.reader import open_store
+from sd35h5.store.places.open_store import open_store
 from sd35h5.store.score_joining import join_scores
 from sd35h5.store.showable import (
     acts,

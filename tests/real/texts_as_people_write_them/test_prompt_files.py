@@ -165,7 +165,7 @@ def test_a_batch_draws_each_prompt_with_its_own_negative_prompt_seed_and_tags(tm
     from sd35h5.capturing.run_job import run
     from sd35h5.planning.job import make_job
     from sd35h5.planning.options import Output, Sampling, Tiers
-    from sd35h5.store.reader import open_store
+    from sd35h5.store.places.open_store import open_store
 
     entries = [
         {

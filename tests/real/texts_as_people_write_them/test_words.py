@@ -15,7 +15,7 @@ from sd35h5.capturing.prompt_notes import notes_on, words_without_map
 from sd35h5.metrics.targets import parse_target, target_positions
 from sd35h5.planning.selectors import choose_rows
 from sd35h5.planning.token_table import check_phrases, choose_map_tokens, encode, phrase_tokens, token_table
-from sd35h5.store.reader import open_store
+from sd35h5.store.places.open_store import open_store
 from sd35h5.store.schema import GROUPS
 from sd35h5.store.words import find_phrase, word_spans
 
