@@ -30,7 +30,9 @@ def layer_head_heatmap(
         select: name of a click selection of one cell (fields layer, head), none when None.
         brush: name of an interval selection of layers and heads, none when None.
     """
-    scale = alt.Scale(scheme="viridis", domain=list(domain or scales.magnitude(frame["value"])), clamp=True)
+    scale = alt.Scale(
+        range=list(scales.SEQUENTIAL), domain=list(domain or scales.magnitude(frame["value"])), clamp=True
+    )
     return _cells(frame, label, scale, title, chosen, select, brush, width, height)
 
 
@@ -53,7 +55,7 @@ def difference_heatmap(
         limit: the scale runs from −limit to +limit; the largest |value| when None.
     """
     limit = limit or scales.symmetric(frame["value"])
-    scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0, clamp=True)
+    scale = alt.Scale(range=list(scales.DIVERGING), domain=[-limit, limit], clamp=True)
     cells = _cells(frame, label, scale, title, chosen, select, brush, width, height)
     if "marked" not in frame or not frame["marked"].any():
         return cells

@@ -24,6 +24,16 @@ GROUP_COLORS = {
     "t5_absent": "#f7f1e3",
     "image": "#8c8c8c",
 }
+#: what heatmaps are coloured with, from low to high, here and in the linked view: Vega's viridis, and its purpleorange
+#: for differences, whose middle is 0
+SEQUENTIAL = (
+    "#440154", "#48196b", "#472d7b", "#424086", "#3b528b", "#34638d", "#2c728e", "#27828e", "#21918d", "#1f9f88",
+    "#28ae80", "#3ebc74", "#5dc963", "#82d34c", "#abdc32", "#d5e21b", "#fde725",
+)  # fmt: skip
+DIVERGING = (
+    "#411469", "#583485", "#70569e", "#8a7cb3", "#a49cc7", "#bdb9d9", "#d2d1e6", "#e3e2eb", "#f3eeea", "#f9e5cc",
+    "#fcd8a9", "#fbc37d", "#f2a952", "#e48e2b", "#ce7416", "#b55d0b", "#994a07",
+)  # fmt: skip
 RUN_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999933", "#666666")
 
 

@@ -39,6 +39,21 @@ def test_every_folder_of_code_is_installed():
     assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(packages)
 
 
+def test_every_script_and_stylesheet_is_installed():
+    given = PROJECT["tool"]["setuptools"]["package-data"]
+    installed = {
+        path for package, globs in given.items() for each in globs
+        for path in (ROOT / package.replace(".", "/")).glob(each)
+    }  # fmt: skip
+    there = {
+        path
+        for kind in ("js", "css")
+        for room in ("sd35h5", "dashboard")
+        for path in (ROOT / room).rglob(f"*.{kind}")
+    }
+    assert there and there <= installed
+
+
 def test_pins_lie_within_the_ranges():
     ranges = _ranges()
     for name, version in _pins().items():
