@@ -55,7 +55,7 @@ def difference_heatmap(
         limit: the scale runs from −limit to +limit; the largest |value| when None.
     """
     limit = limit or scales.symmetric(frame["value"])
-    scale = alt.Scale(range=list(scales.DIVERGING), domain=[-limit, limit], clamp=True)
+    scale = alt.Scale(range=list(scales.DIVERGING), domain=[-limit, limit], domainMid=0, clamp=True)
     cells = _cells(frame, label, scale, title, chosen, select, brush, width, height)
     if "marked" not in frame or not frame["marked"].any():
         return cells
