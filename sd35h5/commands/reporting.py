@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sd35h5.commands.command_line import A_RUN, Subparsers, command, flag, option, print_paths
+from sd35h5.errors import StoreError
 
 
 def add(commands: Subparsers) -> None:
@@ -49,9 +50,20 @@ def add(commands: Subparsers) -> None:
     option(one, "--resamples", type=int, default=9999, help="how often prompts are drawn, and signs flipped")
     option(one, "--seed", type=int, default=0, help="of the resampling: the same seed gives the same report")
 
-    one = command(commands, export, "run.h5 --out_dir out --maps")
-    option(one, "--out_dir", type=Path, required=True, help="folder for images, tokens and maps")
-    flag(one, "--maps", help="also write attention maps, overlays and a GIF over steps")
+    one = command(
+        commands, export, "run.h5 --out_dir out --maps",
+        f"{A_RUN}; of several, with --parquet, the reference first", several=True,
+    )  # fmt: skip
+    option(
+        one, "--out_dir", type=Path, required=True, help="folder for images, tokens and maps, or for tables"
+    )
+    either = one.add_mutually_exclusive_group()
+    flag(either, "--maps", help="also write attention maps, overlays and a GIF over steps")
+    flag(
+        either, "--parquet",
+        help="write samples, tokens, first-token metrics and, of several runs, effects against the first as Parquet, "
+        "for pandas, DuckDB and the hub's viewer, in place of images",
+    )  # fmt: skip
 
 
 def analyze(args: argparse.Namespace) -> int:
@@ -85,7 +97,14 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write images as PNG and tokens as JSON; with --maps also maps, overlays and a GIF over steps."""
+    """Write images and tokens, with --maps also maps; or, with --parquet, tables of one run or several."""
     from sd35h5.reports.export import export
+    from sd35h5.reports.output_files import open_runs
+    from sd35h5.reports.sidecars import write_sidecars
 
-    return print_paths(export(args.path, args.out_dir, maps=args.maps))
+    if args.parquet:
+        with open_runs(args.path) as stores:
+            return print_paths(write_sidecars(stores, args.out_dir))
+    if len(args.path) > 1:
+        raise StoreError("images are exported of one run: name one, or pass --parquet for tables of several")
+    return print_paths(export(args.path[0], args.out_dir, maps=args.maps))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import xarray as xr
 
 from sd35h5.comparing import effects, paired_samples, score_changes
 from sd35h5.errors import StoreError
@@ -68,18 +70,10 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
     """Return the numbers of the first store against each of the others, sample paired with sample."""
     if question.metric not in MEASURES:
         raise StoreError(f"there is no metric {question.metric!r}: choose one of {', '.join(MEASURES)}")
-    reference, *others = stores
-    pairings = {
-        name: paired_samples.pair(stores[reference], stores[name], (reference, name), question.allow_mismatch)
-        for name in others
-    }
-    for name, pairing in pairings.items():
-        if pairing.pairs.empty:
-            raise StoreError(
-                _nothing_pairs(stores[reference], stores[name], pairing, question.allow_mismatch)
-            )
+    reference = next(iter(stores))
+    paired = pairings(stores, question.allow_mismatch)
     overall, skipped, asked = [], [], {}
-    for name, pairing in pairings.items():
+    for name, pairing in paired.items():
         held = _held(name, (stores[reference], stores[name]), question.metric, skipped)
         for measure_name in counted(held, f"measuring {name}"):
             try:
@@ -94,16 +88,55 @@ def measure(stores: dict[str, Store], question: Question) -> Comparison:
             overall.append(_overall(name, measure_name, sides, pairing, question))
             if measure_name == question.metric:
                 asked[name] = sides
-    points = score_changes.points(stores, reference, pairings, asked)
+    points = score_changes.points(stores, reference, paired, asked)
     table = pd.DataFrame(overall)
     table["q"] = effects.false_discovery(table["p"].to_numpy(float))
     return Comparison(
-        question, reference, stores, pairings, table,
-        _cells(asked, pairings, question), _steps(asked, pairings, reference),
-        _rates(stores, reference, pairings, question), _samples(asked, pairings, reference),
-        _kinds(stores, reference, pairings, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
-        points, score_changes.summary(points, reference, pairings, question.resamples, question.seed),
+        question, reference, stores, paired, table,
+        _cells(asked, paired, question), _steps(asked, paired, reference),
+        _rates(stores, reference, paired, question), _samples(asked, paired, reference),
+        _kinds(stores, reference, paired, question), pd.DataFrame(skipped, columns=["run", "measure", "reason"]),
+        points, score_changes.summary(points, reference, paired, question.resamples, question.seed),
     )  # fmt: skip
+
+
+def pairings(
+    stores: Mapping[str, Store], allow_mismatch: tuple[str, ...] = ()
+) -> dict[str, paired_samples.Pairing]:
+    """Return the first store's pairing with each of the others.
+
+    Raises: StoreError where no sample pairs, with all that would have to be allowed.
+    """
+    reference, *others = stores
+    found = {
+        name: paired_samples.pair(stores[reference], stores[name], (reference, name), allow_mismatch)
+        for name in others
+    }
+    for name, pairing in found.items():
+        if pairing.pairs.empty:
+            raise StoreError(_nothing_pairs(stores[reference], stores[name], pairing, allow_mismatch))
+    return found
+
+
+def cells_of(
+    change: xr.DataArray,
+    before: xr.DataArray,
+    after: xr.DataArray,
+    prompts: Sequence[str],
+    resamples: int = effects.RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return what changed in every (layer, head), and both means.
+
+    Args: change, before, after: (sample, [step,] layer, head); prompts: the prompt_id of each sample.
+    Returns: the columns of `effects.paired_effects`, reference_mean, other_mean.
+    """
+    table = effects.paired_effects(change, prompts, resamples, effects.LEVEL, seed)
+    for column, side in (("reference_mean", before), ("other_mean", after)):
+        each = side.mean([dim for dim in side.dims if dim == "step"], skipna=True)
+        values = each.transpose("sample", "layer", "head").values
+        table[column] = averaging.prompt_means(values.reshape(len(values), -1), prompts).mean().to_numpy()
+    return table
 
 
 def _nothing_pairs(
@@ -153,18 +186,10 @@ def _prompt_mean(values, pairing: paired_samples.Pairing) -> float:
 def _cells(asked: dict, pairings: dict[str, paired_samples.Pairing], question: Question) -> pd.DataFrame:
     frames = []
     for name, (before, after) in asked.items():
+        change = paired_samples.difference(before, after)
         prompts = list(pairings[name].pairs["prompt_id"])
-        table = effects.paired_effects(
-            paired_samples.difference(before, after),
-            prompts,
-            question.resamples,
-            effects.LEVEL,
-            question.seed,
-        )
+        table = cells_of(change, before, after, prompts, question.resamples, question.seed)
         table.insert(0, "run", name)
-        for column, side in (("reference_mean", before), ("other_mean", after)):
-            each = side.mean("step", skipna=True).transpose("sample", "layer", "head").values
-            table[column] = averaging.prompt_means(each.reshape(len(each), -1), prompts).mean().to_numpy()
         frames.append(table)
     return pd.concat(frames, ignore_index=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,8 @@ from sd35h5.reports.output_files import (
     save_chart,
     writing,
 )
+from sd35h5.reports.parquet_files import write_parquet
+from sd35h5.reports.sidecars import FIRST_TOKEN, metrics_table
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
@@ -93,34 +94,8 @@ def _write_csv(tables: Iterator[pd.DataFrame], path: Path) -> Path:
 
 
 def _write_parquet(tables: Iterator[pd.DataFrame], path: Path) -> Path:
-    """Write a row group a sample; texts are as the file has them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with writing(path) as file, ExitStack() as stack:
-        writer = None
-        for table in tables:
-            rows = pa.Table.from_pandas(table, preserve_index=False)
-            writer = writer or stack.enter_context(pq.ParquetWriter(file, rows.schema, compression="zstd"))
-            writer.write_table(rows)
-    return path
-
-
-def metrics_table(store: Store, target: metrics.Target, branch: str, sample: int) -> pd.DataFrame:
-    """Return the three metrics of one sample: a row a (step, layer, head), the columns of the CSV but
-    prompt_id."""
-    named = {
-        name: compute(store, target, branch, [sample]).isel(sample=0)
-        for name, compute in metrics.METRICS.items()
-    }
-    flat = {name: values.transpose("step", "layer", "head").to_series() for name, values in named.items()}
-    table = pd.DataFrame(flat).reset_index()
-    values = named["first_token_mean"]
-    for name in ("timestep", "sigma"):
-        of_step = dict(zip(values["step"].values, values[name].values, strict=True))
-        table[name] = table["step"].map(of_step)
-    table["sample"], table["branch"], table["token"] = sample, branch, int(target.value)
-    return table
+    columns = [one for name in COLUMNS for one in FIRST_TOKEN if one.name == name]
+    return write_parquet(tables, columns, path, "first-token metrics")
 
 
 def _charts(

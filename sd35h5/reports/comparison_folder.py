@@ -8,9 +8,7 @@ from pathlib import Path
 from sd35h5.comparing.comparison import Question, measure
 from sd35h5.errors import StoreError
 from sd35h5.reports import comparison_files, comparison_page
-from sd35h5.reports.output_files import make_folder, write
-from sd35h5.store.processes.guarded_store import open_checked, own_readers
-from sd35h5.store.reader import Store
+from sd35h5.reports.output_files import make_folder, open_runs, write
 
 
 def compare_runs(
@@ -27,19 +25,10 @@ def compare_runs(
         raise StoreError(
             f"{question.resamples} resamples give no interval: choose 100 at least, 9999 for a report"
         )
-    with own_readers() as readers:
-        stores: dict[str, Store] = {}
-        for path in paths:
-            store = open_checked(path, readers)
-            stores[_distinct(store.name, stores)] = store
+    with open_runs(paths) as stores:
         found = measure(stores, question)
         out = make_folder(out_dir)
         written, pictures = comparison_files.write_tables(found, out), comparison_files.draw(found, out)
         page = out / "report.html"
         write(page, comparison_page.page(found, pictures).encode())
     return [page, *written, *pictures.values()]
-
-
-def _distinct(name: str, taken: dict[str, Store]) -> str:
-    numbered = (f"{name} ({number})" for number in range(2, len(taken) + 3))
-    return name if name not in taken else next(other for other in numbered if other not in taken)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -17,10 +17,11 @@ import pandas as pd
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.figures import printing
 from sd35h5.store.opening import reason
-from sd35h5.store.processes.guarded_store import open_checked
+from sd35h5.store.processes.guarded_store import open_checked, own_readers
 from sd35h5.store.showable import cell
 
 if TYPE_CHECKING:
+    from sd35h5.store.processes.reader_pool import Readers
     from sd35h5.store.reader import Store
 
 LONGEST = 60  # letters of a file name
@@ -32,12 +33,24 @@ def save_chart(chart: alt.TopLevelMixin, path: Path) -> Path:
     return write(path, printing.png(chart))
 
 
-def open_with_samples(path: str | Path) -> Store:
-    store = open_checked(path)
+def open_with_samples(path: str | Path, readers: Readers | None = None) -> Store:
+    store = open_checked(path, readers)
     if not store.sizes["sample"]:
         store.close()
         raise StoreError(f"{store.name} has no sealed sample yet: wait for the first of {store.planned}")
     return store
+
+
+@contextmanager
+def open_runs(paths: Sequence[str | Path]) -> Iterator[dict[str, Store]]:
+    """Open several runs with samples: name -> store, in their order; of equal names, the later ones get a number."""
+    with own_readers() as readers:
+        stores: dict[str, Store] = {}
+        for path in paths:
+            store = open_with_samples(path, readers)
+            numbered = (f"{store.name} ({number})" for number in count(2))
+            stores[next(name for name in chain([store.name], numbered) if name not in stores)] = store
+        yield stores
 
 
 def safe_name(text: str) -> str:
