@@ -20,8 +20,14 @@ def variables_in(file: h5py.File) -> list[str]:
 
 
 def hashed_in(file: h5py.File) -> list[str]:
-    """Names of the variables that a content hash is over: scores are joined to a sealed sample."""
-    return [name for name in variables_in(file) if not name.startswith("scores/")]
+    """Names of the variables that a sample's content hash is over: no scores, which are joined to a sealed sample,
+    and nothing that is of many samples. The file's seal has those (store/seals)."""
+    return [name for name in variables_in(file) if is_hashed(variable(name))]
+
+
+def is_hashed(spec: Variable) -> bool:
+    """Whether a sample's content hash is over a variable."""
+    return spec.group != "scores" and "sample" in spec.dims
 
 
 def sizes_in(file: h5py.File) -> dict[str, int]:

@@ -17,6 +17,7 @@ from sd35h5.store.opening import opened, reading, reason
 from sd35h5.store.runs import RUN_FILE, empty, out_of, packed_indices, part_files, read_run
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
 from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.showable import as_text
 from sd35h5.store.skeleton import create_variable, publish, write_head
@@ -96,6 +97,7 @@ def _pack_into(
     for path in paths:  # all variables before any value: what lists a file then lies together
         with opened(path) as part:
             check_version(part, path.name)
+            refuse_broken_seal(part, path.name)
             _check_alike(part, scales, attributes, path)
             _create(part, target, sizes, tables)
     create_summary(target)
@@ -109,6 +111,7 @@ def _pack_into(
     for row in recut:
         target["samples/content_sha256"][row] = sample_hash(target, row)
     fill_summary(target)
+    seal_file(target)
 
 
 def _create(

@@ -122,6 +122,7 @@ class Parts:
                 name: _parsed(held)
                 for name, held in file.get("provenance", {}).items()
                 if isinstance(held, h5py.Dataset)  # a later version may keep groups there
+                and f"provenance/{name}" != schema.SEAL
             }
         for name, values in scales.items():
             if not np.array_equal(self.scales.get(name), values, equal_nan=True):

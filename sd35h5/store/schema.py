@@ -51,6 +51,7 @@ MODEL_ATTRIBUTES = (
     "intervention", "intervention_control",
 )  # fmt: skip
 PROVENANCE = ("config", "schema", "environment", "components", "events", "origin")
+SEAL = "provenance/seal"  # of the file, which is no provenance: store/seals makes it
 
 NO_FILL = None
 _FILLS = {"float32": float("nan"), "int16": -1, "int32": -1, "int64": -1, "uint8": 255, "str": NO_FILL}

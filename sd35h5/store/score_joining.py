@@ -20,8 +20,9 @@ from sd35h5.store import schema
 from sd35h5.store.opening import reading, reason
 from sd35h5.store.runs import RUN_FILE, parts_of
 from sd35h5.store.sample_files import check_version
-from sd35h5.store.schema import PARTS_SUFFIX, variable
+from sd35h5.store.schema import PARTS_SUFFIX, SEAL, variable
 from sd35h5.store.scores_csv import read_scores
+from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
 from sd35h5.store.sharing.locks import lock
 from sd35h5.store.skeleton import TEXT, create_variable, publish
 from sd35h5.store.verifying import refuse_problems, verify
@@ -121,6 +122,7 @@ def _packed(path: Path) -> Path:
 def _new_scores(path: Path, table: Path, names: Sequence[str], overwrite: bool) -> dict[str, np.ndarray]:
     with reading(path) as file:
         check_version(file, path.name)
+        refuse_broken_seal(file, path.name)
         there = set(file.get("scores", ()))
         try:
             samples = {name: file[f"samples/{name}"] for name in ("sample_id", "prompt_id", "seed")}
@@ -153,6 +155,8 @@ def _write(file: h5py.File, scores: Mapping[str, np.ndarray], table: Path) -> No
     if EVENTS in file:
         del file[EVENTS]
     file.create_dataset(EVENTS, data=json.dumps([*events, event], ensure_ascii=False), dtype=TEXT)
+    if SEAL in file:  # what was never sealed is not sealed as it happens to be now
+        seal_file(file)
 
 
 def _events(file: h5py.File) -> list[object]:

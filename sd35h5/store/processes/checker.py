@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
@@ -20,6 +21,7 @@ from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
+from sd35h5.store.seals.file_seal import seal_problems
 from sd35h5.store.showable import forbidden, forbidden_within
 from sd35h5.store.versions import version_problem
 
@@ -33,6 +35,7 @@ MAX_UNHELD_BYTES = 64 << 20
 
 def check_file(path: Path, deep: bool) -> list[str]:
     """Sentences for the problems of one file, [] for a good one."""
+    problems: list[str] = []
     try:
         with _opened(path) as file:
             with told_as("it cannot be walked through: it is damaged"):
@@ -48,10 +51,11 @@ def check_file(path: Path, deep: bool) -> list[str]:
             if not problems:
                 _check_samples(file)
             if deep and not problems:
+                problems = list(seal_problems(file))
                 _check_content(file)
                 check_summary(file)
-    except Problem as problem:
-        return [str(problem)]
+    except (Problem, StoreError) as problem:
+        return [*problems, str(problem)][:MAX_PROBLEMS]
     return problems[:MAX_PROBLEMS]
 
 

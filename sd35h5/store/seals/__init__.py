@@ -1,0 +1,1 @@
+"""What a file is sealed with besides its samples' content hashes: scales, attributes, provenance."""
