@@ -6,9 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from sd35h5.store import schema
+from sd35h5.store.runs import part_name
 from sd35h5.store.schema import variable
 from sd35h5.store.writer import Header, SampleWriter, begin_run, pack
 
@@ -20,8 +22,18 @@ CLIP = 77
 WORDS = "a red apple left of a small cat on a wooden chair in the morning sun".split()
 
 
-def make_run(path: Path, samples: int, seed: int, gates: bool, sizes: dict[str, int] | None = None) -> Path:
-    """Write a run of random but possible numbers with the writer of a capture, and pack it."""
+def make_run(
+    path: Path,
+    samples: int,
+    seed: int,
+    gates: bool,
+    sizes: dict[str, int] | None = None,
+    different: int | None = None,
+) -> Path:
+    """Write a run of random but possible numbers with the writer of a capture, and pack it.
+
+    Args: different: so many samples have numbers of their own, the others repeat theirs, under names of their own.
+    """
     sizes = sizes or SIZES
     scales = {name: np.arange(size) for name, size in sizes.items()}
     steps = sizes["step"]
@@ -36,17 +48,38 @@ def make_run(path: Path, samples: int, seed: int, gates: bool, sizes: dict[str, 
     attributes = {"model_id": "synthetic", "gate_type": "headwise" if gates else "none"}
     header = Header(attributes, scales, {"config": json.dumps(config)})
     parts = begin_run(path, config, samples)
-    for index in range(samples):
+    different = min(different or samples, samples)
+    for index in range(different):
         write_sample(SampleWriter(parts, index, header), index, np.random.default_rng([seed, index]), gates)
         print(f"{path.name}: sample {index + 1} of {samples}", file=sys.stderr)
-    return pack(parts, path, keep_parts=False)
+    for index in range(different, samples):
+        (parts / part_name(index)).hardlink_to(parts / part_name(index % different))
+    pack(parts, path, keep_parts=False)
+    if different < samples:
+        name_anew(path, samples)
+    return path
+
+
+def name_anew(path: Path, samples: int) -> None:
+    """Give each sample texts and a seed of its own, as if none was there twice."""
+    with h5py.File(path, "r+", libver=schema.LIBVER, locking=False) as file:
+        told = [sample_texts(index) for index in range(samples)]
+        for name in told[0]:
+            file[f"samples/{name}"][...] = np.array([row[name] for row in told], object)
+        for name in ("seed", "prompt_index"):
+            file[f"samples/{name}"][...] = np.arange(samples)
+
+
+def sample_texts(index: int) -> dict[str, str]:
+    """The texts of a sample's row."""
+    return {"sample_id": f"{index:06d}", "prompt_id": f"p{index:03d}", "prompt": f"{' '.join(WORDS)} {index}",
+            "negative_prompt": "", "tags": "", "pairing_key": f"key {index}"}  # fmt: skip
 
 
 def write_sample(writer: SampleWriter, index: int, rng: np.random.Generator, gates: bool) -> None:
     """Write one sample: tables, masses, heaviest keys, maps, gates and an image."""
     sizes = writer.sizes
-    texts = {"sample_id": f"{index:06d}", "prompt_id": f"p{index:03d}", "prompt": f"{' '.join(WORDS)} {index}",
-             "negative_prompt": "", "tags": "", "pairing_key": f"key {index}"}  # fmt: skip
+    texts = sample_texts(index)
     numbers = {
         "prompt_index": index,
         "image_index": 0,

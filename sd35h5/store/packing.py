@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,9 @@ from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
 from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.showable import as_text
 from sd35h5.store.skeleton import create_variable, publish, write_head
+
+_FIRST_LOOKS = ("tokens/", "sinks/mass_group", "sinks/entropy_text")
+_AT_ONCE = 64  # files that are open
 
 
 def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
@@ -102,10 +106,16 @@ def _pack_into(
             _create(part, target, sizes, tables)
     create_summary(target)
     recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
-    for path in paths:
-        with opened(path) as part:
-            if not _copy_part(part, target, tables, rows[path]):
-                recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]
+    for some in (paths[first : first + _AT_ONCE] for first in range(0, len(paths), _AT_ONCE)):
+        with ExitStack() as stack:
+            parts = {path: stack.enter_context(opened(path)) for path in some}
+            for name in filter(_is_first_look, variables_in(target)):
+                _copy_chunks(
+                    [(part[name], rows[path]) for path, part in parts.items() if name in part], target[name]
+                )
+            for path, part in parts.items():
+                if not _copy_part(part, target, tables, rows[path]):
+                    recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]
     for name, values in tables.items():
         target[name][...] = values
     for row in recut:
@@ -130,14 +140,21 @@ def _create(
 def _copy_part(
     part: h5py.File, target: h5py.File, tables: dict[str, np.ndarray], rows: Mapping[int, int]
 ) -> bool:
-    """Copy one file's variables, small ones into `tables`. Returns: whether all its chunks are the target's."""
-    is_alike = True
+    """Copy one file's variables, small ones into `tables`, but those of a first look.
+
+    Returns: whether all its chunks are the target's.
+    """
     for name in variables_in(part):
         if name in tables:
             tables[name][list(rows.values())] = _values(part[name])[list(rows)]
-        else:
-            is_alike &= _copy_chunks(part[name], target[name], rows)
-    return is_alike
+        elif not _is_first_look(name):
+            _copy_chunks([(part[name], rows)], target[name])
+    return all(part[name].chunks == target[name].chunks for name in variables_in(part) if name not in tables)
+
+
+def _is_first_look(name: str) -> bool:
+    """Whether the same chunk of many samples is read at once, by a heatmap say: these then lie together."""
+    return not variable(name).is_text and name.startswith(_FIRST_LOOKS)
 
 
 def _chunks(dataset: h5py.Dataset) -> tuple[int, ...] | None:
@@ -169,18 +186,21 @@ def _precision(dataset: h5py.Dataset) -> str:
     return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
 
 
-def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset, rows: Mapping[int, int]) -> bool:
-    """Copy samples. Returns: whether they are cut as in the target."""
-    if source.chunks != target.chunks or _filters(source) != _filters(target):
-        for position, row in rows.items():  # written by another tool: through the filters
-            target[row] = source[position]
-        return source.chunks == target.chunks
-    for i in range(source.id.get_num_chunks()):
-        offset = source.id.get_chunk_info(i).chunk_offset
-        if offset[0] in rows:
-            mask, data = source.id.read_direct_chunk(offset)
-            target.id.write_direct_chunk((rows[offset[0]], *offset[1:]), data, mask)
-    return True
+def _copy_chunks(sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], target: h5py.Dataset) -> None:
+    """Copy samples of files, each with (position in it -> in the target): the same chunk of all, then the next."""
+    chunks: list[tuple[tuple[int, ...], int, h5py.Dataset, tuple[int, ...]]] = []
+    for source, rows in sources:
+        if source.chunks != target.chunks or _filters(source) != _filters(target):
+            for position, row in rows.items():  # written by another tool: through the filters
+                target[row] = source[position]
+            continue
+        found: list[h5py.h5d.StoreInfo] = []
+        source.id.chunk_iter(found.append)
+        offsets = [chunk.chunk_offset for chunk in found]
+        chunks += [(offset[1:], rows[offset[0]], source, offset) for offset in offsets if offset[0] in rows]
+    for rest, row, source, offset in sorted(chunks, key=lambda chunk: chunk[:2]):
+        mask, data = source.id.read_direct_chunk(offset)
+        target.id.write_direct_chunk((row, *rest), data, mask)
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
