@@ -31,6 +31,17 @@ def metric(
     return _read(run, name, target, branch, chosen)
 
 
+@cached("Reading …")
+def mean_metric(
+    run: cached_reads.Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]
+) -> xr.DataArray:
+    """Return a metric's mean over the chosen samples: float32 (step, layer, head), only the steps of its capture.
+
+    A run's file may hold it ready, and it is as small for a thousand samples as for one.
+    """
+    return metrics.mean_over_samples(cached_reads.store(run), name, target, branch, chosen).astype(np.float32)
+
+
 def _read(
     run: cached_reads.Run, name: str, target: metrics.Target, branch: str, chosen: tuple[int, ...]
 ) -> xr.DataArray:

@@ -37,6 +37,7 @@ from sd35h5.metrics.patch_masses import border_share, entropy_all, patch_gini, p
 from sd35h5.metrics.per_sample import correlations, points, sample_values
 from sd35h5.metrics.prompt_chips import group_totals, sample_means, token_chips
 from sd35h5.metrics.query_rows import row_choices, row_maps, row_tokens
+from sd35h5.metrics.ready_means import mean_over_samples
 from sd35h5.metrics.sample_tokens import token_mass, token_means, token_sums, with_pads_averaged
 from sd35h5.metrics.sink_rates import (
     EPSILON,
@@ -95,7 +96,7 @@ __all__ = [
     "map_choices",
     "mapped_tokens",
     "mean_group_gates",
-    "mean_group_mass",
+    "mean_group_mass", "mean_over_samples",
     "Measure",
     "MEASURES",
     "METRICS",

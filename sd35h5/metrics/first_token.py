@@ -75,7 +75,7 @@ def first_token_share(
     Returns: float64 (sample, step, layer, head).
     """
     chosen = chosen_samples(store, samples)
-    _refuse_image(target, "first_token_share")
+    refuse_image(target, "first_token_share")
     keys = target_sizes(store, target, branch, chosen)
     count = xr.DataArray(np.where(keys > 0, keys, np.nan), dims="sample", coords={"sample": chosen})
     mean = first_token_mean(store, target, branch, chosen) / count
@@ -93,7 +93,7 @@ def text_mass_fraction(
     Returns: float64 (sample, step, layer, head).
     """
     chosen = chosen_samples(store, samples)
-    _refuse_image(target, "text_mass_fraction")
+    refuse_image(target, "text_mass_fraction")
     return first_token_mean(store, target, branch, chosen) / text_mass(store, branch, chosen)
 
 
@@ -207,16 +207,20 @@ def group_mass(
 def mean_group_mass(
     store: Store, branch: str = "cond", query: str = "image", samples: Sequence[int] | None = None
 ) -> xr.DataArray:
-    """Return `group_mass` as the mean over samples, read a few samples at a time: memory does not grow with
-    them.
+    """Return `group_mass` as the mean over samples: where the file does not hold it ready, read a few of them at a
+    time, so that memory does not grow with them.
 
     Returns: float64 (group, step, layer, head); NaN where no sample has a value.
     """
     chosen = chosen_samples(store, samples)
+    ready = store.mean("summary/mass_group", chosen, branch=branch, query=query)
+    if ready is not None and np.isfinite(ready.values).any():
+        return ready.astype(np.float64).transpose("group", "step", "layer", "head")
     return weighted_mean(lambda some: group_mass(store, branch, query, some), chosen)
 
 
-def _refuse_image(target: Target, metric: str) -> None:
+def refuse_image(target: Target, metric: str) -> None:
+    """Refuse the image as the target of a metric that is about text."""
     if target == Target("group", "image"):
         raise StoreError(
             f"{metric} compares with the text tokens and the image is none: use first_token_mean"

@@ -31,7 +31,7 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
         metrics.contribution_shares,
     ),
     "Causal runs": (compare.altered_mass, compare.image_rms, compare.ssim, compare.image_differences),
-    "Over samples": (metrics.sample_values, metrics.correlations),
+    "Over samples": (metrics.mean_over_samples, metrics.sample_values, metrics.correlations),
     "Paired comparison": (
         compare.paired_effects, compare.layer_effects, compare.overall_effect, compare.bootstrap_interval,
         compare.sign_flip_p, compare.false_discovery,

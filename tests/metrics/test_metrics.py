@@ -10,6 +10,7 @@ from making.stores import make_store
 from sd35h5 import metrics, open_store
 from sd35h5.errors import StoreError
 from sd35h5.metrics import Target
+from sd35h5.store.derived.summary import derive_summary
 from sd35h5.store.schema import GROUPS
 
 LAYERS, HEADS, STEPS, SAMPLES, PATCHES = 3, 2, 4, 2, 24  # 96 x 64 pixels are 6 x 4 patches
@@ -37,6 +38,7 @@ def known(tmp_path_factory):
                 if name == "image":
                     keys = [*range(tokens, tokens + PATCHES)]
                 file["sinks/mass_group"][sample, 0, 0, number] = mass[sample][..., keys].sum(-1)
+        derive_summary(file)
     with open_store(path) as store:
         yield store, attention, groups
 
