@@ -58,7 +58,7 @@ def absent(view) -> None:
     """Say in a sentence which command captures the rows."""
     name = panels.plain(view.run.name)
     store = cached_reads.store(view.run)
-    if not store.config.get("model_id"):
+    if not (store.config.get("model_id") or store.config.get("imported")):
         st.caption(
             f'{name} was captured without rows: give `rows=["centre"]` to `sd35h5.capture` to have them.'
         )

@@ -36,3 +36,7 @@ class OutOfMemoryError(CaptureError, MemoryError):
 
 class ConfigError(Sd35h5Error, ValueError):
     """An option with a value that cannot be used."""
+
+
+class ForeignFileError(Sd35h5Error, ValueError):
+    """A file of another tool that cannot be brought into a store."""

@@ -145,7 +145,7 @@ def make_layout(
         pixels=(height * factor, width * factor) if has_image else None,
         ranks=min(tiers.topk, patches[0] * patches[1] + text_tokens),
         top_steps=tuple(choose_steps("top_steps", tiers.top_steps, len(timesteps))),
-        maps={"off": 0, "first": 1, "words": MAX_MAPS, "all": text_tokens}[tiers.maps],
+        maps=map_places(tiers.maps, text_tokens),
         map_steps=tuple(choose_steps("map_steps", tiers.map_steps, len(timesteps))),
         pool=tiers.map_pool,
         map_layers=tuple(choose("map_layers", tiers.map_layers, layers, "layer")),
@@ -153,6 +153,11 @@ def make_layout(
         atlas=tiers.atlas,
         raw=raw_indices(tiers.raw, len(timesteps), layers, heads, text_tokens),
     )
+
+
+def map_places(maps: str, text_tokens: int) -> int:
+    """How many maps a sample has places for, by --maps."""
+    return {"off": 0, "first": 1, "words": MAX_MAPS, "all": text_tokens}[maps]
 
 
 def pairing_fields(

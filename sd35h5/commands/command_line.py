@@ -23,7 +23,10 @@ def command(
     commands: Subparsers, run: Callable, example: str, path: str = A_RUN, several: bool = False
 ) -> argparse.ArgumentParser:
     """Add a command, named and explained by the function that runs it; `path` explains its PATH."""
-    name, told = run.__name__, (run.__doc__ or "").strip()
+    name, told = (
+        run.__name__.rstrip("_"),
+        (run.__doc__ or "").strip(),
+    )  # `import_`, as Python has a word `import`
     one = commands.add_parser(
         name, help=told, description=told, formatter_class=Help,
         epilog=f"example:\n  python -m sd35h5 {name} {example}",

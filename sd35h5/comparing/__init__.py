@@ -16,9 +16,9 @@ from sd35h5.comparing.paired_samples import (
     pair,
     paired_values,
     sentence,
-    setting_differences,
 )
 from sd35h5.comparing.picture_distance import altered_mass, image_differences, image_rms, ssim
+from sd35h5.comparing.run_settings import setting_differences
 
 __all__ = [
     "altered_mass",

@@ -8,8 +8,7 @@ silently.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,29 +17,15 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5 import metrics
+from sd35h5.comparing.run_settings import IMPORTED, is_free, lacks_seeds, setting_differences, settings_of
 from sd35h5.errors import StoreError
 from sd35h5.metrics.averaging import finite_mean
 from sd35h5.metrics.catalogue import computed
+from sd35h5.store.schema import UNKNOWN_SEED
 
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
-#: what may differ between two runs that are compared: what a run is, and what says nothing of the attention itself
-FREE_FIELDS = frozenset({
-    "model_id", "model_revision", "variant", "transformer", "dit_path", "clip_l_path", "clip_g_path", "t5xxl_path",
-    "vae_path", "vae_is_sd3", "tokenizer_path", "weights", "fingerprint", "gates", "lora", "device", "offload",
-    "intervene", "control", "intervention", "intervention_control",
-    "prompt", "prompts", "prompts_json", "prompt_ids", "limit", "seed", "num_images",
-    "maps", "words", "map_steps", "map_layers", "map_heads", "map_pool", "topk", "top_steps", "branches",
-    "no_unconditional", "text_queries", "rows", "atlas", "raw", "precision", "no_images",
-    "out", "overwrite", "budget",
-})  # fmt: skip
-FREE_KINDS = ("gate_",)  # how the names of such fields begin
-#: what is told twice: a size or an option, and the setting that decides it, which is told where it is known
-_DECIDED_BY = {
-    "pixel_ys": ("height",), "pixel_xs": ("width",), "tokens": ("max_sequence_length", "t5"), "no_t5": ("t5",),
-    "layers": ("model_shape",), "heads": ("model_shape",),
-}  # fmt: skip
 SAMPLE_FIELDS = ("prompt", "negative_prompt", "seed")
 PAIR_COLUMNS = ["reference_sample", "other_sample", "prompt_id", "prompt", "seed", "pairing_key"]
 MISMATCH_COLUMNS = ["field", "reference", "other"]
@@ -78,7 +63,8 @@ def pair(
         names: what to call the two runs; the stores' own names when None.
         allow_mismatch: fields (settings, or prompt, negative_prompt, seed) that may differ: samples are then
             paired by what is left of prompt, negative prompt and seed, if all other settings are equal. What
-            does differ is in the result's `mismatch`.
+            does differ is in the result's `mismatch`. `imported` allows all that the files of another tool do not
+            tell, the seed too.
     """
     first, second = names or (reference.name, other.name)
     for name, store in ((first, reference), (second, other)):
@@ -87,19 +73,23 @@ def pair(
                 f"{name} has no sealed sample yet to compare: wait for the first of {store.planned}"
             )
     fields = setting_differences({"reference": reference, "other": other}, free=False)  # names may be equal
-    keys = ["pairing_key"]
+    keys, lacks_seed = ["pairing_key"], any(map(lacks_seeds, (reference, other)))
+    told = [name for name in SAMPLE_FIELDS if name != "seed" or not lacks_seed]
     if allow_mismatch:
         _refuse_unknown(allow_mismatch, reference, other)
+        if IMPORTED in allow_mismatch and lacks_seed:
+            allow_mismatch = [*allow_mismatch, "seed"]
         fields = fields[~fields["field"].isin(allow_mismatch)]
         if fields.empty:
             keys = [name for name in SAMPLE_FIELDS if name not in allow_mismatch]
     left, right = (_numbered(store.samples, keys) for store in (reference, other))
     keys = [*keys, "occurrence"]
     both = left.merge(right[[*keys, "sample"]], on=keys, suffixes=("", "_other"))
+    both = both.iloc[:0] if IMPORTED in set(fields["field"]) else both  # on request only
     pairs = both.rename(columns={"sample": "reference_sample", "sample_other": "other_sample"})[PAIR_COLUMNS]
     alone = [
-        *_alone(first, left, pairs["reference_sample"], right, fields, flip=False),
-        *_alone(second, right, pairs["other_sample"], left, fields, flip=True),
+        *_alone(first, left, pairs["reference_sample"], right, fields, told, flip=False),
+        *_alone(second, right, pairs["other_sample"], left, fields, told, flip=True),
     ]
     return Pairing(
         first,
@@ -146,27 +136,6 @@ def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(change, dims=first.dims, coords=first.coords)
 
 
-def setting_differences(stores: Mapping[str, Store], free: bool = True) -> pd.DataFrame:
-    """Return what differs between the runs: a row a field, a column a run, values as text.
-
-    Args: free: include the fields that may differ (weights, gates, tiers); False leaves those that prevent
-    pairing.
-    """
-    settings = {name: _settings(store, free) for name, store in stores.items()}
-    names = dict.fromkeys(field for fields in settings.values() for field in fields)
-    rows = []
-    for field in names:
-        values = [settings[run].get(field, "—") for run in settings]
-        if len(set(values)) > 1:
-            rows.append([field, *values])
-    return pd.DataFrame(rows, columns=["field", *settings])
-
-
-def is_free(field: str) -> bool:
-    """Whether a setting may differ between runs that are compared without being allowed to."""
-    return field in FREE_FIELDS or field.startswith(FREE_KINDS)
-
-
 def must_be_allowed(reference: Store, other: Store, pairing: Pairing, allowed: Sequence[str]) -> list[str]:
     """Return all fields that `allow_mismatch` has to name for samples to pair, those it names already too."""
     settings = setting_differences({"reference": reference, "other": other}, free=False)["field"]
@@ -190,7 +159,7 @@ def _numbered(samples: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _refuse_unknown(allowed: Sequence[str], reference: Store, other: Store) -> None:
-    known = {*SAMPLE_FIELDS, *_settings(reference, free=False), *_settings(other, free=False)}
+    known = {*SAMPLE_FIELDS, *settings_of(reference, free=False), *settings_of(other, free=False)}
     unknown = sorted(name for name in set(allowed) - known if not is_free(name))
     if unknown:
         raise StoreError(
@@ -209,31 +178,39 @@ def _mismatch(reference: Store, other: Store, pairs: pd.DataFrame, allowed: Sequ
     for name in (name for name in SAMPLE_FIELDS if name in allowed):
         differ = left[name].to_numpy() != right[name].to_numpy()
         if differ.any():
-            values = (_short(side[name].to_numpy()[differ][0]) for side in (left, right))
+            values = (_shown(name, side[name].to_numpy()[differ][0]) for side in (left, right))
             rows.append([name, *(f"{value} (first of {differ.sum()} pairs)" for value in values)])
     return pd.DataFrame(rows, columns=MISMATCH_COLUMNS)
 
 
 def _alone(
-    run: str, own: pd.DataFrame, paired: pd.Series, others: pd.DataFrame, fields: pd.DataFrame, flip: bool
+    run: str,
+    own: pd.DataFrame,
+    paired: pd.Series,
+    others: pd.DataFrame,
+    fields: pd.DataFrame,
+    told: Sequence[str],
+    flip: bool,
 ) -> list[list[object]]:
     rows = []
     for sample in own[~own["sample"].isin(paired)].to_dict("records"):
-        field, value, nearest = _reason(sample, others, fields, flip)
+        field, value, nearest = _reason(sample, others, fields, told, flip)
         rows.append([run, sample["sample"], sample["prompt"], sample["seed"], field, value, nearest])
     return rows
 
 
-def _reason(sample: dict, others: pd.DataFrame, fields: pd.DataFrame, flip: bool) -> tuple[str, str, str]:
+def _reason(
+    sample: dict, others: pd.DataFrame, fields: pd.DataFrame, told: Sequence[str], flip: bool
+) -> tuple[str, str, str]:
     """Return (field, own value, the other run's value) for the nearest sample of the other run."""
-    near = others
-    for name in SAMPLE_FIELDS:
+    near, is_imported = others, IMPORTED in set(fields["field"])
+    for name in told:
         equal = near[near[name] == sample[name]]
         if equal.empty:
-            there = sorted({_short(value) for value in near[name]})
-            return name, _short(sample[name]), "; ".join(there[:3]) + (" …" if len(there) > 3 else "")
+            there = sorted({_shown(name, value) for value in near[name]})
+            return name, _shown(name, sample[name]), "; ".join(there[:3]) + (" …" if len(there) > 3 else "")
         near = equal
-    if (near["pairing_key"] == sample["pairing_key"]).any():
+    if not is_imported and (near["pairing_key"] == sample["pairing_key"]).any():
         return "repetition", "the same sample again", "fewer of it"
     if len(fields):
         own, nearest = (2, 1) if flip else (1, 2)
@@ -244,35 +221,8 @@ def _reason(sample: dict, others: pd.DataFrame, fields: pd.DataFrame, flip: bool
     return "pairing_key", _short(sample["pairing_key"], 12), _short(near["pairing_key"].iloc[0], 12)
 
 
-def _settings(store: Store, free: bool) -> dict[str, str]:
-    """Return a run's shape, model attributes, config and components as flat text: sizes first, they explain
-    most."""
-    sizes = {name: store.sizes.get(name) for name in ("step", "layer", "head", "token", "pixel_y", "pixel_x")}
-    found: dict[str, object] = {f"{name}s": size for name, size in sizes.items() if size is not None}
-    found |= {name: value for name, value in store.attributes.items() if name.startswith(("model_", "gate_"))}
-    found |= {name: value for name, value in store.config.items() if name not in found}
-    found |= {name: value for name, value in _component_settings(store).items() if name not in found}
-    for name, deciding in _DECIDED_BY.items():
-        if found.keys() >= set(deciding):
-            found.pop(name, None)
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-        for name, value in found.items()
-        if free or not is_free(name)
-    }
-
-
-def _component_settings(store: Store) -> dict[str, object]:
-    """Return what a capture from Python does not have in its config: scheduler, dtype, and whether T5 is there."""
-    components = store.provenance.get("components")
-    if not isinstance(components, dict):
-        return {}
-    parts = {name: part for name, part in components.items() if isinstance(part, dict)}
-    return {
-        "scheduler": parts.get("scheduler", {}),
-        "dtype": parts.get("transformer", {}).get("dtype", "unknown"),
-        "t5": "text_encoder_3" in parts,
-    }
+def _shown(name: str, value: object) -> str:
+    return "unknown" if name == "seed" and value == UNKNOWN_SEED else _short(value)
 
 
 def _short(value: object, length: int = 60) -> str:

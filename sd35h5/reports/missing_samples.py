@@ -19,7 +19,7 @@ def missing_samples(path: Path) -> dict[str, Any]:
     Args:
         path: the folder `run.h5.parts`, or `run.h5`.
     Returns: name, planned, sealed (counts), missing (indices), failed (index -> prompt_id, seed, why, utc) and shard,
-        what `--shard` takes to draw the rest ("" if there is none).
+        what `--shard` takes to draw the rest ("" if there is none), and imported, whether it is another tool's.
     Raises: StoreError: there is no such capture.
     """
     out = out_of(path) or path
@@ -43,6 +43,7 @@ def missing_samples(path: Path) -> dict[str, Any]:
         "missing": missing,
         "failed": {index: told for index, told in failures_in(parts).items() if index < planned},
         "shard": str(share_of_missing(batches, missing, shares)) if missing else "",
+        "imported": bool(run["config"].get("imported")),
     }
 
 
@@ -58,7 +59,9 @@ def as_text(told: dict[str, Any]) -> Iterator[str]:
         yield f"  failed: sample {index} ({which}): {showable(why['why'], 400)}"
     if undrawn := [index for index in missing if index not in failed]:
         yield f"  not drawn yet: {ranges(undrawn)}"
-    if missing:
+    if missing and told["imported"]:
+        yield "to bring in the rest: the same command, python -m sd35h5 import, goes on from there"
+    elif missing:
         numbers, _, count = told["shard"].partition("/")
         yield f"to draw the rest: the same command without --shard, or in one process with --shard {told['shard']}"
         yield f"as a Slurm array: --array={numbers} and --shard $SLURM_ARRAY_TASK_ID/{count}"

@@ -71,9 +71,14 @@ def capture_command(store: Store, names: Iterable[str], out: str) -> str:
     Every option is written, also where it is the default. Values come from a file: they are quoted, and one that
     could be read as another option is refused. Prompts with names of their own, and many, are read from a file
     (see `prompts_file`).
-    Raises: StoreError where the configuration was not made by the command line.
+    Raises: StoreError where the configuration was not made by the command line, or is another tool's.
     """
     config = dict(store.config)
+    if config.get("imported"):
+        raise StoreError(
+            f"{store.name} was imported from another tool, which kept neither queries nor keys nor how it drew: what "
+            "is missing takes a capture of its own, with capture_cli.py"
+        )
     if config.get("offload") is True:  # it had one form once
         config["offload"] = "model"
     for tier in TIERS:

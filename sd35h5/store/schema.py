@@ -52,6 +52,8 @@ MODEL_ATTRIBUTES = (
 )  # fmt: skip
 PROVENANCE = ("config", "schema", "environment", "components", "events", "origin")
 SEAL = "provenance/seal"  # of the file, which is no provenance: store/seals makes it
+IMPORTED = "import"  # `kind` of the origin of what another tool dumped
+UNKNOWN_SEED = -1
 
 NO_FILL = None
 _FILLS = {"float32": float("nan"), "int16": -1, "int32": -1, "int64": -1, "uint8": 255, "str": NO_FILL}
@@ -273,7 +275,7 @@ VARIABLES: Mapping[str, Variable] = MappingProxyType(
             _sample("tags", "str", "words to filter by, separated by commas"),
             _sample("prompt_index", "int32", "index of the prompt"),
             _sample("image_index", "int32", "index of the image of its prompt"),
-            _sample("seed", "int64", "seed of the noise"),
+            _sample("seed", "int64", f"seed of the noise, {UNKNOWN_SEED} where it is not known"),
             _variable(
                 "samples/sealed", "sample", "uint8", "the sample is whole",
                 fill=NO_FILL, labels=("no", "yes"), required=True,

@@ -41,7 +41,7 @@ def write_head(
         "created_utc": created,
         "writer": writer,
         "title": f"Attention of {attributes.get('model_id') or 'a diffusion transformer'}",
-        "history": f"{created}: {'captured' if kind == 'sample' else 'packed'} by {writer}",
+        "history": f"{created}: {_how(kind, provenance)} by {writer}",
         "coordinates": " ".join(name for name in scales if not SCALES[name].is_dimension),
     }
     for name, value in {**fixed, **attributes}.items():
@@ -51,6 +51,17 @@ def write_head(
         _write_scale(file, name, scales[name])
     for name, text in {**provenance, "schema": schema_json()}.items():
         write_provenance(file, name, text)
+
+
+def _how(kind: str, provenance: Mapping[str, str]) -> str:
+    """By what a file was made, in a word."""
+    if kind != "sample":
+        return "packed"
+    return (
+        "imported"
+        if json.loads(provenance.get("origin", "{}")).get("kind") == schema.IMPORTED
+        else "captured"
+    )
 
 
 def write_provenance(file: h5py.File, name: str, text: str) -> None:
