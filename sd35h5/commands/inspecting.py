@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from sd35h5.commands.command_line import Subparsers, command, flag
 from sd35h5.store.showable import as_json, showable
@@ -41,12 +42,18 @@ def verify(args: argparse.Namespace) -> int:
 
     report = verify(args.path, deep=args.deep)
     if args.json:
-        print(as_json({"ok": report.ok, "deep": args.deep, "problems": report.problems}))
+        print(as_json({**asdict(report), "deep": args.deep}))
     elif report.ok:
         print(
             f"{showable(args.path.name)}: well-formed and safe to open"
             + (", every value as sealed" if args.deep else "")
         )
+        for what, phrases in (
+            ("checked by", (report.by,)), ("looked at", report.checks),
+            ("as sealed", report.covered), ("not sealed", report.not_covered),
+        ):  # fmt: skip
+            for place, phrase in enumerate(phrases):
+                print(f"  {'' if place else what:<12}{showable(phrase)}")
     else:
         print("\n".join(showable(f"{args.path.name}: {problem}") for problem in report.problems))
     return 0 if report.ok else 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store.processes import children
 from sd35h5.store.runs import part_files, parts_of
+from sd35h5.store.seals.coverage import CHECKS, DEEP_CHECKS, in_words, made_by
 
 _CHECKER = "sd35h5.store.processes.checker"
 MEMORY_BYTES = 2 << 30
@@ -23,10 +24,18 @@ CRASHED = "reading it crashed the HDF5 library: it is damaged"
 
 @dataclass(frozen=True)
 class Report:
-    """What verification found: `ok`, or one sentence a problem, without paths of this machine."""
+    """What verification found: `ok`, or one sentence a problem, without paths of this machine; and what it is said of.
+
+    `by` names the programs and the format's version, `checks` what was looked at. Of a deep check that found nothing,
+    `covered` says what equals what was sealed, and by which program, and `not_covered` what of the file nobody sealed.
+    """
 
     ok: bool
     problems: tuple[str, ...] = ()
+    by: str = ""
+    checks: tuple[str, ...] = ()
+    covered: tuple[str, ...] = ()
+    not_covered: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.ok
@@ -45,13 +54,15 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
         megabytes = sum(_stored(file) for file in files) >> 20
         seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
     problems: list[str] = []
+    covered: list[dict] = []
     deadline = time.monotonic() + seconds
     remaining, ends = files, 0
     while remaining and ends < MAX_ENDS:
         left = max(1, round(deadline - time.monotonic()))
         lines, end = _run_check(remaining, deep, left)
         told = [(line["file"], line["problem"]) for line in lines if "problem" in line]
-        begun = max(1, sum("problem" not in line for line in lines))
+        covered += [line["covered"] for line in lines if "covered" in line]
+        begun = max(1, sum("problem" not in line and "covered" not in line for line in lines))
         if end:
             told.append((remaining[begun - 1].name, end.format(seconds=left)))
             ends += 1
@@ -59,7 +70,9 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
         remaining = remaining[begun:]
     if remaining:
         problems.append(f"{len(remaining)} more files were not looked at after these")
-    return Report(not problems, tuple(problems))
+    checks = (*CHECKS, *DEEP_CHECKS) if deep else CHECKS
+    told = in_words(covered) if deep and not problems else ((), ())
+    return Report(not problems, tuple(problems), made_by(), checks, *told)
 
 
 def refuse_problems(path: str | Path) -> None:

@@ -24,6 +24,12 @@ def min_reader(scales: Iterable[str]) -> str:
     return "1.1" if "head_attn2" in scales else "1.0"
 
 
+def version_of(text: str) -> tuple[int, int]:
+    """Major and minor of a version; (0, 0) for what is none."""
+    found = _VERSION.fullmatch(text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def version_problem(told: Mapping[str, str]) -> str:
     """Say why a file may not be read, "" if it may: another major version, or one that asks for a later reader.
 

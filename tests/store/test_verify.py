@@ -19,6 +19,8 @@ from making.stores import make_store
 from sd35h5 import StoreNotFoundError, verify
 from sd35h5.store.writer import begin_run
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
@@ -26,8 +28,31 @@ def good(tmp_path_factory) -> Path:
 
 
 def test_a_good_file_is_good(good):
-    assert verify(good) == verify(good, deep=True)
-    assert verify(good).ok and bool(verify(good)) and verify(good).problems == ()
+    basic, deep = verify(good), verify(good, deep=True)
+    assert basic.ok and bool(basic) and basic.problems == () == deep.problems
+    assert set(basic.checks) < set(deep.checks) and basic.covered == basic.not_covered == ()
+
+
+def test_a_file_signed_off_says_by_what_and_what_nobody_sealed(good, tmp_path):
+    path = tmp_path / "noted.h5"
+    shutil.copy(good, path)
+    with h5py.File(path, "a") as file:
+        file.attrs["my_note"] = "looked at"
+        file["mine/numbers"] = np.arange(3)
+        variables = sum(
+            isinstance(held, h5py.Dataset)
+            for group in ("sinks", "topk", "maps")
+            for held in file[group].values()
+        )
+    report = verify(path, deep=True)
+    assert report.ok and "HDF5" in report.by and "format 1.1" in report.by
+    assert (
+        report.covered[0].startswith("every value of 2 samples in ")
+        and int(report.covered[0].split()[-2]) > variables
+    )
+    assert report.not_covered == ("the attribute my_note of the file", "mine", "mine/numbers")
+    (first,) = (each for each in verify(GOLDEN / "v1.0.h5", deep=True).not_covered)
+    assert first.startswith("scales, attributes, scores and provenance")
 
 
 def test_a_running_capture_is_checked_file_by_file(tmp_path):
@@ -80,6 +105,47 @@ def _lie(file: h5py.File) -> None:
     values = file["sinks/entropy_text"][...]
     values[0, 0, 0, 0, 0, 0] += 1
     file["sinks/entropy_text"][...] = values
+
+
+def _deflated_twice(file: h5py.File) -> None:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((4,))
+    plist.set_deflate(1), plist.set_deflate(1)
+    h5py.h5d.create(file.id, b"odd", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4,)), plist)
+
+
+def _class_of_scale(scale: h5py.Dataset, text: bytes, length: int, count: int = 0) -> None:
+    """HDF5's own H5DSis_scale frees memory twice over the first, and writes past it over the second."""
+    del scale.attrs["CLASS"]
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(length)
+    space = h5py.h5s.create_simple((count,)) if count else h5py.h5s.create(h5py.h5s.SCALAR)
+    held = h5py.h5a.create(scale.id, b"CLASS", kind, space)
+    held.write(np.array([text] * count if count else text, f"S{length}"))
+
+
+def _stored_again(name: str, **filters: object) -> Callable[[h5py.File], None]:
+    """The same values with the same scales, stored otherwise."""
+
+    def change(file: h5py.File) -> None:
+        held = file[name]
+        scales = [held.dims[axis][0] for axis in range(held.ndim)]
+        values, attributes = held[:], {key: held.attrs[key] for key in ("long_name", "units", "_FillValue")}
+        del file[name]
+        again = file.create_dataset(name, data=values, **filters)
+        again.attrs.update(attributes)
+        for axis, scale in enumerate(scales):
+            again.dims[axis].attach_scale(scale)
+
+    return change
+
+
+def _masked(file: h5py.File) -> None:
+    """A chunk that says of itself that it went around the filters."""
+    held = file["sinks/mass_group"]
+    whole = np.zeros(held.chunks, "<f4")
+    whole[...] = held[tuple(slice(0, length) for length in held.chunks)]
+    held.id.write_direct_chunk((0,) * held.ndim, whole.tobytes(), 0b111)
 
 
 ON = {"compression": "gzip"}
@@ -137,6 +203,48 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "resizable": (lambda f: f.create_dataset("odd", (4,), "f4", maxshape=(None,)), "/odd can grow"),
     "empty": (lambda f: f.create_dataset("odd", data=h5py.Empty("f4")), "/odd is empty"),
     "many objects": (_many_groups, "/junk holds 5000 objects, more than 4096"),
+    "one filter twice": (
+        lambda f: _deflated_twice(f),
+        "/odd uses one filter twice",
+    ),
+    "another text of a scale's length": (
+        lambda f: _class_of_scale(f["layer"], b"IMAGE", 16),
+        "layer is not marked as a dimension scale",
+    ),
+    "many texts for a scale's class": (
+        lambda f: _class_of_scale(f["layer"], b"DIMENSION_SCALE", 16, 4),
+        "layer is not marked as a dimension scale",
+    ),
+    "no checksums": (
+        _stored_again("sinks/entropy_text", compression="gzip", shuffle=True),
+        "without shuffle, gzip, fletcher32",
+    ),
+    "one piece": (
+        _stored_again("sinks/entropy_text"),
+        "sinks/entropy_text is one piece, the format says that it is chunked",
+    ),
+    "chunk without checksum": (_masked, "sinks/mass_group has chunks without a checksum"),
+    "scale_factor": (
+        lambda f: f["sinks/mass_group"].attrs.__setitem__("scale_factor", 1000.0),
+        "sinks/mass_group has the attribute scale_factor, upon which readers act",
+    ),
+    "valid_range of a scale": (
+        lambda f: f["step"].attrs.__setitem__("valid_range", [1, 2]),
+        "step has the attribute valid_range, upon which readers act",
+    ),
+    "another fill": (
+        lambda f: f["sinks/mass_group"].attrs.__setitem__("_FillValue", np.float32([0.5])),
+        "sinks/mass_group has _FillValue = [0.5], the format says nan",
+    ),
+    "units": (
+        lambda f: f["sigma"].attrs.__setitem__("units", "km"),
+        "sigma has units = km, the format says 1",
+    ),
+    "no seal": (lambda f: f.__delitem__("provenance/seal"), "it lacks provenance/seal"),
+    "broken seal": (
+        _replace("provenance/seal", lambda f: f.create_dataset("provenance/seal", data='{"whole": 3}')),
+        "its seal (provenance/seal) cannot be read",
+    ),
     "large attribute": (
         lambda f: f["sinks"].attrs.create("odd", np.zeros(9000)),
         "attribute odd of /sinks is larger than",
@@ -309,9 +417,9 @@ def test_a_file_that_ends_the_check_does_not_hide_the_others(tmp_path, monkeypat
     program.write_text(
         f"#!{sys.executable}\nimport os, pathlib, signal\nfrom sd35h5.store.processes import checker\n"
         "real = checker.check_file\n"
-        "def check_file(path, deep):\n"
+        "def check_file(path, *more):\n"
         "    if path.name == '000001.h5':\n        os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "    return real(path, deep)\n"
+        "    return real(path, *more)\n"
         "checker.check_file = check_file\nraise SystemExit(checker.main())\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)

@@ -11,7 +11,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import content_hash
 from sd35h5.store.content_hash import block_hashes, hashed_in, sizes_in, variables_in
@@ -21,9 +20,12 @@ from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
+from sd35h5.store.seals.attribute_rules import attribute_problems, is_marked_as_scale
+from sd35h5.store.seals.coverage import coverage
 from sd35h5.store.seals.file_seal import seal_problems
+from sd35h5.store.seals.storage_rules import storage_problems
 from sd35h5.store.showable import forbidden, forbidden_within
-from sd35h5.store.versions import version_problem
+from sd35h5.store.versions import version_of, version_problem
 
 OUT_OF_MEMORY = 64
 MAX_PROBLEMS = 20
@@ -33,8 +35,11 @@ SLACK_BYTES = 1 << 16
 MAX_UNHELD_BYTES = 64 << 20
 
 
-def check_file(path: Path, deep: bool) -> list[str]:
-    """Sentences for the problems of one file, [] for a good one."""
+def check_file(path: Path, deep: bool, covered: list[dict] | None = None) -> list[str]:
+    """Sentences for the problems of one file, [] for a good one.
+
+    Args: covered: what the seals of a good file are over is put there, of a deep check.
+    """
     problems: list[str] = []
     try:
         with _opened(path) as file:
@@ -51,12 +56,32 @@ def check_file(path: Path, deep: bool) -> list[str]:
             if not problems:
                 _check_samples(file)
             if deep and not problems:
-                problems = list(seal_problems(file))
+                problems = _each_rule(file)
                 _check_content(file)
                 check_summary(file)
-    except (Problem, StoreError) as problem:
+                if covered is not None and not problems:
+                    covered.append(coverage(file, names))
+    except Problem as problem:
         return [*problems, str(problem)][:MAX_PROBLEMS]
     return problems[:MAX_PROBLEMS]
+
+
+def _each_rule(file: h5py.File) -> list[str]:
+    """What is not as the format demands, or as it was sealed."""
+    problems: list[str] = []
+    told = version_of(as_text(file.attrs["schema_version"]))
+    rules = [storage_problems, seal_problems]
+    if told <= version_of(schema.SCHEMA_VERSION):  # a later version's attributes are its own
+        rules.insert(0, attribute_problems)
+    if told > (1, 0) and schema.SEAL not in file:
+        problems.append(f"it lacks {schema.SEAL}, the seal over scales, attributes and provenance")
+    for rule in rules:
+        try:
+            with told_as("its attributes, scales or provenance cannot be read: it is damaged"):
+                problems += rule(file)
+        except Problem as problem:
+            problems.append(str(problem))
+    return problems
 
 
 def _opened(path: Path) -> h5py.File:
@@ -134,7 +159,7 @@ def _check_scale(file: h5py.File, name: str) -> None:
         raise Problem(f"scale {name} has {len(dataset)} positions, more than {SCALES[spec.along].cap}")
     if spec.along not in file or file[spec.along].shape != dataset.shape:
         raise Problem(f"scale {name} has {len(dataset)} positions, its dimension {spec.along} another number")
-    if spec.is_dimension and not h5py.h5ds.is_scale(dataset.id):
+    if spec.is_dimension and not is_marked_as_scale(dataset):
         raise Problem(f"{name} is not marked as a dimension scale")
     dataset[:]
 
@@ -233,9 +258,12 @@ def main() -> int:
     _limit(request["seconds"], request["memory"])
     for path in map(Path, request["files"]):
         print(json.dumps({"file": path.name}), flush=True)
+        covered: list[dict] = []
         try:
-            for problem in check_file(path, request["deep"]):
+            for problem in check_file(path, request["deep"], covered):
                 print(json.dumps({"file": path.name, "problem": problem}), flush=True)
+            for each in covered:
+                print(json.dumps({"file": path.name, "covered": each}), flush=True)
         except MemoryError:
             return OUT_OF_MEMORY
     return 0

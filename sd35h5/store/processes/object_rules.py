@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
+from sd35h5.errors import StoreError
 from sd35h5.store.showable import showable
 
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
@@ -39,6 +40,8 @@ def told_as(sentence: str) -> Iterator[None]:
         yield
     except (Problem, MemoryError):
         raise
+    except StoreError as error:  # is a sentence already
+        raise Problem(str(error)) from error
     except Exception as error:
         raise Problem(sentence) from error
 
@@ -146,6 +149,10 @@ def _check_storage(dataset: h5py.Dataset, name: str, file_size: int) -> None:
             raise Problem(
                 f"{shown(name)} uses the HDF5 filter {number}: only shuffle, gzip and fletcher32 are portable"
             )
+    if plist.get_nfilters() > len({plist.get_filter(i)[0] for i in range(plist.get_nfilters())}):
+        raise Problem(
+            f"{shown(name)} uses one filter twice: what is deflated twice can become a million times larger"
+        )
     if dataset.shape is None:
         raise Problem(f"{shown(name)} is empty: it has no shape")
     caps = 1 << 20

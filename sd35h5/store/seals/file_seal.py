@@ -57,6 +57,7 @@ def read_seal(file: h5py.File) -> dict[str, Any] | None:
     try:
         told = json.loads(file[SEAL][()])
         lists = [told["attributes"], list(told["described"].values()), list(told["whole"].values())]
+        lists.append([told["sealed_by"]])
         if not all(isinstance(text, str) for texts in lists for text in texts):
             raise TypeError("names and hashes are texts")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
