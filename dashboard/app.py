@@ -14,7 +14,8 @@ if str(ROOT) not in sys.path:  # streamlit puts dashboard/ there, not the checko
 from dashboard import run_list, server_process  # noqa: E402
 
 server_process.return_memory()
-st.set_page_config(page_title="sd35h5", page_icon=":material/visibility:", layout="wide")
+# the tab's icon is a character: one by name, as the pages below have, the browser would fetch from fonts.gstatic.com
+st.set_page_config(page_title="sd35h5", page_icon="👁️", layout="wide")
 # the first visitor waits for the libraries and for the check of the files, which other processes do: for both at once
 libraries = Thread(target=import_module, args=("dashboard.exports",))
 libraries.start()

@@ -101,7 +101,9 @@ def test_group_masses_equal_brute_force_and_sum_to_one(known):
 def test_mean_group_mass_is_the_mean_over_samples(known):
     store = known[0]
     whole = metrics.group_mass(store).mean("sample")
-    np.testing.assert_allclose(metrics.mean_group_mass(store).values, whole.values, rtol=1e-6)  # kept as float32
+    np.testing.assert_allclose(
+        metrics.mean_group_mass(store).values, whole.values, rtol=1e-6
+    )  # kept as float32
     frame = metrics.groups_over_layers(metrics.mean_group_mass(store))
     bos = frame[(frame["group"] == "clip_bos") & (frame["layer"] == 2)]["value"].item()
     assert bos == pytest.approx(float(whole.sel(group="clip_bos", layer=2).mean()))

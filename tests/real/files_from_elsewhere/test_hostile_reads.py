@@ -23,6 +23,7 @@ from sd35h5.store import schema, score_joining
 from sd35h5.store.processes import reader_pool
 from sd35h5.store.processes.guarded_store import open_checked, open_through
 from sd35h5.store.processes.reader_pool import Readers
+from sd35h5.store.seals.file_seal import seal_file
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "v1.0.h5"
@@ -160,6 +161,7 @@ def test_scores_leave_the_holes_of_a_file_out_of_the_copy(tmp_path, sound):
     with h5py.File(path, "r+", libver=schema.LIBVER) as file:
         file["scores/old"] = np.zeros(1, "<f4")
         file["scores/old"].dims[0].attach_scale(file["sample"])
+        seal_file(file)
     os.truncate(path, 20 << 30)
     (tmp_path / "table.csv").write_text("sample_id,clip\n000000,0.25\n")
     copied: list[int] = []

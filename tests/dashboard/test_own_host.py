@@ -1,0 +1,124 @@
+"""No page asks another host for anything: every request that Chromium makes is recorded."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from making.stores import make_store
+
+from sd35h5.__main__ import main
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+CHROMIUM = shutil.which("chromium")
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
+
+LINKED = "[...document.querySelectorAll('link[href],[src]')].map(held => held.href || held.src)"
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("host")
+    make_store(folder / "a.h5", samples=2, layers=3, steps=2)
+    make_store(folder / "b.h5", samples=2, layers=3, steps=2, gates=True, sink=1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def address(folder) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "dashboard/app.py",
+        "--server.port",
+        str(port),
+        "--",
+        str(folder),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=2)
+                break
+            except OSError:
+                assert time.monotonic() < end, "the dashboard does not start"
+                time.sleep(0.3)
+        yield f"http://localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def hosts_asked(browser, addresses: list[str], wait_for: str) -> set[str]:
+    """Every scheme and host that a visit of these pages asks, whether it answers or not."""
+    context = browser.new_context()
+    page = context.new_page()
+    asked: set[str] = set()
+    context.on("request", lambda request: asked.add(_host(request.url)))
+    page.on("websocket", lambda socket: asked.add(_host(socket.url)))
+    for address in addresses:
+        page.goto(address)
+        page.wait_for_selector(wait_for, timeout=120_000)
+        page.wait_for_timeout(500)
+        asked |= set(
+            map(_host, page.evaluate(LINKED))
+        )  # the tab's icon, which Chromium does not fetch without a window
+    context.close()
+    return asked
+
+
+def _host(url: str) -> str:
+    parts = urlsplit(url)
+    return "" if parts.scheme in ("data", "blob", "about") else parts.hostname or parts.scheme
+
+
+def test_no_page_of_the_dashboard_asks_another_host(browser, address):
+    drawn = "[data-testid=stMain] :is([data-testid=stVegaLiteChart] svg, [data-testid=stMarkdown])"
+    assert hosts_asked(browser, [f"{address}/{page}" for page in PAGES], drawn) - {""} == {"localhost"}
+
+
+def test_no_written_page_asks_for_anything_at_all(browser, folder, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        main(
+            [
+                "compare",
+                str(folder / "a.h5"),
+                str(folder / "b.h5"),
+                "--out_dir",
+                str(out),
+                "--resamples",
+                "100",
+            ]
+        )
+        == 0
+    )
+    written = sorted(out.rglob("*.html"))
+    assert written
+    assert hosts_asked(browser, [path.as_uri() for path in written], "body") - {""} == {"file"}
