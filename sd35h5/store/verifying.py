@@ -12,7 +12,7 @@ from pathlib import Path
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store.processes import children
 from sd35h5.store.runs import part_files, parts_of
-from sd35h5.store.seals.coverage import CHECKS, DEEP_CHECKS, in_words, made_by
+from sd35h5.store.seals.signing_off import CHECKS, DEEP_CHECKS, in_words, made_by
 
 _CHECKER = "sd35h5.store.processes.checker"
 MEMORY_BYTES = 2 << 30

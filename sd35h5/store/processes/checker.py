@@ -21,8 +21,8 @@ from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
 from sd35h5.store.seals.attribute_rules import attribute_problems, is_marked_as_scale
-from sd35h5.store.seals.coverage import coverage
 from sd35h5.store.seals.file_seal import seal_problems
+from sd35h5.store.seals.signing_off import coverage
 from sd35h5.store.seals.storage_rules import storage_problems
 from sd35h5.store.showable import forbidden, forbidden_within
 from sd35h5.store.versions import version_of, version_problem
