@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from making.stores import make_store
+from parts.readers import in_programs, in_python
+from parts.readers.shown import compared, truth, wrong
 
 from sd35h5 import open_store, verify
 from sd35h5.store import schema
@@ -66,6 +69,33 @@ def test_images_say_that_they_are_true_colour(packed):
             "/rgb",
         ]
         assert not h5py.h5ds.is_scale(file["images/image"].id)
+
+
+READERS = {
+    "netCDF4": (in_python.netcdf4, "numbers texts axes attributes"),
+    "h5netcdf": (in_python.xarray("h5netcdf"), "numbers texts axes"),
+    "pyfive": (in_python.pyfive, "texts"),
+    "tables": (in_python.pytables, ""),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_shows_all_that_it_can_and_nothing_otherwise(packed, name):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    read, whole = READERS[name]
+    shown, expected = read(packed), truth(packed)
+    counts = compared(shown, expected)
+    assert len(shown.numbers) > 20 and wrong(shown, expected) == []
+    assert {what: counts[what] for what in whole.split()} == {
+        what: (counts[what][1],) * 2 for what in whole.split()
+    }
+
+
+def test_h5dump_shows_everything(packed):
+    if shutil.which("h5dump") is None:
+        pytest.skip("h5dump is not installed: apt install hdf5-tools")
+    counts = compared(in_programs.h5dump(packed), truth(packed))
+    assert all(equal == count > 0 for equal, count in counts.values()), counts
 
 
 class Blocks(io.RawIOBase):
