@@ -238,7 +238,9 @@ def told_gates(attributes: Mapping[str, str]) -> tuple[str, str]:
         name: str(attributes.get(f"gate_{name}") or "none")[:400] for name in ("type", *GATE_FACTS, "weights")
     }
     line = told["type"]
-    if line != "none":
+    if "gate_type" not in attributes:
+        line = "not told"  # by what was imported
+    elif line != "none":
         facts = (told["target"], told["activation"], told_layers(told["layers"]))
         line = " · ".join([line, *(fact for fact in facts if fact not in ("none", ""))])
         line += f" · forced {told['override']}" if told["override"] != "none" else ""

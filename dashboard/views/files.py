@@ -97,10 +97,10 @@ def lacking(run: cached_reads.Run) -> None:
                 icon=":material/download:",
                 help="the prompts that the command reads",
             )
-    st.caption(
-        "The same pictures again, as every option is that of this file: samples of both files pair. "
-        "`--dry_run` behind it tells what it will take."
-    )
+        st.caption(
+            "The same pictures again, as every option is that of this file: samples of both files pair. "
+            "`--dry_run` behind it tells what it will take."
+        )
 
 
 def provenance(run: cached_reads.Run) -> None:
