@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sd35h5.store.places.addresses import is_address, place
 from sd35h5.store.showable import showable
 
 Subparsers = argparse._SubParsersAction
@@ -20,9 +21,17 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 
 
 def command(
-    commands: Subparsers, run: Callable, example: str, path: str = A_RUN, several: bool = False
+    commands: Subparsers,
+    run: Callable,
+    example: str,
+    path: str = A_RUN,
+    several: bool = False,
+    afar: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a command, named and explained by the function that runs it; `path` explains its PATH."""
+    """Add a command, named and explained by the function that runs it; `path` explains its PATH.
+
+    Args: afar: whether PATH may be the address of a file elsewhere.
+    """
     name, told = (
         run.__name__.rstrip("_"),
         (run.__doc__ or "").strip(),
@@ -32,9 +41,20 @@ def command(
         epilog=f"example:\n  python -m sd35h5 {name} {example}",
     )  # fmt: skip
     one.set_defaults(run=run)
-    one.add_argument("path", type=Path, metavar="PATH", nargs="+" if several else None, help=path)
+    path += "; or the address of a file elsewhere (https://…, hf://…, s3://…)" if afar else ""
+    one.add_argument(
+        "path", type=place if afar else _here, metavar="PATH", nargs="+" if several else None, help=path
+    )
     flag(one, "--debug", help="show the traceback of an error")
     return one
+
+
+def _here(text: str) -> Path:
+    if is_address(text):
+        raise argparse.ArgumentTypeError(
+            "a file elsewhere can be looked at, not worked on: download it first"
+        )
+    return Path(text)
 
 
 def flag(one: argparse.ArgumentParser, name: str, **more: object) -> None:

@@ -6,15 +6,16 @@ import argparse
 from dataclasses import asdict
 
 from sd35h5.commands.command_line import Subparsers, command, flag
+from sd35h5.store.places.addresses import name_of
 from sd35h5.store.showable import as_json, showable
 
 
 def add(commands: Subparsers) -> None:
     """Add them to the parser of `python -m sd35h5`."""
-    one = command(commands, info, "run.h5")
+    one = command(commands, info, "run.h5", afar=True)
     flag(one, "--json", help="print everything as JSON, for programs")
 
-    one = command(commands, verify, "run.h5 --deep")
+    one = command(commands, verify, "run.h5 --deep", afar=True)
     flag(one, "--deep", help="also read every value and compare each sample with the hash that sealed it")
     flag(one, "--json", help="print the result as JSON, for programs")
 
@@ -45,7 +46,7 @@ def verify(args: argparse.Namespace) -> int:
         print(as_json({**asdict(report), "deep": args.deep}))
     elif report.ok:
         print(
-            f"{showable(args.path.name)}: well-formed and safe to open"
+            f"{showable(name_of(args.path))}: well-formed and safe to open"
             + (", every value as sealed" if args.deep else "")
         )
         for what, phrases in (
@@ -55,7 +56,7 @@ def verify(args: argparse.Namespace) -> int:
             for place, phrase in enumerate(phrases):
                 print(f"  {'' if place else what:<12}{showable(phrase)}")
     else:
-        print("\n".join(showable(f"{args.path.name}: {problem}") for problem in report.problems))
+        print("\n".join(showable(f"{name_of(args.path)}: {problem}") for problem in report.problems))
     return 0 if report.ok else 1
 
 

@@ -11,7 +11,7 @@ from sd35h5.errors import StoreError
 
 def add(commands: Subparsers) -> None:
     """Add them to the parser of `python -m sd35h5`."""
-    one = command(commands, analyze, "run.h5 --out_dir out")
+    one = command(commands, analyze, "run.h5 --out_dir out", afar=True)
     option(one, "--out_dir", type=Path, required=True, help="folder for the CSV and the charts")
     option(
         one, "--first_token_index", type=int, default=0, help="position of the token the metrics are about"
@@ -29,7 +29,12 @@ def add(commands: Subparsers) -> None:
     )  # fmt: skip
 
     one = command(
-        commands, compare, "baseline.h5 gated.h5 --out_dir out", f"{A_RUN}; the reference first", several=True
+        commands,
+        compare,
+        "baseline.h5 gated.h5 --out_dir out",
+        f"{A_RUN}; the reference first",
+        several=True,
+        afar=True,
     )
     option(
         one, "--out_dir", type=Path, required=True, help="folder for the report, its CSV files and figures"
@@ -52,7 +57,7 @@ def add(commands: Subparsers) -> None:
 
     one = command(
         commands, export, "run.h5 --out_dir out --maps",
-        f"{A_RUN}; of several, with --parquet, the reference first", several=True,
+        f"{A_RUN}; of several, with --parquet, the reference first", several=True, afar=True,
     )  # fmt: skip
     option(
         one, "--out_dir", type=Path, required=True, help="folder for images, tokens and maps, or for tables"

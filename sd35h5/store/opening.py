@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 
 import h5py
@@ -38,11 +39,14 @@ def opened(path: Path) -> h5py.File:
         raise StoreError(f"{path.name} cannot be opened: {wrong_file(path, error)}") from error
 
 
-def unlocked(path: Path) -> h5py.File:
+def unlocked(path: Path | RawIOBase) -> h5py.File:
     """Open a file as it is, whoever has locked it: files are replaced whole, never changed in place.
 
     HDF5 lets a process open a file in one way of locking only, unless by another driver; xarray opens it, too.
+    Args: path: or a file whose bytes come from elsewhere, a `FetchedFile`.
     """
+    if isinstance(path, RawIOBase):
+        return h5py.File(path, "r")
     return h5py.File(path, "r", driver="stdio", locking=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,21 @@ from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
 from sd35h5.store.derived.summary import is_current, summaries_in
 from sd35h5.store.opening import opened, reading
+from sd35h5.store.processes.fetched_file import FetchedFile
 from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
 from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
 from sd35h5.store.showable import as_text, well_formed_json
 from sd35h5.store.versions import version_problem
 
+MAX_WANTED = 4096  # chunks that are asked for before they are read
+
 
 class Parts:
     """One packed file, or many sealed ones, as one list of samples."""
 
-    def __init__(self, path: Path, paths: list[Path], run: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, path: Path | FetchedFile, paths: list[Path | FetchedFile], run: Mapping[str, Any] | None
+    ) -> None:
         self.path = path
         self.name = as_text(path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX))
         self._handles: dict[Path, h5py.File] = {}
@@ -107,6 +112,8 @@ class Parts:
         if dataset is None:
             return
         try:
+            if isinstance(path, FetchedFile):
+                path.want(chunk_spans(dataset, wanted))
             found = read_hyperslab(dataset, wanted)
             out[rows] = _texts(found) if spec.is_text else found
         except (OSError, RuntimeError) as error:
@@ -207,6 +214,15 @@ def read_hyperslab(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> np.
         block = np.asarray(source[spans])
         out[into] = block[np.ix_(*picks)]
     return out
+
+
+def chunk_spans(dataset: h5py.Dataset, wanted: tuple[np.ndarray, ...]) -> list[tuple[int, int]]:
+    """Where the chunks lie that a selection touches: first byte, byte after the last."""
+    if not dataset.chunks:
+        return []
+    touched = (np.unique(w // chunk) * chunk for w, chunk in zip(wanted, dataset.chunks, strict=True))
+    found = (dataset.id.get_chunk_info_by_coord(origin) for origin in islice(product(*touched), MAX_WANTED))
+    return [(at.byte_offset, at.byte_offset + at.size) for at in found if at.byte_offset is not None]
 
 
 def _pieces(wanted: np.ndarray, chunk: int) -> list[tuple[slice, slice, np.ndarray]]:

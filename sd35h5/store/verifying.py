@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.store.places.addresses import is_address, shown_name
+from sd35h5.store.places.far_files import FarFile
 from sd35h5.store.processes import children
 from sd35h5.store.runs import part_files, parts_of
 from sd35h5.store.seals.signing_off import CHECKS, DEEP_CHECKS, in_words, made_by
 
 _CHECKER = "sd35h5.store.processes.checker"
 MEMORY_BYTES = 2 << 30
+FAR_SECONDS = 120  # of the processor, and on the wall: bytes come from afar
+MAX_LINE_BYTES = 1 << 20
 MAX_ENDS = 5  # files that may end the check before the rest is not looked at
 TOO_LARGE = "reading it takes more than 2 GiB of memory: it is damaged, or made to exhaust readers"
 TOO_LONG = "reading it did not end in {seconds} s: it is damaged, or made to hang readers"
@@ -45,10 +50,17 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     """Check a file, or every sealed file of a folder, before anything in this process opens it.
 
     Args:
+        path: or the address of a file elsewhere, of which the structure is checked.
         deep: besides structure, types, links and sizes, read every value and compare it with what was sealed.
         seconds: how long it may take; by default 30 and some more for large files and many files.
     Raises: StoreNotFoundError; CannotStartError where nothing can be checked, for which no file is to blame.
     """
+    if is_address(path):
+        if deep:
+            raise StoreError(
+                f"{shown_name(path)}: a deep check reads every value: download the file, then check it"
+            )
+        return verify_far(FarFile(path), seconds or FAR_SECONDS)
     files = _files(Path(path))
     if seconds is None:
         megabytes = sum(_stored(file) for file in files) >> 20
@@ -75,12 +87,26 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     return Report(not problems, tuple(problems), made_by(), checks, *told)
 
 
-def refuse_problems(path: str | Path) -> None:
+def verify_far(far: FarFile, seconds: int = FAR_SECONDS) -> Report:
+    """Check the structure of a file elsewhere, in a process that is handed its bytes.
+
+    Raises: CannotStartError; StoreError where they cannot be fetched.
+    """
+    lines, end = _run_far_check(far, seconds)
+    told = [line["problem"] for line in lines if "problem" in line] + [end.format(seconds=seconds)] * bool(
+        end
+    )
+    return Report(not told, tuple(told))
+
+
+def refuse_problems(path: str | Path | FarFile) -> None:
     """Verify the structure of what is to be opened. Raises: StoreError with the first problem."""
-    problems = verify(path).problems
+    is_far = isinstance(path, FarFile)
+    problems = (verify_far(path) if is_far else verify(path)).problems
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise StoreError(f"{Path(path).name} cannot be opened: {problems[0]}{more}")
+        name = path.name if is_far else Path(path).name
+        raise StoreError(f"{name} cannot be opened: {problems[0]}{more}")
 
 
 def _files(path: Path) -> list[Path]:
@@ -120,6 +146,36 @@ def _run_check(files: list[Path], deep: bool, seconds: int) -> tuple[list[dict[s
             process.kill()  # also when this thread was interrupted
             process.wait()
     return [json.loads(line) for line in output.decode().splitlines() if line.endswith("}")], end
+
+
+def _run_far_check(far: FarFile, seconds: int) -> tuple[list[dict[str, str]], str]:
+    """As `_run_check`, and hand over the bytes that the checker asks for."""
+    request = json.dumps(
+        {"files": [], "far": [far.told], "deep": False, "seconds": seconds, "memory": MEMORY_BYTES}
+    )
+    lines: list[dict[str, str]] = []
+    with children.started(_CHECKER) as process:
+        alarm = threading.Timer(seconds + 2, process.kill)
+        try:
+            children.await_ready(process, _CHECKER)
+            alarm.start()
+            process.stdin.write(request.encode() + b"\n")
+            process.stdin.flush()
+            while line := process.stdout.readline(MAX_LINE_BYTES):
+                told = json.loads(line)
+                if not far.hand(told, process.stdin):
+                    lines.append(told)
+            status = process.wait(timeout=2)
+            end = _end(status, process.stderr.read())
+        except StoreError:  # the file cannot be fetched
+            raise
+        except (OSError, ValueError, subprocess.TimeoutExpired):  # it ended, or was ended, or speaks nonsense
+            end = CRASHED if alarm.is_alive() else TOO_LONG
+        finally:
+            alarm.cancel()
+            process.kill()
+            process.wait()
+    return lines, end
 
 
 def _end(status: int, words: bytes) -> str:

@@ -18,6 +18,7 @@ from sd35h5.store.derived.summary import summaries_in
 from sd35h5.store.derived.summary_check import check_summary
 from sd35h5.store.opening import unlocked, wrong_file
 from sd35h5.store.processes.children import READY
+from sd35h5.store.processes.fetched_file import FetchedFile
 from sd35h5.store.processes.object_rules import Problem, as_text, check_object, shown, told_as, walk
 from sd35h5.store.schema import SCALES, variable
 from sd35h5.store.seals.attribute_rules import attribute_problems, is_marked_as_scale
@@ -35,11 +36,13 @@ SLACK_BYTES = 1 << 16
 MAX_UNHELD_BYTES = 64 << 20
 
 
-def check_file(path: Path, deep: bool, covered: list[dict] | None = None) -> list[str]:
+def check_file(path: Path | FetchedFile, deep: bool, covered: list[dict] | None = None) -> list[str]:
     """Sentences for the problems of one file, [] for a good one.
 
+    Of a file elsewhere the lists of chunks and the tokens' texts are left to who reads them: they are megabytes.
     Args: covered: what the seals of a good file are over is put there, of a deep check.
     """
+    is_far = isinstance(path, FetchedFile)
     problems: list[str] = []
     try:
         with _opened(path) as file:
@@ -48,11 +51,14 @@ def check_file(path: Path, deep: bool, covered: list[dict] | None = None) -> lis
                 names = list(walk(file))
             size = path.stat().st_size
             _check_claims(file, size)
-            problems = _each(check_object, file, names, size)
+            problems = _each(check_object, file, names, None if is_far else size)
             if not problems:
                 problems = _each(_check_scale, file, SCALES)
             if not problems:
                 problems = _each(_check_variable, file, [*variables_in(file), *summaries_in(file)])
+            if not problems:
+                small = [name for name in variables_in(file) if not (is_far and name.startswith("tokens/"))]
+                problems = _each(_check_values, file, small)
             if not problems:
                 _check_samples(file)
             if deep and not problems:
@@ -84,7 +90,7 @@ def _each_rule(file: h5py.File) -> list[str]:
     return problems
 
 
-def _opened(path: Path) -> h5py.File:
+def _opened(path: Path | FetchedFile) -> h5py.File:
     try:
         return unlocked(path)
     except MemoryError:
@@ -180,10 +186,15 @@ def _check_variable(file: h5py.File, name: str) -> None:
         attached = dataset.dims[axis]
         if len(attached) != 1 or attached[0].name != f"/{dim}":
             raise Problem(f"{spec.name} has no dimension scale {dim} attached to its axis {axis}")
+
+
+def _check_values(file: h5py.File, name: str) -> None:
+    """Read what is small."""
+    spec = variable(name)
     if spec.is_text:
-        _check_texts(name, dataset[...].ravel().tolist())
-    if spec.is_table:
-        dataset[...]
+        _check_texts(name, file[name][...].ravel().tolist())
+    elif spec.is_table:
+        file[name][...]
 
 
 def _check_texts(name: str, texts: Sequence[bytes]) -> None:
@@ -254,9 +265,10 @@ def _limit(seconds: int, memory: int) -> None:
 def main() -> int:
     """Check the requested files; print a JSON line for each file begun and each problem."""
     print(READY.decode(), end="", flush=True)
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.buffer.readline())
     _limit(request["seconds"], request["memory"])
-    for path in map(Path, request["files"]):
+    far = [FetchedFile(told, sys.stdin.buffer, sys.stdout.buffer) for told in request.get("far", ())]
+    for path in (*map(Path, request["files"]), *far):
         print(json.dumps({"file": path.name}), flush=True)
         covered: list[dict] = []
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sd35h5.errors import StoreError
+from sd35h5.store.places.far_files import FarFile
 from sd35h5.store.processes.reader_pool import NONSENSE, Readers
 from sd35h5.store.schema import SCALES, SUMMARIES, Variable, variable
 from sd35h5.store.showable import as_text, well_formed_json
@@ -19,9 +21,16 @@ class GuardedFiles:
     """What sample_files.Parts tells and reads, asked of a pool of readers. What they tell is taken by type and name."""
 
     def __init__(
-        self, readers: Readers, path: Path, mark: tuple[int, ...], owned: Readers | None = None
+        self,
+        readers: Readers,
+        path: Path,
+        mark: tuple[int, ...],
+        owned: Readers | None = None,
+        far: FarFile | None = None,
     ) -> None:
-        self.path, self._readers, self._mark, self._owned = path, readers, mark, owned
+        self.path, self._readers, self._mark, self._owned, self._far = path, readers, mark, owned, far
+        # a file elsewhere is another one each time that it is opened
+        self._key = str(path) if far is None else f"{uuid.uuid4().hex}/{far.name}"
         self._summaries: list[str] | None = None
         told = self._ask("describe")
         try:
@@ -80,9 +89,9 @@ class GuardedFiles:
             for span in spans
         ]
         if len(asked) == 1:
-            self._readers.ask(str(self.path), self._mark, *asked[0])
+            self._readers.ask(self._key, self._mark, *asked[0], self._far)
         else:
-            self._readers.ask_together(str(self.path), self._mark, asked)
+            self._readers.ask_together(self._key, self._mark, asked, self._far)
 
     def _value(self, what: str, kinds: tuple[type, ...], **more: Any) -> Any:
         value = self._ask(what, **more).get("value")
@@ -91,7 +100,7 @@ class GuardedFiles:
         return value
 
     def _ask(self, what: str, **more: Any) -> dict[str, Any]:
-        return self._readers.ask(str(self.path), self._mark, {"ask": what, **more})
+        return self._readers.ask(self._key, self._mark, {"ask": what, **more}, None, self._far)
 
 
 def _selection(spec: Variable, wanted: tuple[np.ndarray, ...]) -> dict[str, Any]:

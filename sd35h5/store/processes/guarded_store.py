@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from sd35h5.store.places.addresses import is_address
+from sd35h5.store.places.far_files import FarFile
 from sd35h5.store.processes.guarded_files import GuardedFiles
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.reader import Store
@@ -29,17 +33,24 @@ def own_readers() -> Readers:
     return Readers(2, OWN_SECONDS, OWN_MEMORY_BYTES, started=1)
 
 
-def open_checked(path: str | Path, readers: Readers | None = None) -> Store:
+def open_checked(
+    path: str | Path, readers: Readers | None = None, options: Mapping[str, Any] | None = None
+) -> Store:
     """Verify and open what `open_store` opens, wherever it comes from: nothing that is in it hangs, kills or
     swells this process, and Ctrl-C ends every read.
 
-    Args: readers: of `own_readers`; None starts some that end when the store is closed.
+    Args:
+        path: or the address of a file elsewhere.
+        readers: of `own_readers`; None starts some that end when the store is closed.
+        options: what fsspec takes for this kind of address.
     Raises: StoreError with the first problem; StoreNotFoundError.
     """
     own = own_readers() if readers is None else None  # they start while the file is verified
     try:
-        refuse_problems(path)
-        return Store(GuardedFiles(readers or own, Path(path), (), own), OWN_MAX_READ_BYTES)
+        far = FarFile(path, options) if is_address(path) else None
+        refuse_problems(far or path)
+        place = Path(far.name if far else path)
+        return Store(GuardedFiles(readers or own, place, (), own, far), OWN_MAX_READ_BYTES)
     except BaseException:
         if own is not None:
             own.close()

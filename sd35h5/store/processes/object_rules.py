@@ -92,7 +92,9 @@ def _children(group: h5py.Group, name: str) -> Iterator[str]:
         yield path
 
 
-def check_object(file: h5py.File, name: str, file_size: int) -> None:
+def check_object(file: h5py.File, name: str, file_size: int | None) -> None:
+    """Check one object; `file_size` None leaves out where chunks lie, which of a file elsewhere is told when they are
+    read."""
     obj = file[name]
     _check_attributes(obj, name)
     if isinstance(obj, h5py.Group):
@@ -137,7 +139,7 @@ def _check_attributes(obj: h5py.Group | h5py.Dataset, name: str) -> None:
             raise too_large
 
 
-def _check_storage(dataset: h5py.Dataset, name: str, file_size: int) -> None:
+def _check_storage(dataset: h5py.Dataset, name: str, file_size: int | None) -> None:
     plist = dataset.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL:
         raise Problem(f"{shown(name)} is a virtual dataset, made of other files: copy the values into it")
@@ -171,7 +173,7 @@ def _check_storage(dataset: h5py.Dataset, name: str, file_size: int) -> None:
         _check_chunks(dataset, name, file_size)
 
 
-def _check_chunks(dataset: h5py.Dataset, name: str, file_size: int) -> None:
+def _check_chunks(dataset: h5py.Dataset, name: str, file_size: int | None) -> None:
     nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if nbytes > MAX_CHUNK_BYTES:
         raise Problem(f"{shown(name)} has chunks of {nbytes} bytes, more than {MAX_CHUNK_BYTES >> 20} MiB")
@@ -180,6 +182,8 @@ def _check_chunks(dataset: h5py.Dataset, name: str, file_size: int) -> None:
     )
     if count > MAX_CHUNKS:
         raise Problem(f"{shown(name)} has {count} chunks, more than {MAX_CHUNKS}")
+    if file_size is None:
+        return
     found: list[h5py.h5d.StoreInfo] = []
     dataset.id.chunk_iter(found.append)
     if not found:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.store.places.far_files import FarFile
 from sd35h5.store.processes import children
 from sd35h5.store.showable import showable
 
@@ -67,11 +68,17 @@ class Readers:
             self._idle.put(reader)
 
     def ask(
-        self, path: str, mark: tuple[int, ...], request: dict[str, Any], into: np.ndarray | None = None
+        self,
+        path: str,
+        mark: tuple[int, ...],
+        request: dict[str, Any],
+        into: np.ndarray | None = None,
+        far: FarFile | None = None,
     ) -> dict[str, Any]:
         """Ask any reader about the run at a path.
 
         Args:
+            far: the file, where it is elsewhere; `path` is then any name of it.
             mark: what changes when the file does; another mark makes the reader open it anew.
             into: contiguous numbers to fill with the bytes that follow the answer.
         Raises: StoreError, one sentence; a file that ended its reader is refused for a minute.
@@ -79,9 +86,10 @@ class Readers:
         if self._closed:
             raise StoreError(f"{Path(path).name} is closed")
         self._refuse_ended(path, mark)
-        line = json.dumps({**request, "path": path, "mark": mark}).encode() + b"\n"
+        more = {} if far is None else {"far": far.told}
+        line = json.dumps({**request, **more, "path": path, "mark": mark}).encode() + b"\n"
         try:
-            told = self._asked(line, into)
+            told = self._asked(line, into, far)
         except _ReaderEnded as end:
             sentence = TOO_LONG.format(seconds=self.seconds) if end.late else CRASHED
             while len(self._ended) >= 64:
@@ -94,10 +102,14 @@ class Readers:
         return told
 
     def ask_together(
-        self, path: str, mark: tuple[int, ...], asked: list[tuple[dict[str, Any], np.ndarray]]
+        self,
+        path: str,
+        mark: tuple[int, ...],
+        asked: list[tuple[dict[str, Any], np.ndarray]],
+        far: FarFile | None = None,
     ) -> None:
         """Ask for several arrays at the same time, each a request and what to fill."""
-        futures = [self._threads.submit(self.ask, path, mark, *one) for one in asked]
+        futures = [self._threads.submit(self.ask, path, mark, *one, far) for one in asked]
         for future in futures:
             future.result()
 
@@ -118,7 +130,7 @@ class Readers:
         """Process ids of the readers that are at work or ready for it."""
         return [process.pid for reader in self._readers if (process := reader.process) and reader.is_ready]
 
-    def _asked(self, line: bytes, into: np.ndarray | None) -> dict[str, Any]:
+    def _asked(self, line: bytes, into: np.ndarray | None, far: FarFile | None) -> dict[str, Any]:
         """Ask one reader; one that was killed by something else than its file deserves a second try."""
         try:
             reader = self._idle.get(timeout=self.seconds)
@@ -126,11 +138,11 @@ class Readers:
             raise StoreError(BUSY.format(seconds=self.seconds)) from None
         try:
             try:
-                return reader.ask(line, into)
+                return reader.ask(line, into, far)
             except _ReaderEnded as end:
                 if end.late or self._closed:
                     raise
-            return reader.ask(line, into)
+            return reader.ask(line, into, far)
         finally:
             self._idle.put(reader)
 
@@ -154,21 +166,25 @@ class _Reader:
             self.process = children.started(_PROCESS, self._memory, int(np.ceil(self._seconds)))
         return self.process
 
-    def ask(self, line: bytes, into: np.ndarray | None) -> dict[str, Any]:
+    def ask(self, line: bytes, into: np.ndarray | None, far: FarFile | None = None) -> dict[str, Any]:
         """Send a line, take the answer; a reader that does not answer wholly and in time is ended.
+
+        Of a file elsewhere it is handed the bytes that it asks for, however long they take to come.
 
         Raises: CannotStartError; _ReaderEnded, which the file is to blame for.
         """
         process = self._ready()
-        begin = time.monotonic()
-        alarm = threading.Timer(self._seconds, process.kill)
-        alarm.daemon = True
-        alarm.start()
+        begin, alarm = time.monotonic(), self._alarm(process)
         answered = False
         try:
             process.stdin.write(line)
             process.stdin.flush()
             told = _parsed(process.stdout.readline(MAX_LINE_BYTES))
+            while far is not None and ("fetch" in told or "want" in told):
+                alarm.cancel()
+                _hand(far, told, process.stdin)
+                begin, alarm = time.monotonic(), self._alarm(process)
+                told = _parsed(process.stdout.readline(MAX_LINE_BYTES))
             if into is not None and "error" not in told:
                 _fill(process.stdout, into)
             answered = True
@@ -179,6 +195,12 @@ class _Reader:
             alarm.cancel()
             if not answered:  # also when this thread was interrupted: what is left in the pipe is of no use
                 self.end()
+
+    def _alarm(self, process: subprocess.Popen[bytes]) -> threading.Timer:
+        alarm = threading.Timer(self._seconds, process.kill)
+        alarm.daemon = True
+        alarm.start()
+        return alarm
 
     def _ready(self) -> subprocess.Popen[bytes]:
         process = self.start()
@@ -214,6 +236,15 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise StoreError(NONSENSE)
     return told
+
+
+def _hand(far: FarFile, told: dict[str, Any], pipe: Any) -> None:
+    try:
+        far.hand(told, pipe)
+    except StoreError:  # the file cannot be fetched: that is a ValueError, too
+        raise
+    except (TypeError, ValueError):
+        raise StoreError(NONSENSE) from None
 
 
 def _fill(pipe: Any, into: np.ndarray) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from sd35h5.errors import Sd35h5Error, StoreNotFoundError
 from sd35h5.store.blocks import fill_of, numpy_dtype
 from sd35h5.store.processes.children import READY
+from sd35h5.store.processes.fetched_file import FetchedFile
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import variable
 
@@ -28,20 +29,28 @@ DAMAGED = "it cannot be read: it is damaged, or was removed while it was open"
 class _Files:
     """The runs that this process holds open; one that changed is opened anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source, self._sink = source, sink
         self._open: dict[str, tuple[list[int], Parts]] = {}
 
-    def get(self, path: str, mark: list[int]) -> Parts:
+    def get(self, path: str, mark: list[int], far: dict[str, Any] | None = None) -> Parts:
+        """The run at a path, or in the file elsewhere that is told of."""
         held = self._open.pop(path, None)
         if held is not None and held[0] != mark:
             held[1].close()
             held = None
         if held is None:
-            held = (mark, find_parts(Path(path)))
+            held = (mark, self._found(Path(path), far))
             if len(self._open) >= MAX_OPEN:
                 self._open.pop(next(iter(self._open)))[1].close()
         self._open[path] = held
         return held[1]
+
+    def _found(self, path: Path, far: dict[str, Any] | None) -> Parts:
+        if far is None:
+            return find_parts(path)
+        fetched = FetchedFile(far, self._source, self._sink)
+        return Parts(fetched, [fetched], None)
 
 
 def describe(parts: Parts) -> dict[str, Any]:
@@ -69,7 +78,7 @@ def values(parts: Parts, name: str, wanted: list[list[int]]) -> np.ndarray:
 
 def answer(files: _Files, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
     """Answer a request: what goes into the line of JSON, and the numbers whose bytes follow it."""
-    parts = files.get(request["path"], request["mark"])
+    parts = files.get(request["path"], request["mark"], request.get("far"))
     match request["ask"]:
         case "describe":
             return describe(parts), None
@@ -91,7 +100,7 @@ def answer(files: _Files, request: dict[str, Any]) -> tuple[dict[str, Any], np.n
 
 def serve(source: BinaryIO, sink: BinaryIO, seconds: int) -> None:
     """Answer requests until there are none."""
-    files = _Files()
+    files = _Files(source, sink)
     for line in source:
         _limit_cpu(seconds)
         numbers = None
