@@ -1,7 +1,7 @@
 """Blocks of a file elsewhere, kept: neighbours that are missing come with one request, each block once.
 
 fsspec has caches of its own; of those that keep several places of a file, each asks for every block by itself, and each
-belongs to one open file, while here a checker and some readers look at the same one (benchmarks/remote.py counts both).
+belongs to one open file, while here a checker and some readers look at the same one.
 """
 
 from __future__ import annotations
