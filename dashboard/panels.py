@@ -20,6 +20,7 @@ from sd35h5.figures import printing
 from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.reports import view_address
 from sd35h5.reports.view_page import Shown
 from sd35h5.store.showable import all_showable, showable
 
@@ -174,7 +175,7 @@ def choose_x() -> str:
     """Offer the x axes of curves over denoising steps."""
     options = ["step", "timestep", "sigma"]
     draw = partial(st.segmented_control, "x axis", options, label_visibility="collapsed")
-    return address.choice(draw, "x", "x", "step", address.one_of(options))
+    return address.choice(draw, "x", view_address.X_AXIS, "step", address.one_of(options))
 
 
 def about(view: View, one: bool = False) -> str:

@@ -15,11 +15,12 @@ import streamlit as st
 
 from dashboard.caching import kept
 from sd35h5.errors import Sd35h5Error
+from sd35h5.reports.run_names import run_names
 from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.runs import is_companion
-from sd35h5.store.showable import showable, well_formed
+from sd35h5.store.showable import well_formed
 from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
@@ -80,7 +81,7 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
     marks = [(str(path), stamp(path)) for path in dict.fromkeys(paths)]
     said = verified(marks)
     sound = [mark for mark in marks if not said[mark]]
-    names = distinct_names([Path(path) for path, _ in sound])
+    names = run_names([Path(path) for path, _ in sound])
     refused += [(Path(path).name, said[path, mark]) for path, mark in marks if said[path, mark]]
     runs = tuple(Run(name, *mark) for name, mark in zip(names, sound, strict=True))
     return Found(runs, tuple((well_formed(name), well_formed(sentence)) for name, sentence in refused))
@@ -166,20 +167,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name a path: its stem, with the folder's name before it where two stems are equal, then a
-    number."""
-    stems = [showable(path.name.removesuffix(PARTS).removesuffix(".h5")) for path in paths]
-    names = [
-        stem if stems.count(stem) == 1 else f"{showable(path.parent.name)}/{stem}"
-        for stem, path in zip(stems, paths, strict=True)
-    ]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
-        for place, name in enumerate(names)
-    ]
 
 
 Mark = tuple[str, tuple[int, ...]]  # path and stamp of a run

@@ -1,4 +1,4 @@
-"""python -m sd35h5 info | verify | runs | missing | pack | scores | import | analyze | compare | export | gates"""
+"""python -m sd35h5 info | verify | runs | missing | pack | scores | import | analyze | compare | export | publish …"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sd35h5.commands import bringing_in, inspecting, packing_and_scores, reporting
+from sd35h5.commands import bringing_in, inspecting, packing_and_scores, publishing, reporting
 from sd35h5.commands.command_line import Help
 from sd35h5.errors import Sd35h5Error
 from sd35h5.gates.cli import add_gates
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line: a subparser a command, each with an example."""
     top = argparse.ArgumentParser("python -m sd35h5", description=DESCRIPTION, formatter_class=Help)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (inspecting, packing_and_scores, bringing_in, reporting):
+    for family in (inspecting, packing_and_scores, bringing_in, reporting, publishing):
         family.add(commands)
     add_gates(commands, Help)
     return top

@@ -15,9 +15,9 @@ import streamlit as st
 from sd35h5 import metrics
 from sd35h5.errors import Sd35h5Error
 from sd35h5.metrics.targets import parse_target
+from sd35h5.reports import view_address
 
 T = TypeVar("T")
-NONE = "-"  # an empty list: browsers and servers drop names without a value
 LONGEST = 2000  # characters of a value that is looked at: a prompt's word or a list of samples is shorter
 
 
@@ -95,7 +95,7 @@ def several_of(options: Iterable[T], separator: str = ",") -> Callable[[str], li
     known = {str(option): option for option in options}
 
     def read(text: str) -> list[T] | None:
-        names = [] if text == NONE else text.split(separator)
+        names = [] if text == view_address.NONE else text.split(separator)
         return [known[name] for name in names] if set(names) <= set(known) else None
 
     return read

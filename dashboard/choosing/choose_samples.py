@@ -8,6 +8,7 @@ import streamlit as st
 from dashboard import cached_reads
 from dashboard.choosing import address
 from sd35h5.figures.prompt_names import folded, short_names
+from sd35h5.reports import view_address
 from sd35h5.store.showable import showable
 
 MANY = 12  # samples from which on they are searched
@@ -20,14 +21,14 @@ def choose(run: cached_reads.Run) -> tuple[tuple[int, ...], int]:
     found = _found(run, table)
     labels = names(run)
     key, shown = f"samples-{run.name}", f"sample-{run.name}"
-    address.begin(key, "samples", [], address.several_of(labels))
+    address.begin(key, view_address.SAMPLES, [], address.several_of(labels))
     st.session_state[key] = [sample for sample in st.session_state[key] if sample in set(found)]
     every = "all samples" if len(found) == len(table) else f"all {len(found)} that were found"
     chosen = st.multiselect(
         "Samples", found, format_func=labels.get, key=key, placeholder=every,
         help="numbers are means over these; none chosen means all",
     ) or found  # fmt: skip
-    address.begin(shown, "sample", chosen[0], address.one_of(chosen))
+    address.begin(shown, view_address.SAMPLE, chosen[0], address.one_of(chosen))
     if st.session_state[shown] not in chosen:
         st.session_state[shown] = chosen[0]
     sample = st.selectbox(
@@ -55,17 +56,17 @@ def _found(run: cached_reads.Run, table: pd.DataFrame) -> list[int]:
     wanted, text = [], ""
     if tags:
         key = f"tags-{run.name}"
-        address.begin(key, "tags", [], address.several_of(tags, "\n"))
+        address.begin(key, view_address.TAGS, [], address.several_of(tags, "\n"))
         wanted = st.multiselect(
             "Tags", tags, key=key, placeholder="any",
             format_func=lambda tag: f"{folded(showable(tag), TAG_ROOM)} ({tags[tag]})",
             help="samples whose prompts have all of these tags",
         )  # fmt: skip
     key = f"find-{run.name}"
-    address.begin(key, "find", "", lambda value: value)
+    address.begin(key, view_address.FIND, "", lambda value: value)
     text = st.text_input("Find in prompts", key=key, placeholder="a word or phrase", max_chars=200)
-    address.write("tags", wanted)
-    address.write("find", text)
+    address.write(view_address.TAGS, wanted)
+    address.write(view_address.FIND, text)
     found = matching(table, wanted, text)
     if not found:
         st.caption(":material/search_off: no prompt has that: all samples are offered")

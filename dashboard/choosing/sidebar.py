@@ -10,6 +10,7 @@ from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.catalogue import MEASURES, head_axis
 from sd35h5.metrics.targets import PADS
+from sd35h5.reports import view_address
 from sd35h5.store.schema import GROUPS
 from sd35h5.store.showable import showable
 
@@ -29,7 +30,7 @@ def choose(runs: tuple[cached_reads.Run, ...]) -> View | None:
     with st.sidebar:
         by_name = {run.name: run for run in runs}
         first = next((name for name in by_name if "baseline" in name), runs[0].name)
-        address.begin("run", "run", first, address.one_of(by_name))
+        address.begin("run", view_address.RUN, first, address.one_of(by_name))
         if st.session_state["run"] not in by_name:  # it was moved away meanwhile
             st.session_state["run"] = first
         run = by_name[st.selectbox("Run", list(by_name), key="run")]
@@ -50,7 +51,7 @@ def _choose_others(
     if not rest:
         return ()
     key = f"others-{run.name}"
-    address.begin(key, "with", _comparable(run, by_name, rest), address.several_of(rest, "\n"))
+    address.begin(key, view_address.WITH, _comparable(run, by_name, rest), address.several_of(rest, "\n"))
     st.session_state[key] = [name for name in st.session_state[key] if name in rest]
     chosen = st.multiselect(
         "Compare with", rest, key=key, help="shown beside the run on Overview, Maps, Gates and Compare"
@@ -86,7 +87,7 @@ def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) 
             on_click=clicks.choose_everything,
             width="stretch",
         )
-    address.begin("cell", "cell", None, address.cell_within(lengths["layer"], lengths["head"]))
+    address.begin("cell", view_address.CELL, None, address.cell_within(lengths["layer"], lengths["head"]))
     cell = st.session_state["cell"]
     if cell is not None and (cell[0] not in ranges[0] or cell[1] not in ranges[1]):
         cell = None
@@ -109,7 +110,7 @@ def _choose_metric(run: cached_reads.Run, target: metrics.Target) -> str:
     allowed = [name for name in METRIC_NAMES if name not in missing]
     before = st.session_state.get("metric")
     key = f"metric-{'+'.join(allowed)}"
-    address.begin(key, "metric", allowed[0], address.one_of(allowed))
+    address.begin(key, view_address.METRIC, allowed[0], address.one_of(allowed))
     if before in allowed and st.session_state.get("metric-key") != key:
         st.session_state[key] = before
     st.session_state["metric"] = st.selectbox("Metric", allowed, format_func=METRIC_NAMES.get, key=key)
@@ -119,7 +120,7 @@ def _choose_metric(run: cached_reads.Run, target: metrics.Target) -> str:
 
 def _choose_branch(run: cached_reads.Run) -> str:
     branches, key = list(cached_reads.store(run).labels("branch")), f"branch-{run.name}"
-    address.begin(key, "branch", branches[0], address.one_of(branches))
+    address.begin(key, view_address.BRANCH, branches[0], address.one_of(branches))
     return st.segmented_control("Branch", branches, key=key) or branches[0]
 
 
@@ -131,7 +132,7 @@ def _choose_target(
     options = target_options(run, chosen, sample, branch)
     names = {target: name for name, target in options.items()}
     known = {address.target_text(target): target for target in names}
-    address.begin("target", "target", metrics.FIRST_TOKEN, known.get)
+    address.begin("target", view_address.TARGET, metrics.FIRST_TOKEN, known.get)
     key = f"target-{run.name}-{branch}"
     wanted = names.get(st.session_state["target"])
     if wanted is not None:
@@ -180,7 +181,7 @@ def _choose_range(name: str, size: int) -> tuple[int, ...]:
     if size == 1:
         return (0,)
     key = f"{name}s-{size}"
-    address.begin(key, f"{name}s", (0, size - 1), address.span_within(size))
+    address.begin(key, view_address.SPANS[name], (0, size - 1), address.span_within(size))
     low, high = st.slider(f"{name.capitalize()}s", 0, size - 1, key=key)
     return tuple(range(low, high + 1))
 
@@ -189,15 +190,17 @@ def _write_address(view: View, first: str) -> None:
     """Say in the URL what is chosen where it is not the default."""
     sizes = cached_reads.store(view.run).sizes
     count = len(cached_reads.samples(view.run))
-    address.write("run", view.run.name, first)
+    address.write(view_address.RUN, view.run.name, first)
     if f"others-{view.run.name}" in st.session_state:
-        address.write("with", [other.name for other in view.others] or address.NONE)
-    address.write("samples", ",".join(map(str, view.samples)) if len(view.samples) < count else "")
-    address.write("sample", str(view.sample), str(view.samples[0]))
-    address.write("branch", view.branch, cached_reads.store(view.run).labels("branch")[0])
-    address.write("target", address.target_text(view.target), address.target_text(metrics.FIRST_TOKEN))
-    address.write("metric", view.metric, next(iter(METRIC_NAMES)))
+        address.write(view_address.WITH, [other.name for other in view.others] or view_address.NONE)
+    address.write(view_address.SAMPLES, ",".join(map(str, view.samples)) if len(view.samples) < count else "")
+    address.write(view_address.SAMPLE, str(view.sample), str(view.samples[0]))
+    address.write(view_address.BRANCH, view.branch, cached_reads.store(view.run).labels("branch")[0])
+    address.write(
+        view_address.TARGET, address.target_text(view.target), address.target_text(metrics.FIRST_TOKEN)
+    )
+    address.write(view_address.METRIC, view.metric, next(iter(METRIC_NAMES)))
     for name, places in (("layer", view.layers), ("head", view.heads), ("step", view.steps)):
         size = sizes[view.head_axis if name == "head" else name]
-        address.write(f"{name}s", address.span_text(places) if len(places) < size else "")
-    address.write("cell", "" if view.cell is None else f"{view.cell[0]}.{view.cell[1]}")
+        address.write(view_address.SPANS[name], address.span_text(places) if len(places) < size else "")
+    address.write(view_address.CELL, "" if view.cell is None else f"{view.cell[0]}.{view.cell[1]}")

@@ -10,6 +10,7 @@ from dashboard.choosing import address, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, overlays, token_charts
 from sd35h5.metrics import attention_maps
+from sd35h5.reports import view_address
 from sd35h5.reports.view_page import Shown, picture_bytes
 
 LONGEST = 640  # pixels of the pictures
@@ -27,11 +28,11 @@ def heaviest(frame) -> tuple[int, int] | None:
 def choose_step(view) -> int:
     """Offer the chosen steps; the first look is at the middle one."""
     steps, key = list(view.steps), "evidence-step"
-    address.begin(key, "at", steps[len(steps) // 2], lambda text: address.position(text))
+    address.begin(key, view_address.AT, steps[len(steps) // 2], lambda text: address.position(text))
     if st.session_state[key] not in steps:
         st.session_state[key] = steps[len(steps) // 2]
     step = steps[0] if len(steps) == 1 else st.select_slider("Step", steps, key=key)
-    address.write("at", str(step), str(steps[len(steps) // 2]))
+    address.write(view_address.AT, str(step), str(steps[len(steps) // 2]))
     return step
 
 

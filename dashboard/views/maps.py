@@ -13,6 +13,7 @@ from dashboard.map_pictures import LARGE, SMALL, Look, Panel
 from sd35h5 import metrics
 from sd35h5.figures import overlays
 from sd35h5.metrics import attention_maps, pictured_objects
+from sd35h5.reports import view_address
 from sd35h5.reports.view_page import Shown
 
 
@@ -30,7 +31,9 @@ def choose_word(view) -> dict:
         help="a word is the sum of its CLIP and T5 tokens",
     )
     key = f"word-{view.run.name}-{view.sample}-{view.target}"
-    place = address.choice(draw, key, "word", int(chosen[0]), address.one_of(names, names.get), names.get)
+    place = address.choice(
+        draw, key, view_address.WORD, int(chosen[0]), address.one_of(names, names.get), names.get
+    )
     return table.loc[place].to_dict()
 
 
@@ -89,7 +92,9 @@ def choose_layer(view) -> int | None:
         format_func=lambda place: "mean of layers" if place == "mean" else f"layer {place}",
     )
     default = "mean" if view.cell is None else view.cell[0]
-    layer = address.choice(draw, f"map-layer-{view.cell}", "layer", default, address.one_of(options))
+    layer = address.choice(
+        draw, f"map-layer-{view.cell}", view_address.LAYER, default, address.one_of(options)
+    )
     return None if layer == "mean" else layer
 
 
@@ -131,7 +136,7 @@ def sheets(view, shown: list[Panel], step: int, layer: int | None, look: Look, s
     if any(attention_maps.HEAD_MAPS in cached_reads.store(one.run) for one in shown):
         options.insert(2, "over heads")
     draw = partial(st.segmented_control, "Small maps", options, label_visibility="collapsed")
-    over = address.choice(draw, "sheet", "sheet", options[0], address.one_of(options))
+    over = address.choice(draw, "sheet", view_address.SHEET, options[0], address.one_of(options))
     at_step = [one.layers.sel(map_step=step) for one in shown]
     low, high = layer_scale = look.scale(at_step)
     for one, layers in zip(shown, at_step, strict=True):
@@ -201,12 +206,12 @@ def choose_look() -> Look:
     """Offer the opacity, smooth or squares, and where the colours begin."""
     percents = range(0, 101, 5)
     draw = partial(st.select_slider, "Opacity", percents, format_func=lambda percent: f"{percent} %")
-    opacity = address.choice(draw, "opacity", "opacity", 60, address.one_of(percents)) / 100
+    opacity = address.choice(draw, "opacity", view_address.OPACITY, 60, address.one_of(percents)) / 100
     left, right = st.columns(2)
     draw = partial(left.toggle, "Smooth", help="off: each cell of the map as a square")
-    smooth = address.switch(draw, "smooth", "smooth", True)
+    smooth = address.switch(draw, "smooth", view_address.SMOOTH, True)
     draw = partial(right.toggle, "Stretch", help="colours start at the lowest value, not at 0")
-    return Look(opacity, smooth, address.switch(draw, "stretched", "stretch", False))
+    return Look(opacity, smooth, address.switch(draw, "stretched", view_address.STRETCH, False))
 
 
 def choose_objects(view) -> bool:
@@ -242,7 +247,9 @@ def show(view) -> query_panels.Chosen | None:
     step = steps[-1]
     if len(steps) > 1:
         draw = partial(left.select_slider, "Step", steps, disabled=plays)
-        step = address.choice(draw, f"map-step-{len(steps)}-{steps[-1]}", "at", step, address.one_of(steps))
+        step = address.choice(
+            draw, f"map-step-{len(steps)}-{steps[-1]}", view_address.AT, step, address.one_of(steps)
+        )
     scale = look.scale([one.values for one in shown])
     stills(shown, step, look, scale, plays)
     st.image(overlays.color_bar(*scale, 320, clear=True))

@@ -12,6 +12,7 @@ from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, sink_charts, token_charts
 from sd35h5.metrics import sink_rates
 from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.reports import view_address
 from sd35h5.reports.view_page import Shown
 
 KINDS = {
@@ -96,10 +97,10 @@ def tokens(view) -> None:
     sizes = cached_reads.store(view.run).sizes
     first, second, third = st.columns([3, 2, 2])
     draw = partial(first.selectbox, "Tokens", list(KINDS), label_visibility="collapsed")
-    kind = address.choice(draw, "kind", "tokens", "padding averaged", address.one_of(KINDS))
+    kind = address.choice(draw, "kind", view_address.TOKENS, "padding averaged", address.one_of(KINDS))
     draw = partial(second.selectbox, "How many", list(COUNTS), label_visibility="collapsed")
-    top = address.choice(draw, "top", "top", "top 24", address.one_of(COUNTS))
-    log = address.switch(partial(third.toggle, "Log scale"), "log", "log", False)
+    top = address.choice(draw, "top", view_address.TOP, "top 24", address.one_of(COUNTS))
+    log = address.switch(partial(third.toggle, "Log scale"), "log", view_address.LOG, False)
     frame = KINDS[kind](masses)
     keys = sizes["token"] + panels.patches(view.run)
     panels.chart(

@@ -12,6 +12,7 @@ from sd35h5.figures import token_charts
 from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.reports import view_address
 
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
@@ -25,10 +26,14 @@ def read_masses(view):
 def prompt(view, masses) -> None:
     """Draw the prompt as chips."""
     hint = "so that one heavy token leaves the others apart"
-    log = address.switch(partial(st.toggle, "Logarithmic colours", help=hint), "chips-log", "log", True)
+    log = address.switch(
+        partial(st.toggle, "Logarithmic colours", help=hint), "chips-log", view_address.LOG, True
+    )
     told = "each word once, with all its tokens"
     many = len(masses) > panels.MANY_TOKENS
-    by_word = address.switch(partial(st.toggle, "Words", help=told), f"chips-words-{many}", "words", many)
+    by_word = address.switch(
+        partial(st.toggle, "Words", help=told), f"chips-words-{many}", view_address.WORDS, many
+    )
     figure = token_charts.token_chips(
         panels.chips(view, masses, by_word),
         log=log,
@@ -65,7 +70,7 @@ def bars(view, masses) -> None:
     with right:
         st.markdown("**Heaviest text tokens**")
         draw = partial(st.selectbox, "How many", list(COUNTS), label_visibility="collapsed")
-        top = COUNTS[address.choice(draw, "token-count", "top", "top 24", address.one_of(COUNTS))]
+        top = COUNTS[address.choice(draw, "token-count", view_address.TOP, "top 24", address.one_of(COUNTS))]
         keys = cached_reads.store(view.run).sizes["token"] + panels.patches(view.run)
         uniform = 1 / keys if panels.patches(view.run) else None
         panels.chart(

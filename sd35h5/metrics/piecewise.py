@@ -32,15 +32,23 @@ def weighted_mean(
 
     Args: make: samples -> float64 (sample, …); weights: of each sample, equal ones when None.
     Returns: float64, without the samples; NaN where no sample has a value.
+    Raises: NothingMeasuredError where nothing was measured in any.
     """
     weight_of = dict(zip(samples, np.ones(len(samples)) if weights is None else weights, strict=True))
     total, weight = np.zeros(()), np.zeros(())
+    part, nothing = None, None
     for some in few_at_a_time(samples):
-        part = make(some).transpose("sample", ...)
+        try:
+            part = make(some).transpose("sample", ...)
+        except NothingMeasuredError as error:  # of these; a word, say, that their prompts do not have
+            nothing = error
+            continue
         own = np.array([weight_of[sample] for sample in some]).reshape(-1, *[1] * (part.ndim - 1))
         there = np.isfinite(part.values)
         total = total + np.where(there, part.values * own, 0.0).sum(axis=0)
         weight = weight + np.where(there, own, 0.0).sum(axis=0)
+    if part is None:
+        raise nothing
     mean = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
     return part.isel(sample=0, drop=True).copy(data=mean)
 

@@ -91,7 +91,7 @@ EFFECTS = (
 )  # fmt: skip
 
 
-def write_sidecars(stores: Mapping[str, Store], folder: str | Path) -> list[Path]:
+def write_sidecars(stores: Mapping[str, Store], folder: str | Path, effects: bool = True) -> list[Path]:
     """Write samples.parquet, tokens.parquet and first_token.parquet, with several runs also effects.parquet.
 
     Memory does not grow with the samples, but for the table of samples and what heads are in each pair.
@@ -99,7 +99,7 @@ def write_sidecars(stores: Mapping[str, Store], folder: str | Path) -> list[Path
     Returns: the files.
     Raises: StoreError where a run pairs with the first in no sample, before anything is written.
     """
-    pairings = comparison.pairings(stores) if len(stores) > 1 else {}
+    pairings = comparison.pairings(stores) if effects and len(stores) > 1 else {}
     out, runs = make_folder(folder), ", ".join(stores)
     columns = _sample_columns(stores)
     made = [

@@ -296,7 +296,7 @@ def test_equal_names_are_told_apart(folder, tmp_path):
     from dashboard import run_list
 
     paths = [Path("/a/x/run.h5"), Path("/a/y/run.h5"), Path("/b/y/run.h5"), Path("/a/z.h5.parts")]
-    assert run_list.distinct_names(paths) == ["x/run", "y/run (1)", "y/run (2)", "z"]
+    assert run_list.run_names(paths) == ["x/run", "y/run (1)", "y/run (2)", "z"]
 
 
 def test_links_out_of_the_folder_are_refused(app, folder, tmp_path):
