@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import h5py
-from parts.hostile_kinds import KINDS
 from parts.machine import RESULTS
+from parts.strangers.hostile_kinds import KINDS
 
 from sd35h5 import verify
 from sd35h5.errors import Sd35h5Error
@@ -80,7 +80,7 @@ def mutated(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 def shown(paths: list[Path]) -> dict[str, str]:
     """What other programs show of files, by name; where one ends them, or all take too long, each is asked alone."""
-    line = [sys.executable, str(ROOT / "benchmarks" / "parts" / "shown.py"), *map(str, paths)]
+    line = [sys.executable, str(ROOT / "benchmarks" / "parts" / "strangers" / "shown.py"), *map(str, paths)]
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=CHECK_SECONDS)
         output = done.stdout
