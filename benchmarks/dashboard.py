@@ -62,7 +62,7 @@ def answers(address: str, rounds: int) -> Iterator[tuple[str, float]]:
             for place in (1, 0):
                 yield f"metric {place}", session.choose("Metric", place) * 1e3
             for layer, head in CELLS:
-                yield f"cell {layer}, {head}", session.click("heat-0", layer=layer, head=head) * 1e3
+                yield f"cell {layer}, {head}", session.pin("linked-sinks", layer, head) * 1e3
 
 
 def measure(folder: Path, runs: int, rounds: int) -> dict[str, object]:

@@ -18,7 +18,7 @@ def offer(title: str) -> None:
 
     Streamlit's highlighter of Python takes a browser half a second to load, which a first chart would wait for.
     """
-    shown: list[view_page.Shown] = st.session_state.get("shown", [])
+    shown: list[view_page.Shown | view_page.Later] = st.session_state.get("shown", [])
     view = st.session_state["view"]
     if not shown or view is None:
         return
@@ -30,7 +30,7 @@ def offer(title: str) -> None:
             _draw(title, view, shown)
 
 
-def _draw(title: str, view: View, shown: list[view_page.Shown]) -> None:
+def _draw(title: str, view: View, shown: list[view_page.Shown | view_page.Later]) -> None:
     """Draw the choice of a figure, its buttons and its Python."""
     place = st.selectbox(
         "Figure",

@@ -1,15 +1,19 @@
-"""Rows of gates that Gates and Compare draw: a run's mean gate by layer × head, its streams beside each other."""
+"""The gates that Gates and Compare draw: what each run's are, and the mean gate of every stream as a linked figure."""
 
 from __future__ import annotations
 
+from functools import partial
+
+import altair as alt
 import pandas as pd
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.linked import linked_gates
 from sd35h5.figures import gate_charts
 from sd35h5.metrics import gate_statistics
+from sd35h5.reports.view_page import Later
 
-MOST = 4  # runs below each other
 MEANS = ["step", "timestep", "sigma", "mean"]  # of a curve without a band
 
 
@@ -32,8 +36,8 @@ def _heads(view, run: cached_reads.Run, samples: tuple[int, ...], query: str) ->
     return found[found["layer"].isin(view.layers) & found["head"].isin(view.heads)].reset_index(drop=True)
 
 
-def _row(view, run: cached_reads.Run, samples: tuple[int, ...], top: float) -> None:
-    """Draw one run: what its gates are, and a heatmap of each stream."""
+def _told(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
+    """Say what a run's gates are, and how many heads of each stream are dead and open."""
     gate, caution = panels.told_gates(cached_reads.store(run).attributes)
     st.markdown(f"**{panels.plain(run.name)}** · {panels.plain(gate)}")
     if intervention := panels.told_intervention(cached_reads.store(run).attributes):
@@ -41,25 +45,8 @@ def _row(view, run: cached_reads.Run, samples: tuple[int, ...], top: float) -> N
     if caution:
         st.warning(f"{caution[:1].upper()}{caution[1:]}.", icon=":material/warning:")
     streams = gate_statistics.gated_streams(cached_reads.store(run))
-    for column, query in zip(st.columns(max(2, len(streams))), streams, strict=False):
-        with column:
-            found = _heads(view, run, samples, query)
-            st.caption(f"{query} queries · {_counted(found)}")
-            if found["mean"].notna().any():
-                figure = gate_charts.gate_heatmap(
-                    found,
-                    largest=top,
-                    chosen=view.cell,
-                    select="cell",
-                    brush="brush",
-                    height=panels.tall(view, 320),
-                )
-                title = f"{run.name}: mean gate, {query} queries"
-                code = recipes.gate_heads(view, run, samples, query)
-                if panels.chooses_joint_heads():
-                    panels.clickable(figure, f"gates-{run.name}-{query}", title, found, code)
-                else:
-                    panels.chart(figure, title, found, code)
+    told = {query: _counted(_heads(view, run, samples, query)) for query in streams}
+    st.caption("; ".join(f"{query} queries · {count}" for query, count in told.items()))
 
 
 def _counted(found: pd.DataFrame) -> str:
@@ -71,14 +58,32 @@ def _counted(found: pd.DataFrame) -> str:
     return text + (f", {count['not applied']} without (grey)" if "not applied" in count else "")
 
 
-def draw(view, gated: dict[cached_reads.Run, tuple[int, ...]]) -> None:
-    """Draw a row a run, run -> its samples, on one scale, and say what the signs mean."""
-    top = max(largest(run) for run in gated)
+def draw(view, gated: dict[cached_reads.Run, tuple[int, ...]], name: str) -> None:
+    """Draw the gates of these runs as one linked figure, run -> its samples, and say what the signs mean.
+
+    Args: name: the figure's, one on its page.
+    """
     for run, samples in gated.items():
         with cached_reads.sentence(run):
-            _row(view, run, samples, top)
+            _told(view, run, samples)
+    streams = [one for run, samples in gated.items() for one in linked_gates.streams(view, run, samples)]
+    top = max(largest(run) for run in gated)
+    for place, group in enumerate(linked_gates.of_equal_shape(streams)):
+        linked_gates.draw(view, group, top, name if place == 0 else f"{name}-{place}")
+    for one in streams:
+        _keep(view, one, top)
     st.caption(
-        f"dead: at least {gate_statistics.DEAD:.0%} of the gates below 0.1; "
-        f"always open: at most {gate_statistics.OPEN:.0%} below 0.5; "
-        "one scale for all runs and streams; click a cell to filter the charts of all pages"
+        f"✕ dead: at least {gate_statistics.DEAD:.0%} of the gates below 0.1; "
+        f"○ always open: at most {gate_statistics.OPEN:.0%} below 0.5; one scale for all runs and streams"
     )
+
+
+def _keep(view, one: linked_gates.Stream, top: float) -> None:
+    """Keep a stream's heatmap for the exports of the view: it is made when it is asked for."""
+
+    def heatmap(table: pd.DataFrame) -> alt.Chart | alt.LayerChart:
+        return gate_charts.gate_heatmap(table, largest=top, chosen=view.cell)
+
+    title = f"{one.run.name}: mean gate, {one.query} queries"
+    code = recipes.gate_heads(view, one.run, one.samples, one.query)
+    panels.keep(Later(title, partial(_heads, view, one.run, one.samples, one.query), heatmap, code))

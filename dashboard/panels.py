@@ -21,7 +21,7 @@ from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports import view_address
-from sd35h5.reports.view_page import Shown
+from sd35h5.reports.view_page import Later, Shown
 from sd35h5.store.showable import all_showable, showable
 
 PROMPT_ROOM = 160  # letters
@@ -166,7 +166,12 @@ def points(
     )  # fmt: skip
 
 
-def keep(shown: Shown) -> None:
+def told_cell(cell: tuple[int, int]) -> str:
+    """Return which cell was pinned, in words."""
+    return f"layer {cell[0]}, head {cell[1]}"
+
+
+def keep(shown: Shown | Later) -> None:
     """Keep a figure of this view for its exports; `current` begins a view anew."""
     st.session_state["shown"].append(shown)
 

@@ -11,7 +11,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from websockets.sync.client import connect
 
-WIDGETS = ("slider", "selectbox", "button_group", "vega_lite_chart")
+WIDGETS = ("slider", "selectbox", "button_group", "vega_lite_chart", "bidi_component")
 
 
 class Session:
@@ -63,9 +63,15 @@ class Session:
         value = self._widgets[label].options[place].content
         return self._change(label, string_array_value={"data": [value]})
 
-    def click(self, chart: str, **cell: int) -> float:
-        """Click a cell of a chart. Returns: as `rerun`."""
-        return self._change(chart, string_value=json.dumps({"selection": {"cell": [cell]}}))
+    def pin(self, figure: str, layer: int, head: int) -> float:
+        """Pin a cell of a linked figure, as its component tells it once. Returns: as `rerun`."""
+        name = f"$$STREAMLIT_INTERNAL_KEY_{self._widgets[figure].id}__events"
+        event = {"event": "rested", "value": {"pinned": [layer, head], "x": "step"}}
+        self._states[name] = WidgetState(id=name, json_trigger_value=json.dumps([event]))
+        try:
+            return self.rerun()
+        finally:
+            del self._states[name]
 
     def _change(self, label: str, **value: Any) -> float:
         name = self._widgets[label].id

@@ -49,7 +49,7 @@ TAKE = """async () => {
 }"""
 PAGES = ("Tokens", "Maps", "Gates", "Compare", "Evidence", "Files", "Overview")
 CELLS = ((5, 3), (20, 11))  # layer, head: clicked in turn
-CELL = "[data-testid=stVegaLiteChart] path[aria-roledescription]"
+MAP = "canvas[data-plot=map][data-area]"  # the linked figure's first heatmap, once it has its size
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def first_chart(browser, address: str) -> tuple[object, float]:
     page.add_init_script(WATCH)
     begin = time.perf_counter()
     page.goto(f"{address}/sinks", wait_until="commit")
-    page.locator(CELL).first.wait_for(state="attached")
+    page.locator(MAP).first.wait_for(state="attached")
     seconds = time.perf_counter() - begin
     settle(page)
     return page, seconds
@@ -119,8 +119,8 @@ def seen(page) -> Seen:
         message = ForwardMsg()
         message.ParseFromString(base64.b64decode(data))
         element = message.delta.new_element
-        if element.WhichOneof("type") == "vega_lite_chart":
-            found.charts.append(element.vega_lite_chart.ByteSize())
+        if element.WhichOneof("type") in ("vega_lite_chart", "bidi_component"):
+            found.charts.append(getattr(element, element.WhichOneof("type")).ByteSize())
     return found
 
 
@@ -148,8 +148,17 @@ def changes(page) -> Iterator[str]:
         metric.press("Enter")
         yield f"metric {key}"
     for layer, head in CELLS:
-        page.locator(f'{CELL}[aria-label^="layer: {layer}; head: {head};"]').first.click()
+        page.mouse.click(*cell_place(page.locator(MAP).first, layer, head))
         yield f"cell {layer}, {head}"
+
+
+def cell_place(canvas, layer: int, head: int) -> tuple[float, float]:
+    """Return the middle of a cell of a heatmap on the page, by what its canvas says of itself."""
+    left, top, width, height = map(float, canvas.get_attribute("data-area").split())
+    first, last, up, down = map(int, canvas.get_attribute("data-window").split())
+    box = canvas.bounding_box()
+    across, below = (layer - first + 0.5) / (last - first + 1), (head - up + 0.5) / (down - up + 1)
+    return box["x"] + left + across * width, box["y"] + top + below * height
 
 
 def peak_mb(process: int) -> float:

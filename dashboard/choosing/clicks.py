@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import streamlit as st
 
@@ -29,6 +30,25 @@ def remember_cell(key: str) -> None:
         return
     cells = selection.get("cell") or []
     st.session_state["cell"] = (int(cells[0]["layer"]), int(cells[0]["head"])) if cells else None
+
+
+def remember_linked(told: Mapping[str, object], layers: list[int], heads: list[int]) -> None:
+    """Keep what was pinned and brushed in a linked figure for all pages, and its x axis.
+
+    Args: told: a selection as linked_view.js tells it, by true indices; layers, heads: the true index of each position.
+    """
+    pinned = told.get("pinned")
+    st.session_state["cell"] = (layers.index(pinned[0]), heads.index(pinned[1])) if pinned else None
+    for name, known in (("layers", layers), ("heads", heads), ("steps", None)):
+        ends = told.get(name)
+        if ends is None:
+            _choose_all(name)
+            continue
+        inside = range(ends[0], ends[1] + 1)
+        _choose_between(
+            name, list(inside) if known is None else [known.index(one) for one in inside if one in known]
+        )
+    st.session_state["x"] = told.get("x") or "step"
 
 
 def remember_steps(key: str, x: str, places: dict[int, float]) -> None:
@@ -102,10 +122,18 @@ def _begin_charts_anew() -> None:
     st.session_state["cell_charts"] = st.session_state.get("cell_charts", 0) + 1
 
 
+def _choose_all(name: str) -> None:
+    """Set the sidebar's range of that name to hold everything."""
+    _choose_between(name, [0, _size(name) - 1])
+
+
+def _size(name: str) -> int:
+    view = st.session_state["view"]
+    return cached_reads.store(view.run).sizes[view.head_axis if name == "heads" else name.removesuffix("s")]
+
+
 def _choose_between(name: str, places: list[int]) -> None:
     """Set the sidebar's range of that name, whatever its size, to hold these positions."""
-    view = st.session_state["view"]
-    axis = view.head_axis if name == "heads" else name.removesuffix("s")
-    size = cached_reads.store(view.run).sizes[axis]
-    if size > 1:
+    size = _size(name)
+    if size > 1 and places:
         st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))

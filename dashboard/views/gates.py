@@ -1,30 +1,38 @@
 """Gates: mean gate by layer × head and stream, dead and open heads, the gate at the sink and what passes it."""
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, gate_panels, panels, recipes
 from dashboard.choosing import address
+from dashboard.linked import linked_gates
 from sd35h5 import metrics
 from sd35h5.figures import curves, gate_charts, scales
 from sd35h5.metrics import gate_statistics
+from sd35h5.reports.view_page import Later
 
 
-def streams(view, run: cached_reads.Run, samples: tuple[int, ...], prompts: list[str]) -> None:
-    """Draw the mean gate of each stream over steps, of the clicked cell or all chosen heads."""
-    frames = []
-    for query in gate_statistics.gated_streams(cached_reads.store(run)):
-        values = view.at_cell(cached_metrics.mean_gate(run, view.branch, query, samples))
-        if np.isfinite(values.values).any():
-            frames.append(metrics.over_steps(values, prompts).assign(series=f"{query} queries"))
-    if not frames:
-        st.caption("This head has no gate.")
-        return
-    table, x = pd.concat(frames), panels.choose_x()
-    figure = curves.step_curve(table, "mean gate (0 closed … open)", x=x, height=330, brush="brush")
-    code = recipes.gate_curves(view, run, samples, list(dict.fromkeys(table["series"])))
-    panels.curve(figure, "gate-curve", f"{run.name}: gate over the denoising steps", table, code, x)
+def keep_streams(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
+    """Keep the curves of the run's streams for the exports of the view: the linked figure shows them."""
+    x = st.session_state["x"]
+    there = [one.query for one in linked_gates.streams(view, run, samples)]
+    prompts = cached_reads.prompt_ids(run, samples)
+
+    def read() -> pd.DataFrame:
+        found = {query: cached_metrics.mean_gate(run, view.branch, query, samples) for query in there}
+        frames = [
+            metrics.over_steps(view.at_cell(values), prompts).assign(series=f"{query} queries")
+            for query, values in found.items()
+        ]
+        return pd.concat(frames)
+
+    def curve(table: pd.DataFrame) -> alt.LayerChart:
+        return curves.step_curve(table, "mean gate (0 closed … open)", x=x)
+
+    code = recipes.gate_curves(view, run, samples, [f"{query} queries" for query in there])
+    panels.keep(Later(f"{run.name}: gate over the denoising steps", read, curve, code))
 
 
 def at_groups(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
@@ -43,7 +51,7 @@ def at_groups(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     colors = [scales.GROUP_COLORS[name] for name in there]
     table = pd.concat(frames)
     figure = curves.step_curve(
-        table.assign(low=np.nan, high=np.nan), "mean gate at the group", x=st.session_state["x"] or "step",
+        table.assign(low=np.nan, high=np.nan), "mean gate at the group", x=st.session_state["x"],
         height=370, colors=colors,
     )  # fmt: skip
     code = recipes.group_gates(view, run, samples, [str(name) for name in there])
@@ -80,27 +88,24 @@ def detail(view, gated: dict[cached_reads.Run, tuple[int, ...]]) -> None:
     ]  # fmt: skip
     address.write("of", run.name, next(iter(names)))
     samples = gated[run]
-    prompts = cached_reads.prompt_ids(run, samples)
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
-    left, right = st.columns(2)
-    with left, cached_reads.sentence(run):
-        st.markdown(f"**Each stream over the denoising steps**{where}")
-        streams(view, run, samples, prompts)
+    keep_streams(view, run, samples)
     if "gates/mean" not in cached_reads.store(
         run
     ):  # groups and heaviest keys are those of the joint attention
         return
-    with right, cached_reads.sentence(run):
+    left, right = st.columns(2)
+    with left, cached_reads.sentence(run):
         st.markdown(f"**At each token group over the denoising steps**{where}")
         at_groups(view, run, samples)
-    with st.columns(2)[0], cached_reads.sentence(run):
+    with right, cached_reads.sentence(run):
         st.markdown(f"**What passes the gate, by kind of key**{where}")
         passed(view, run, samples)
 
 
 def show(view) -> None:
     """Lay out the page: gated runs below each other, those without in a sentence, one in detail."""
-    runs = (view.run, *view.others)[: gate_panels.MOST]
+    runs = (view.run, *view.others)
     gated, without = {}, []
     for run in runs:
         samples = gate_panels.partners(view, run)
@@ -117,7 +122,7 @@ def show(view) -> None:
         )
     if not gated:
         return
-    gate_panels.draw(view, gated)
+    gate_panels.draw(view, gated, "gates")
     detail(view, gated)
 
 

@@ -3,17 +3,22 @@ choice and the clicked cell."""
 
 from functools import partial
 
+import altair as alt
 import pandas as pd
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, panels, recipes
 from dashboard.choosing import address
+from dashboard.linked import linked_bands, linked_component
 from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, sink_charts, token_charts
+from sd35h5.figures.linked_view import linked_figure
+from sd35h5.figures.linked_view.linked_figure import Panel
 from sd35h5.metrics import sink_rates
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports import view_address
-from sd35h5.reports.view_page import Shown
+from sd35h5.reports.view_page import Later, Shown
+from sd35h5.store.showable import showable
 
 KINDS = {
     "padding averaged": metrics.with_pads_averaged,
@@ -24,70 +29,64 @@ PATCHES = 300  # pixels of width of the map of patches
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
 
-def heatmap(view, values) -> None:
-    """Draw the heatmap; a click on a cell filters the other charts."""
-    frame = metrics.by_layer_head(view.within(values))
-    st.markdown(
-        "**Layer × head** · click a cell, or drag over layers, heads or steps in any chart, to filter all"
-    )
-    panels.clickable(
-        heatmaps.layer_head_heatmap(
-            frame,
-            view.label,
-            chosen=view.cell,
-            select="cell",
-            brush="brush",
-            width=340,
-            height=panels.tall(view, 430),
-        ),
-        "heat",
-        "Layer × head",
-        frame,
-        recipes.heatmap(view),
-    )
-
-
-def curve(view, values) -> None:
-    """Draw the metric over steps: all chosen layers and heads, and the clicked cell beside them."""
-    x = panels.choose_x()
+def linked(view) -> None:
+    """Draw the metric itself: heatmap, curve over steps, profile over layers and histogram as one figure."""
+    asked = (view.run, view.metric, view.target, view.branch, view.samples)
+    cube = cached_metrics.mean_metric(*asked)
     prompts = cached_reads.prompt_ids(view.run, view.samples)
-    everything = metrics.over_steps(view.within(values), prompts).assign(series="mean of layers and heads")
-    frames = [everything]
-    if view.cell is not None:
-        cell = metrics.over_steps(view.at_cell(values), prompts)
-        frames.insert(0, cell.assign(series=f"layer {view.cell[0]}, head {view.cell[1]}"))
-    figure = curves.step_curve(
-        pd.concat(frames), view.label, x=x, height=panels.tall(view, 430) - 40, brush="brush",
-        uniform=uniform_value(view),
-    )  # fmt: skip
-    table = frames[0].drop(columns="series")
-    panels.curve(figure, "curve", "Over the denoising steps", table, recipes.curve(view), x)
-    if len(set(prompts)) > 1:
-        st.caption(
+    several = len(set(prompts)) > 1
+    name, uniform = showable(view.run.name), cached_metrics.uniform_value(*asked)
+    notes = {"histogram": "dashed: uniform attention, every key alike"} if uniform is not None else {}
+    if several:
+        notes["curve"] = (
             f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"
         )
+    lines = None
+    if not linked_bands.are_balanced(prompts):
+        lines = linked_bands.by_prompt(cached_metrics.metric(*asked), prompts)
+    panel = Panel(name, cube, lines, uniform=uniform)
+    with linked_component.place():
+        title = panels.METRIC_TITLES[view.metric]
+        chosen = linked_component.draw(view, "sinks", [panel], view.label, title=title, notes=notes)
+        keep_figures(view, asked, prompts, uniform)
+        view.within(cube)  # refused where no chosen step was captured
+        if several:
+            found = linked_bands.bands(view, cached_metrics.metric(*asked), prompts)
+            linked_component.add("sinks", chosen, {name: linked_figure.extras(found)})
 
 
-def uniform_value(view) -> float | None:
-    """Return what the metric would be if every query attended to all keys alike."""
-    return cached_metrics.uniform_value(view.run, view.metric, view.target, view.branch, view.samples)
+def keep_figures(view, asked: tuple, prompts: list[str], uniform: float | None) -> None:
+    """Keep the four plots for the exports of the view: they are made when they are asked for."""
+    x = st.session_state["x"]
 
+    def cells() -> pd.DataFrame:
+        return metrics.by_layer_head(view.within(cached_metrics.metric(*asked)))
 
-def profile(view, values) -> None:
-    """Draw the mean of each layer, of the clicked head or all chosen ones."""
-    one = view.within(values) if view.cell is None else view.within(values).sel(head=[view.cell[1]])
-    prompts = cached_reads.prompt_ids(view.run, view.samples)
-    table = metrics.over_layers(one, prompts)
-    figure = curves.layer_profile(table, view.label, uniform=uniform_value(view), brush="brush", height=340)
-    panels.brushed(figure, "profile", "Over the layers", table, recipes.profile(view), "layer")
+    def over_steps() -> pd.DataFrame:
+        return metrics.over_steps(view.at_cell(cached_metrics.metric(*asked)), prompts)
 
+    def over_layers() -> pd.DataFrame:
+        values = view.within(cached_metrics.metric(*asked))
+        return metrics.over_layers(values if view.cell is None else values.sel(head=[view.cell[1]]), prompts)
 
-def histogram(view, values) -> None:
-    """Draw how many heads have which mean."""
-    table = metrics.head_counts(metrics.by_layer_head(view.within(values)))
-    figure = curves.head_histogram(table, view.label, uniform=uniform_value(view), height=340)
-    panels.chart(figure, "How many heads have which mean", table, recipes.histogram(view))
-    st.caption("dashed: uniform attention, every key alike")
+    def heatmap(table: pd.DataFrame) -> alt.Chart:
+        return heatmaps.layer_head_heatmap(table, view.label, chosen=view.cell)
+
+    def curve(table: pd.DataFrame) -> alt.LayerChart:
+        series = "mean of layers and heads" if view.cell is None else panels.told_cell(view.cell)
+        return curves.step_curve(table.assign(series=series), view.label, x=x, uniform=uniform)
+
+    def profile(table: pd.DataFrame) -> alt.LayerChart:
+        return curves.layer_profile(table, view.label, uniform=uniform)
+
+    def histogram(table: pd.DataFrame) -> alt.LayerChart:
+        return curves.head_histogram(table, view.label, uniform=uniform)
+
+    panels.keep(Later("Layer × head", cells, heatmap, recipes.heatmap(view)))
+    panels.keep(Later("Over the denoising steps", over_steps, curve, recipes.curve(view)))
+    panels.keep(Later("Over the layers", over_layers, profile, recipes.profile(view)))
+    counts = "How many heads have which mean"
+    panels.keep(Later(counts, lambda: metrics.head_counts(cells()), histogram, recipes.histogram(view)))
 
 
 def tokens(view) -> None:
@@ -194,32 +193,13 @@ def absent(view) -> None:
                 st.markdown(panels.plain(f"{titles[:1].upper()}{titles[1:]}: {remedy}."))
 
 
-def over_steps_and_layers(view, where: str) -> None:
-    """Draw the metric itself, four ways."""
-    values = cached_metrics.metric(view.run, view.metric, view.target, view.branch, view.samples)
-    view.within(values)  # refused where no chosen step was captured
-    left, right = st.columns(2)
-    with left:
-        heatmap(view, values)
-    with right:
-        st.markdown(f"**Over the denoising steps**{where}")
-        curve(view, values)
-    left, right = st.columns(2)
-    with left:
-        st.markdown(f"**Over the layers**{'' if view.cell is None else f' · head {view.cell[1]}'}")
-        profile(view, values)
-    with right:
-        st.markdown("**How many heads have which mean**")
-        histogram(view, values)
-
-
 def show(view) -> None:
     """Lay out the page."""
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
     st.caption(panels.plain(panels.about(view)))
     with cached_reads.sentence(view.run):
-        over_steps_and_layers(view, where)
+        linked(view)
     prompt, view = panels.plain(panels.told_prompt(view.run, view.sample)), view.of_joint
     where = "" if view.cell is None else where
     head = "" if view.cell is None else f" · head {view.cell[1]}"

@@ -66,13 +66,12 @@ def layer_profile(
     label: str,
     *,
     uniform: float | None = None,
-    brush: str | None = None,
     height: int = 300,
     width: int | None = None,
 ) -> alt.LayerChart:
     """Draw the mean of each layer with its band across prompts; a dashed line marks uniform attention.
 
-    Args: frame: columns layer, mean, low, high; brush: name of an interval selection of layers, none when None.
+    Args: frame: columns layer, mean, low, high.
     """
     base = alt.Chart(frame).encode(
         x=alt.X(
@@ -85,7 +84,6 @@ def layer_profile(
     if frame[["low", "high"]].notna().all(axis=1).any():
         band = base.mark_area(opacity=0.18, color=scales.RUN_COLORS[0])
         layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2=alt.Y2("high:Q")))
-    layers[0] = scales.brushed(layers[0], brush)
     if uniform is not None:
         layers.append(scales.uniform_line(uniform))
     return scales.layered(layers, width, height, "")

@@ -16,8 +16,6 @@ def gate_heatmap(
     *,
     largest: float = 1.0,
     chosen: tuple[int, int] | None = None,
-    select: str | None = None,
-    brush: str | None = None,
     width: int = 340,
     height: int = 300,
 ) -> alt.Chart | alt.LayerChart:
@@ -26,11 +24,11 @@ def gate_heatmap(
     Args:
         frame: of `metrics.gate_heads`.
         largest: 1 for σ, 2 for 2σ: so that panels of one run, and runs, are compared on one scale.
-        chosen, select, brush: as in `heatmaps.layer_head_heatmap`.
+        chosen: as in `heatmaps.layer_head_heatmap`.
     """
     cells = heatmaps.layer_head_heatmap(
         frame.assign(value=frame["mean"]), f"mean gate (0 closed … {largest:g} open)", domain=(0.0, largest),
-        chosen=chosen, select=select, brush=brush, width=width, height=height,
+        chosen=chosen, width=width, height=height,
     )  # fmt: skip
     marked = frame[frame["state"].isin(SIGNS)]
     if marked.empty:

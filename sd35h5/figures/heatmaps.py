@@ -43,8 +43,6 @@ def difference_heatmap(
     title: str = "",
     limit: float | None = None,
     chosen: tuple[int, int] | None = None,
-    select: str | None = None,
-    brush: str | None = None,
     width: int = 420,
     height: int = 360,
 ) -> alt.Chart | alt.LayerChart:
@@ -56,7 +54,7 @@ def difference_heatmap(
     """
     limit = limit or scales.symmetric(frame["value"])
     scale = alt.Scale(range=list(scales.DIVERGING), domain=[-limit, limit], domainMid=0, clamp=True)
-    cells = _cells(frame, label, scale, title, chosen, select, brush, width, height)
+    cells = _cells(frame, label, scale, title, chosen, None, None, width, height)
     if "marked" not in frame or not frame["marked"].any():
         return cells
     dots = alt.Chart(frame.loc[frame["marked"], ["layer", "head"]]).mark_circle(

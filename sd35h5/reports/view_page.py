@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -31,12 +31,32 @@ class Shown:
     code: str
 
 
-def svg(shown: Shown) -> str:
+@dataclass(frozen=True)
+class Later:
+    """A figure of a view as `Shown`, whose numbers are read and whose chart is made once they are asked for."""
+
+    name: str
+    read: Callable[[], pd.DataFrame]
+    chart: Callable[[pd.DataFrame], alt.TopLevelMixin]
+    code: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The numbers behind the figure."""
+        return self.read()
+
+    @property
+    def figure(self) -> alt.TopLevelMixin:
+        """The chart."""
+        return self.chart(self.read())
+
+
+def svg(shown: Shown | Later) -> str:
     """Return the chart as SVG on white."""
     return printing.svg(sized(shown.figure))
 
 
-def png(shown: Shown) -> bytes:
+def png(shown: Shown | Later) -> bytes:
     """Return the figure as PNG: a picture as it is, a chart on white at twice its size."""
     return shown.figure if isinstance(shown.figure, bytes) else printing.png(sized(shown.figure))
 
@@ -46,7 +66,7 @@ def sized(figure: alt.TopLevelMixin) -> alt.TopLevelMixin:
     return figure if isinstance(getattr(figure, "width", None), int) else figure.properties(width=WIDTH)
 
 
-def page(title: str, about: str, shown: Sequence[Shown]) -> str:
+def page(title: str, about: str, shown: Sequence[Shown | Later]) -> str:
     """Return the view as HTML: everything that comes from files is escaped."""
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(about)}</p>"]
     for one in shown:
@@ -56,7 +76,7 @@ def page(title: str, about: str, shown: Sequence[Shown]) -> str:
     return document(title, [*parts, f"<p>sd35h5 {__version__}</p>"])
 
 
-def _figure(shown: Shown) -> str:
+def _figure(shown: Shown | Later) -> str:
     if shown.figure is None:
         return f'<div class="scroll">{shown.table.head(100).to_html(index=False, border=0)}</div>'
     if isinstance(shown.figure, bytes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from making.pages import text_of
+from making.pages import linked_of, text_of
 from making.stores import make_store
 
 from dashboard.choosing import address
@@ -38,7 +38,7 @@ def test_a_url_restores_every_choice_and_is_written_back(app, folder):
     assert (view.samples, view.sample, view.branch) == ((0, 2), 2, "uncond")
     assert (view.target, view.metric) == (metrics.Target("group", "t5_pad"), "text_mass_fraction")
     assert (view.layers, view.heads, view.steps, view.cell) == ((1, 2), (1,), (0, 1, 2), (2, 1))
-    assert test.segmented_control(key="x").value == "sigma"
+    assert test.session_state["x"] == "sigma" == linked_of(test)[0].chosen["x"]
     written = query_of(test)
     assert written == {name: value if isinstance(value, list) else [value] for name, value in url.items()}
     again = app(folder, page="sinks", url=written)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from making.linked_pages import along, drag, place_of, told, values_told
 from making.stores import make_store
 
-from sd35h5 import open_store
+from sd35h5 import metrics, open_store
 from sd35h5.reports import analyze
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
@@ -97,14 +98,20 @@ def shoot(page, name: str) -> None:
     page.screenshot(path=ARTIFACTS / f"{name}-{page.scheme}.png")
 
 
-def drawn_cells(page) -> dict[tuple[int, int], float]:
-    """Return the heatmap as the browser tells it to a screen reader: (layer, head) -> value."""
-    labels = page.locator("[data-testid=stVegaLiteChart]").first.locator("path[aria-roledescription]")
+def told_cells(page, canvas, places) -> dict[tuple[int, int], list[float]]:
+    """Return what the figure tells of cells that the pointer goes over: (layer, head) -> a value a panel."""
     found = {}
-    for label in labels.evaluate_all("marks => marks.map(mark => mark.getAttribute('aria-label'))"):
-        layer, head, value = re.fullmatch(r"layer: (\d+); head: (\d+); value: ([\d.e-]+)", label).groups()
-        found[int(layer), int(head)] = float(value)
+    for layer, head in places:
+        page.mouse.move(*place_of(canvas, layer, head))
+        line = told(page)
+        assert line.startswith(f"layer {layer}, head {head} · "), line
+        found[layer, head] = values_told(line)
     return found
+
+
+def maps(page):
+    """Return the heatmaps of the page's linked figures."""
+    return page.locator("canvas[data-plot=map][data-area]")
 
 
 def hovered_map(page, across: int, down: int) -> float:
@@ -135,7 +142,8 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
     shoot(page, "overview")
 
     page.get_by_role("link", name="Sinks").click()
-    page.locator(CELLS).nth(39).wait_for()
+    maps(page).first.wait_for()
+    page.get_by_text("Which key is the sink?").wait_for()
     page.wait_for_timeout(1500)
     analyze.analyze(folder / "demo-baseline.h5", tmp_path)
     table = (
@@ -143,13 +151,14 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
         .groupby(["layer", "head"])["first_token_mean"]
         .mean()
     )
-    cells = drawn_cells(page)
-    assert set(cells) == set(table.index)
-    assert all(cells[place] == pytest.approx(table[place], rel=2e-3) for place in cells)
+    cells = told_cells(page, maps(page).first, table.index)
+    assert all(cells[place] == [pytest.approx(table[place], rel=1e-3)] for place in cells)
 
-    page.locator('path[aria-label^="layer: 5; head: 3"]').first.click()
-    page.get_by_text("· layer 5, head 3").first.wait_for()
+    page.mouse.click(*place_of(maps(page).first, 5, 3))
     page.get_by_role("button", name="layer 5, head 3").wait_for()
+    page.wait_for_function("location.search.includes('cell=5.3')")
+    page.mouse.move(3, 3)
+    page.locator(".lv-told").filter(has_text="layer 5, head 3").wait_for()
     page.wait_for_timeout(1200)
     shoot(page, "sinks")
 
@@ -162,9 +171,18 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
 
     page.get_by_role("link", name="Compare").click()
     page.get_by_text("mean of 3 pairs").wait_for()
-    page.locator(CELLS).nth(3 * 40 - 1).wait_for()
+    page.get_by_text("Images · “").wait_for()
     page.wait_for_timeout(1200)
+    assert [maps(page).nth(place).get_attribute("data-name") for place in range(3)] == [
+        "demo-baseline", "demo-headwise", "demo-headwise − demo-baseline",
+    ]  # fmt: skip
     shoot(page, "compare")
+    found = told_cells(page, maps(page).nth(2), [(1, 4), (5, 3), (7, 0)])
+    with open_store(folder / "demo-baseline.h5") as first, open_store(folder / "demo-headwise.h5") as second:
+        means = [metrics.first_token_mean(store).mean(["sample", "step"]) for store in (first, second)]
+    for (layer, head), values in found.items():
+        before, after = (float(mean[layer, head]) for mean in means)
+        assert values == pytest.approx([before, after, after - before], rel=1e-3)
 
     page.locator('path[aria-label*="seed: 2; prompt: two small dogs"]').first.click()
     page.wait_for_function("location.search.includes('sample=2')")
@@ -173,20 +191,6 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
     page.get_by_role("button", name="layer 5, head 3").click()
     page.get_by_role("button", name="layer 5, head 3").wait_for(state="detached")
     assert page.errors == []
-
-
-def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Press, move and release as a hand would."""
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
-    page.mouse.move(*end, steps=5)
-    page.mouse.up()
-
-
-def centre(page, selector: str) -> tuple[float, float]:
-    box = page.locator(selector).first.bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def drag_along(page, title: str, first: str, last: str) -> None:
@@ -203,7 +207,6 @@ def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page
     page.goto(f"{server}/sinks")
     page.locator(CELLS).nth(39).wait_for()
     for title, first, last, part in (
-        ("Over the layers", "layer: 1;", "layer: 6;", "layers=1-6"),
         ("Where the mass goes", "layer: 2;", "layer: 5;", "layers=2-5"),
         ("Which key is the sink?", "layer: 3;", "layer: 4;", "layers=3-4"),
     ):
@@ -214,21 +217,63 @@ def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page
     page.wait_for_timeout(2500)
     drag_along(page, "Which key is the sink?", "denoising step: 2;", "denoising step: 4;")
     page.wait_for_function("location.search.includes('steps=2-4')", timeout=20_000)
+    page.locator(".lv-told").filter(has_text="layers 3–4 · steps 2–4").wait_for()
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+def test_no_gesture_asks_the_server_until_the_hand_rests(page, server, folder):
+    sent = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append(frame)))
+    page.goto(f"{server}/sinks")
+    maps(page).first.wait_for()
+    page.get_by_text("Which key is the sink?").wait_for()
     page.wait_for_timeout(2500)
-    assert set(drawn_cells(page)) == {(layer, head) for layer in (3, 4) for head in range(5)}
-    shoot(page, "sinks-brushed")
+    canvas, curve, profile = (page.locator(f"canvas[data-plot={p}]") for p in ("map", "curve", "profile"))
+    before = len(sent)
+    told_cells(page, canvas, [(layer, head) for layer in range(8) for head in range(5)])
+    canvas.focus()
+    page.keyboard.press("Space")
+    page.locator(".lv-told").filter(has_text="step 3").wait_for()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(800)
+    assert len(sent) == before
+
+    page.keyboard.press("Escape")
+    drag(page, along(profile, 0.2), along(profile, 0.8))
+    drag(page, along(curve, 0.25), along(curve, 0.65))
+    page.wait_for_function("location.search.includes('layers=1-6') && location.search.includes('steps=2-5')")
+    page.get_by_role("button", name="All layers, heads, steps").wait_for()
+    page.get_by_text("layers 1–6 · heads 0–4 · steps 2–5").first.wait_for()
+    page.wait_for_timeout(1500)
+    [(_, [value])] = told_cells(page, canvas, [(4, 2)]).items()
+    with open_store(folder / "demo-baseline.h5") as store:
+        expected = float(metrics.first_token_mean(store)[:, 2:6, 4, 2].mean())
+    assert value == pytest.approx(expected, rel=1e-3)
+
+    page.get_by_role("button", name="sigma").click()
+    page.wait_for_function("location.search.includes('x=sigma')")
+    page.mouse.dblclick(*place_of(canvas, 3, 3))
+    page.wait_for_function("!location.search.includes('layers') && !location.search.includes('steps')")
+    page.get_by_role("button", name="All layers, heads, steps").wait_for(state="detached")
+
+    slider = page.locator("[data-testid=stSlider]").filter(has_text="Layers")
+    slider.locator("[role=slider], input").first.press("ArrowRight")
+    page.mouse.move(3, 3)  # what the sidebar chooses is chosen in the figure
+    page.locator(".lv-told").filter(has_text="layers 1–7").wait_for()
     assert page.errors == []
 
 
 def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(page, server, folder):
     page.goto(f"{server}/sinks")
-    page.locator(CELLS).nth(39).wait_for()
+    maps(page).first.wait_for()
     page.wait_for_timeout(1500)
-    corner, other = ('path[aria-label^="layer: 2; head: 1"]', 'path[aria-label^="layer: 4; head: 3"]')
-    drag(page, centre(page, corner), centre(page, other))
+    drag(page, place_of(maps(page).first, 2, 1), place_of(maps(page).first, 4, 3))
     page.get_by_role("button", name="All layers, heads, steps").wait_for()
+    page.get_by_text("layers 2–4 · heads 1–3").first.wait_for()
     page.wait_for_timeout(1500)
-    assert set(drawn_cells(page)) == {(layer, head) for layer in (2, 3, 4) for head in (1, 2, 3)}
+    shoot(page, "sinks-brushed")
     assert "layers=2-4" in page.url and "heads=1-3" in page.url
 
     page.get_by_role("link", name="Tokens").click()
@@ -263,7 +308,11 @@ def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(pa
 
     page.get_by_role("link", name="Gates").click()
     page.get_by_text("always open").first.wait_for()
-    page.locator(CELLS).nth(17).wait_for()
+    maps(page).nth(1).wait_for()
     page.wait_for_timeout(1500)
     shoot(page, "gates")
+    gates = told_cells(page, maps(page).first, [(3, 2)])
+    with open_store(folder / "demo-headwise.h5") as store:
+        streams = [metrics.gate_statistic(store, query=query) for query in ("image", "text")]
+    assert gates[3, 2] == pytest.approx([float(each[:, :, 3, 2].mean()) for each in streams], rel=1e-3)
     assert page.errors == []

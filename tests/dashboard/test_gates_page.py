@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from making.pages import frames_of, open_page, text_of
+from making.pages import frames_of, linked_of, open_page, text_of
 from making.stores import make_store
 
 from sd35h5 import open_store
@@ -31,8 +31,7 @@ def app(monkeypatch):
 
 
 def heatmaps_of(test) -> list[np.ndarray]:
-    cells = [frame for frame in frames_of(test) if {"layer", "head", "value"} <= set(frame.columns)]
-    return [frame.sort_values(["layer", "head"])["value"].to_numpy() for frame in cells]
+    return [figure.cells(name).to_numpy() for figure in linked_of(test) for name in figure.panels]
 
 
 def test_heatmaps_hold_the_mean_gate_of_each_stream_within_the_chosen_steps(app, folder):
@@ -87,6 +86,8 @@ def test_dead_and_open_heads_are_marked_and_counted(tmp_path, app, folder):
             file[f"gates/{name}"][:, :, 0, :, 2, 1] = opened
     test = app(path)
     assert "image queries · 6 heads: 1 dead (✕), 1 always open (○)" in text_of(test)
+    marks = linked_of(test)[0].extras["run · image queries"]["marks"]
+    assert {(one["layer"], one["head"]): one["means"] for one in marks} == {(1, 0): "dead", (2, 1): "open"}
     with open_store(path) as store:
         spec = gate_charts.gate_heatmap(gate_statistics.gate_heads(store)).to_dict()
     signs = spec["datasets"][spec["layer"][1]["data"]["name"]]
@@ -97,7 +98,9 @@ def test_untrained_gates_are_warned_of_and_ungated_runs_get_one_sentence(app, fo
     path = make_store(tmp_path / "run.h5", gates=True, gate_weights="untrained", gate_activation="2sigmoid")
     assert "Untrained gates: all weights are zero" in text_of(app(path))
     alone = app(folder / "demo-baseline.h5")
-    assert "Choose a gated run" in text_of(alone) and not alone.get("vega_lite_chart")
+    assert (
+        "Choose a gated run" in text_of(alone) and not alone.get("vega_lite_chart") and not linked_of(alone)
+    )
 
 
 def test_compare_shows_the_gates_too(app, folder):

@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 def shows_something(test) -> bool:
     """Whether the page holds a chart, a picture, a table or a sentence that says why not."""
-    kinds = ("vega_lite_chart", "image", "imgs", "dataframe", "arrow_data_frame")
+    kinds = ("vega_lite_chart", "bidi_component", "image", "imgs", "dataframe", "arrow_data_frame")
     return any(len(test.get(kind)) for kind in kinds) or bool(test.info) or "Without gates" in text_of(test)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from making.pages import frame_with, frames_of, open_page, text_of
+from making.pages import linked_of, open_page, shown_table, text_of
 from making.stores import make_store
 
 from sd35h5 import metrics, open_store
@@ -44,18 +44,12 @@ def test_the_heads_of_the_sidebar_are_those_of_the_metric(app, folder):
     with open_store(folder / "demo-baseline.h5") as store:
         expected = by_heads(metrics.computed(store, "attn2_entropy"))
         tokens = metrics.token_mass(store, 0)
-    heat = frame_with(test, "layer", "head", "value").sort_values(["layer", "head"])
-    np.testing.assert_allclose(
-        heat["value"].astype(float), expected[:, 3:].ravel(), rtol=1e-5, equal_nan=True
-    )
-    shown = next(one for one in test.session_state["shown"] if one.name == "Heaviest text tokens").table
+    np.testing.assert_allclose(linked_of(test)[0].cells(), expected[:, 3:].ravel(), rtol=1e-5, equal_nan=True)
+    shown = shown_table(test, "Heaviest text tokens")
     np.testing.assert_allclose(
         shown["mass"], tokens["mass"], rtol=1e-5
     )  # of both heads of the joint attention
-    assert (
-        "Heaviest text tokens** · layer" not in said
-        and "Over the denoising steps** · layer 1, head 4" in said
-    )
+    assert "Heaviest text tokens** · layer" not in said and linked_of(test)[0].chosen["pinned"] == [1, 4]
     joint = app(folder, page="sinks", url={**CHOSEN, "metric": "top_1", "heads": "1"})
     assert joint.slider(key=f"heads-{HEADS}").value == (1, 1) and "attn2" not in text_of(joint).split("\n")[0]
 
@@ -85,10 +79,9 @@ def test_gates_keep_the_heads_of_the_model(app, folder):
     test = app(folder / "demo-baseline.h5", page="gates", url=CHOSEN)
     with open_store(folder / "demo-baseline.h5") as store:
         expected = by_heads(gate_statistics.gate_statistic(store, "mean"))
-    assert any(
-        {"layer", "head", "value"} <= set(frame) and np.allclose(frame["value"], expected.ravel(), rtol=1e-5)
-        for frame in frames_of(test)
-    )
+    figure = linked_of(test)[0]
+    np.testing.assert_allclose(figure.cells("demo-baseline · image queries"), expected.ravel(), rtol=1e-5)
+    assert figure.chosen["pinned"] is None and not figure.facts["tells"]  # the sidebar's heads are others
 
 
 def test_runs_whose_attn2_has_other_heads_are_not_subtracted(app, folder, tmp_path):

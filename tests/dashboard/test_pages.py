@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from making.pages import frame_with, frames_of, text_of
+from making.pages import frame_with, frames_of, linked_of, shown_table, text_of
 from making.stores import make_store
 from streamlit.testing.v1 import AppTest
 
@@ -28,9 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS, HEADS, STEPS = 3, 2, 4
 
 
-def heatmap_of(test: AppTest) -> pd.DataFrame:
-    frame = next(frame for frame in frames_of(test) if {"layer", "head", "value"} <= set(frame.columns))
-    return frame.set_index(["layer", "head"])["value"].sort_index()
+def heatmap_of(test: AppTest) -> pd.Series:
+    """What the linked figure draws, which is also what its heatmap's export holds."""
+    cells = linked_of(test)[0].cells()
+    exported = shown_table(test, "Layer × head").set_index(["layer", "head"])["value"].sort_index()
+    pd.testing.assert_series_equal(cells, exported, rtol=1e-6, check_index_type=False)
+    return cells
 
 
 def expected_heatmap(path: Path, steps: slice = slice(None)) -> pd.Series:
@@ -51,12 +54,10 @@ def test_overview_shows_every_run_and_the_paired_images(app, folder):
 def test_heatmap_equals_the_metrics(app, folder):
     test = app(folder, page="sinks")
     found = heatmap_of(test)
-    pd.testing.assert_series_equal(
-        found, expected_heatmap(folder / "demo-baseline.h5"), check_index_type=False
-    )
-    assert (
-        len(test.get("vega_lite_chart")) == 8
-    )  # no map of patches: the start token is every head's heaviest
+    expected = expected_heatmap(folder / "demo-baseline.h5")
+    pd.testing.assert_series_equal(found, expected, rtol=1e-6, check_index_type=False)
+    # no map of patches: the start token is every head's heaviest
+    assert len(test.get("vega_lite_chart")) == 4 and len(linked_of(test)) == 1
 
 
 def test_the_sink_curve_and_the_kinds_of_keys_equal_the_library(app, folder):
@@ -81,11 +82,13 @@ def test_the_layer_profile_and_the_histogram_equal_a_plain_count(app, folder):
     test = app(folder, page="sinks", url={"steps": "1-2"})
     with open_store(folder / "demo-baseline.h5") as store:
         mass = metrics.first_token_mean(store).isel(step=[1, 2]).values
-    profile = next(f for f in frames_of(test) if {"layer", "mean", "low", "high"} <= set(f.columns))
+    profile = shown_table(test, "Over the layers")
     by_prompt = mass.mean((1, 3))
     np.testing.assert_allclose(profile["mean"], by_prompt.mean(0))
-    np.testing.assert_allclose(profile["low"], np.quantile(by_prompt, 0.1, axis=0))
-    counts = next(f for f in frames_of(test) if "heads" in f.columns)
+    low, high = linked_of(test)[0].extras["demo-baseline"]["bands"]["chosen"]["profile"]
+    np.testing.assert_allclose(low, np.quantile(by_prompt, 0.1, axis=0))
+    np.testing.assert_allclose(high, np.quantile(by_prompt, 0.9, axis=0))
+    counts = shown_table(test, "How many heads have which mean")
     cells = mass.mean((0, 1)).ravel()
     assert counts["heads"].sum() == LAYERS * HEADS
     for row in counts.itertuples():
@@ -112,7 +115,7 @@ def test_cells_that_survive_correction_are_marked_on_compare(app, tmp_path):
         )
     test = app(tmp_path, page="compare")
     assert "survives correction for all 6 cells" in text_of(test)
-    dots = [frame for frame in frames_of(test) if list(frame.columns) == ["layer", "head"]]
+    dots = linked_of(test)[0].extras["gated − base"]["marks"]
     with open_store(tmp_path / "base.h5") as first, open_store(tmp_path / "gated.h5") as second:
         change = compare.difference(*(metrics.first_token_mean(store) for store in (first, second)))
         ids = list(first.samples["prompt_id"])
@@ -124,7 +127,9 @@ def test_cells_that_survive_correction_are_marked_on_compare(app, tmp_path):
     assert f"gated: {expected['mean_difference']:+.3g} [{expected['low']:+.3g}" in text_of(test).replace(
         "\\", ""
     )
-    assert [len(frame) for frame in dots] == [LAYERS * HEADS]
+    assert {(dot["layer"], dot["head"]) for dot in dots} == {
+        (a, b) for a in range(LAYERS) for b in range(HEADS)
+    }
 
 
 def test_too_few_prompts_mark_nothing_and_say_why(app, folder):
@@ -138,7 +143,7 @@ def test_sidebar_filters_the_heatmap(app, folder):
     found = heatmap_of(test)
     assert set(found.index.get_level_values("layer")) == {1, 2}
     expected = expected_heatmap(folder / "demo-baseline.h5", slice(1, 3))
-    np.testing.assert_allclose(found, expected.loc[found.index], rtol=1e-12)
+    np.testing.assert_allclose(found, expected.loc[found.index], rtol=1e-6)
 
 
 def test_a_clicked_cell_filters_the_other_charts(app, folder):
@@ -148,9 +153,10 @@ def test_a_clicked_cell_filters_the_other_charts(app, folder):
         tokens = metrics.with_pads_averaged(metrics.token_mass(store, 0, layers=[2], heads=[1]))
         tokens = tokens.sort_values("mass", ascending=False)
     frames = frames_of(test)
-    curve = next(frame for frame in frames if "series" in frame.columns)
-    cell = curve[curve["series"] == "layer 2, head 1"]
-    np.testing.assert_allclose(cell["mean"], values, rtol=1e-12)
+    np.testing.assert_allclose(shown_table(test, "Over the denoising steps")["mean"], values, rtol=1e-12)
+    figure = linked_of(test)[0]
+    assert figure.chosen["pinned"] == [2, 1] and figure.chosen["layers"] is None
+    np.testing.assert_allclose(figure.panels["demo-baseline"].sel(layer=2, head=1), values, rtol=1e-6)
     bars = next(frame for frame in frames if "token" in frame.columns)
     np.testing.assert_allclose(bars["mass"], tokens["mass"].head(len(bars)), rtol=1e-12)
 
@@ -214,9 +220,14 @@ def test_compare_difference_is_other_minus_reference(app, folder):
             .sort_index()
         )
         said = compare.sentence(*sides, pairing, "attention mass")
-    cells = [frame for frame in frames_of(test) if {"layer", "head", "value"} <= set(frame.columns)]
-    found = cells[2].set_index(["layer", "head"])["value"].sort_index()
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    figure = linked_of(test)[0]
+    assert list(figure.panels) == ["demo-baseline", "demo-headwise", "demo-headwise − demo-baseline"]
+    np.testing.assert_allclose(figure.cells("demo-headwise − demo-baseline"), expected, rtol=1e-6)
+    for side, name in zip(sides, ("demo-baseline", "demo-headwise"), strict=True):
+        cells = metrics.by_layer_head(side).set_index(["layer", "head"])["value"].sort_index()
+        np.testing.assert_allclose(figure.cells(name), cells, rtol=1e-6)
+    assert len({one["scale"] for one in figure.facts["panels"][:2]}) == 1
+    assert figure.facts["scales"]["differences"]["symmetric"]
     assert said in text_of(test).replace("\\", "")
 
 
@@ -330,7 +341,9 @@ def test_a_rewritten_file_is_read_anew(app, tmp_path):
     make_store(path, layers=LAYERS, heads=HEADS, steps=STEPS, seed=2)
     test.run()
     assert not test.exception
-    pd.testing.assert_series_equal(heatmap_of(test), expected_heatmap(path), check_index_type=False)
+    pd.testing.assert_series_equal(
+        heatmap_of(test), expected_heatmap(path), rtol=1e-6, check_index_type=False
+    )
     assert not np.allclose(before, heatmap_of(test))
 
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from making.linked_pages import along, drag, made_cube, place_of, told, write_page
+from making.linked_pages import along, drag, made_cube, number, place_of, told, values_told, write_page
 
 from sd35h5 import metrics
 from sd35h5.figures.linked_view import linked_figure
@@ -47,17 +47,6 @@ def opened(browser, tmp_path):
     for page in pages:
         assert page.errors == []
         page.close()
-
-
-def number(text: str) -> float:
-    return float(text.replace("−", "-"))
-
-
-def values_told(line: str) -> list[float]:
-    """Return the numbers of a told line that are values: neither places nor multiples of uniform."""
-    line = re.sub(r"(layer|head|step)s? [\d–]+", "", line)
-    line = re.sub(r"[\d.e-]+ × uniform", "", line)
-    return [number(one) for one in re.findall(r"−?\d[\d.]*(?:e-?\d+)?", line)]
 
 
 def maps(page):

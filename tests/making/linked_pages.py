@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,15 @@ def told(page) -> str:
     """Return the line that the figure tells, once it has painted."""
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return page.locator(".lv-told").first.inner_text()
+
+
+def number(text: str) -> float:
+    """Return the number that the figure tells so."""
+    return float(text.replace("−", "-"))
+
+
+def values_told(line: str) -> list[float]:
+    """Return the numbers of a told line that are values: neither places nor multiples of uniform."""
+    line = re.sub(r"(layer|head|step)s? [\d–]+", "", line)
+    line = re.sub(r"[\d.e-]+ × uniform", "", line)
+    return [number(one) for one in re.findall(r"(?<= )−?\d[\d.]*(?:e-?\d+)?(?= |$)", line)]

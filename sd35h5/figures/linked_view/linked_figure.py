@@ -21,6 +21,8 @@ MODULES = (
 )  # fmt: skip
 DIMS = ("step", "layer", "head")
 MARKS = ("layer", "head", "sign", "means")
+#: "chosen" or "pinned" -> "curve" or "profile" -> low, high
+Bands = Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Panel:
     dash: tuple[int, ...] = ()
     uniform: float | None = None
     marks: pd.DataFrame | None = None
-    bands: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = field(default_factory=dict)
+    bands: Bands = field(default_factory=dict)
 
 
 def value_scale(label: str, domain: tuple[float, float] | None = None) -> dict[str, object]:
@@ -93,6 +95,17 @@ def payload(
         "notes": dict(notes or {}),
     }
     return facts, b"".join(one.tobytes() for one in numbers)
+
+
+def extras(bands: Bands | None = None, marks: pd.DataFrame | None = None) -> dict[str, object]:
+    """Return a panel's bands and marks as its facts hold them: both follow from what is chosen, and may come later."""
+    return {
+        "marks": [] if marks is None else marks[list(MARKS)].to_dict("records"),
+        "bands": {
+            whose: {name: [_finite(side) for side in ends] for name, ends in each.items()}
+            for whose, each in (bands or {}).items()
+        },
+    }
 
 
 def packed(facts: Mapping[str, object], numbers: bytes) -> bytes:
@@ -143,11 +156,7 @@ def _panel(panel: Panel, numbers: list[np.ndarray]) -> dict[str, object]:
         "color": panel.color,
         "dash": list(panel.dash),
         "uniform": panel.uniform,
-        "marks": [] if panel.marks is None else panel.marks[list(MARKS)].to_dict("records"),
-        "bands": {
-            whose: {name: [_finite(side) for side in ends] for name, ends in each.items()}
-            for whose, each in panel.bands.items()
-        },
+        **extras(panel.bands, panel.marks),
     }
     if panel.lines is not None:
         facts["lines_at"] = _put(cube(panel.lines), numbers)
