@@ -41,7 +41,10 @@ def test_the_synthetic_store_is_sound_and_its_masses_are_shares(benchmark, tmp_p
 def test_the_table_tells_percentiles_of_changes_and_largest_sizes(benchmark):
     found = {
         "start_s": [1.0], "cold_s": [3.0, 5.0], "warm_s": [2.0], "payload_bytes": [10_000, 250_000],
-        "answers": [["steps", 100.0]] * 99 + [["cell", 900.0]],
+        "answers": [
+            *[["branch uncond", 100.0], ["metric 1", 700.0], *[["steps", 100.0]] * 48],
+            *[["branch uncond", 100.0], ["metric 1", 100.0], *[["steps", 100.0]] * 47, ["cell", 900.0]],
+        ],
         "changes": [["steps", 300.0]] * 99 + [["cell", 0.0]],
         "pages": [["Maps", 2, 250_000]],
         "server_mb": [400.0, 450.0], "readers_mb": [200.0],
@@ -49,8 +52,9 @@ def test_the_table_tells_percentiles_of_changes_and_largest_sizes(benchmark):
     told = benchmark.summary(found)
     assert told["cold_s"] == 4.0 and told["payload_kb"] == 250 and told["server_mb"] == 450
     assert told["server_p95_ms"] == 100 and told["server_most_ms"] == 900
+    assert told["first_seen_ms"] == 700  # of both servers, each time for the first time
     assert told["pixels_p95_ms"] == 300  # a change that redraws nothing has no pixels to wait for
-    facts = benchmark.machine(("numpy",), 3) | {"samples": 2, "runs": 2, "bytes": 10**8}
+    facts = benchmark.machine(("numpy",), 3) | {"samples": 2, "runs": 2, "tokens": 333, "bytes": 10**8}
     text = benchmark.table(told, found, facts)
     assert "| largest chart of any page, bytes sent | **250 kB** | ≤ 300 kB |" in text
 

@@ -62,14 +62,22 @@ def serving(served: Served) -> Iterator[Served]:
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
+            if self.path == "/count":  # how many answers, and bytes, so far
+                told = f"{len(served.requests)} {served.bytes}".encode()
+                self._head(200, len(told), {"Content-Type": "text/plain"})
+                self.wfile.write(told)
+                return
             served.asked.append(self.path)
             page = served.pages.get(self.path.partition("?")[0])
             time.sleep(0 if page else served.seconds)
             path = page or served.path
             size = path.stat().st_size
-            if served.status and not page:
-                self._head(served.status, 0, {})
+            is_file = self.path.partition("?")[0] == f"/{served.path.name}"
+            if not page and (served.status or not is_file):
+                self._head(served.status or 404, 0, {})
                 return
+            if not body:
+                served.requests.append((0, 0))
             asked = RANGE.fullmatch(self.headers.get("Range", "")) if served.ranges else None
             start, stop = (int(asked[1]), int(asked[2] or size - 1) + 1) if asked else (0, size)
             stop = min(stop, size)
