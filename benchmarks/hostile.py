@@ -80,7 +80,11 @@ def mutated(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 def shown(paths: list[Path]) -> dict[str, str]:
     """What other programs show of files, by name; where one ends them, or all take too long, each is asked alone."""
-    line = [sys.executable, str(ROOT / "benchmarks" / "parts" / "strangers" / "others_show.py"), *map(str, paths)]
+    line = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "parts" / "strangers" / "others_show.py"),
+        *map(str, paths),
+    ]
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=CHECK_SECONDS)
         output = done.stdout

@@ -140,7 +140,7 @@ def table(rows: list[Row], facts: dict[str, object]) -> str:
         "",
         f"{facts['samples']} samples of 38 layers × 38 heads × 28 steps, {facts['bytes'] / 1e9:.2f} GB; a server on "
         f"this machine, {WAIT_SECONDS * 1e3:.0f} ms a request. Verifying is in the requests of the first row, the "
-        "start of checker and readers is not in its seconds; h5wasm's seconds are of the whole visit, its blocks of 1 MiB.",
+        "start of checker and readers is not in its seconds; h5wasm's seconds are of the whole visit.",
         f"{facts['cpu']}, {facts['cores']} cores; {facts['system']}, "
         f"{', '.join(f'{name} {number}' for name, number in facts['versions'].items())}. {facts['date']}.",
         "Made by `python benchmarks/remote.py`.",
