@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -22,6 +23,19 @@ CLIP = 77
 WORDS = "a red apple left of a small cat on a wooden chair in the morning sun".split()
 
 
+class _Some(SampleWriter):
+    """A writer that leaves out variables whose names begin so."""
+
+    def __init__(self, parts: Path, index: int, header: Header, without: tuple[str, ...]) -> None:
+        super().__init__(parts, index, header)
+        self._without = without
+
+    def put(self, name: str, values: object, **at: object) -> None:
+        """Write values of a variable, unless it is left out."""
+        if not name.startswith(self._without):
+            super().put(name, values, **at)
+
+
 def make_run(
     path: Path,
     samples: int,
@@ -29,10 +43,13 @@ def make_run(
     gates: bool,
     sizes: dict[str, int] | None = None,
     different: int | None = None,
+    without: Sequence[str] = (),
 ) -> Path:
     """Write a run of random but possible numbers with the writer of a capture, and pack it.
 
-    Args: different: so many samples have numbers of their own, the others repeat theirs, under names of their own.
+    Args:
+        different: so many samples have numbers of their own, the others repeat theirs, under names of their own.
+        without: how the names of variables begin that are left out, as in a capture without their tiers.
     """
     sizes = sizes or SIZES
     scales = {name: np.arange(size) for name, size in sizes.items()}
@@ -50,7 +67,8 @@ def make_run(
     parts = begin_run(path, config, samples)
     different = min(different or samples, samples)
     for index in range(different):
-        write_sample(SampleWriter(parts, index, header), index, np.random.default_rng([seed, index]), gates)
+        writer = _Some(parts, index, header, tuple(without))
+        write_sample(writer, index, np.random.default_rng([seed, index]), gates)
         print(f"{path.name}: sample {index + 1} of {samples}", file=sys.stderr)
     for index in range(different, samples):
         (parts / part_name(index)).hardlink_to(parts / part_name(index % different))

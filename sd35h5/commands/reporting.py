@@ -27,6 +27,7 @@ def add(commands: Subparsers) -> None:
         one, "--format", default="csv", choices=("csv", "parquet"),
         help="of the table: parquet for pandas and DuckDB, a fraction of the bytes",
     )  # fmt: skip
+    _scheduler(one)
 
     one = command(
         commands,
@@ -54,6 +55,7 @@ def add(commands: Subparsers) -> None:
     )  # fmt: skip
     option(one, "--resamples", type=int, default=9999, help="how often prompts are drawn, and signs flipped")
     option(one, "--seed", type=int, default=0, help="of the resampling: the same seed gives the same report")
+    _scheduler(one)
 
     one = command(
         commands, export, "run.h5 --out_dir out --maps",
@@ -71,6 +73,14 @@ def add(commands: Subparsers) -> None:
     )  # fmt: skip
 
 
+def _scheduler(one: argparse.ArgumentParser) -> None:
+    option(
+        one, "--scheduler", default="", metavar="ADDRESS",
+        help="measure with the workers of a running dask.distributed scheduler: its address, tcp://host:8786, or its "
+        "scheduler file; only give one that you trust. They must see the files under the same path. Without it: here",
+    )  # fmt: skip
+
+
 def analyze(args: argparse.Namespace) -> int:
     """Write the first-token metrics as CSV, and heatmap, step curve and group masses as PNG."""
     from sd35h5.reports.analyze import analyze
@@ -84,6 +94,7 @@ def analyze(args: argparse.Namespace) -> int:
             args.branch,
             args.per_prompt,
             args.format,
+            args.scheduler,
         )
     )
 
@@ -98,7 +109,7 @@ def compare(args: argparse.Namespace) -> int:
     question = Question(
         args.metric, target, args.branch, tuple(args.allow_mismatch), args.resamples, args.seed
     )
-    return print_paths(compare_runs(args.path, args.out_dir, question))
+    return print_paths(compare_runs(args.path, args.out_dir, question, args.scheduler))
 
 
 def export(args: argparse.Namespace) -> int:

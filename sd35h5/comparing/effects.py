@@ -72,7 +72,7 @@ def overall_effect(
     Caveat: heads that rise and heads that fall cancel: look at the cells too.
     Returns: prompts, mean_difference, effect, low, high, p, q.
     """
-    means = difference.mean([dim for dim in difference.dims if dim != "sample"], skipna=True).values
+    means = finite_mean(difference, [dim for dim in difference.dims if dim != "sample"]).values
     units = prompt_means(means[:, None], prompts).to_numpy()
     return effects(units, resamples, level, seed).iloc[0]
 

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.comparing import effects, paired_samples
+from sd35h5.comparing.pair_parts import Sides
 from sd35h5.metrics import per_sample
 
 if TYPE_CHECKING:
@@ -26,15 +27,15 @@ def points(
     stores: Mapping[str, Store],
     reference: str,
     pairings: Mapping[str, paired_samples.Pairing],
-    asked: Mapping[str, tuple[xr.DataArray, xr.DataArray]],
+    asked: Mapping[str, Sides],
 ) -> pd.DataFrame:
     """Return a row a (run, score, paired sample): columns POINTS, x the asked metric, y the score."""
     parts = []
     for name, sides in asked.items():
         runs = ((reference, "reference_sample"), (name, "other_sample"))
-        for (run, column), values in zip(runs, sides, strict=True):
+        for (run, column), values in zip(runs, sides[:2], strict=True):
             samples = pairings[name].pairs[column].to_numpy()
-            x = values.mean(["step", "layer", "head"], skipna=True).values
+            x = values.whole.values
             for score in (one for one in stores[run].variables if one.startswith(per_sample.SCORES)):
                 y = per_sample.sample_values(stores[run], score, samples=samples)
                 table = per_sample.points(stores[run].samples, samples, x, y)

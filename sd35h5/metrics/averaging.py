@@ -40,7 +40,13 @@ def places(chosen: Sequence[int]) -> slice | list[int]:
 
 
 def finite_mean(values: xr.DataArray, dims: Sequence[str]) -> xr.DataArray:
-    """Return the float64 mean of what is no NaN; several times as fast where there is none, as the plain mean tells."""
+    """Return the float64 mean of what is no NaN; several times as fast where there is none, as the plain mean tells.
+
+    Args: dims: those that the values lack are means already.
+    """
+    dims = [dim for dim in dims if dim in values.dims]
+    if not dims:
+        return values.astype(np.float64)
     plain = values.mean(dims, skipna=False, dtype=np.float64)
     return values.mean(dims, skipna=True, dtype=np.float64) if np.isnan(plain.values).any() else plain
 

@@ -14,15 +14,15 @@ AT_ONCE = 8  # samples
 THREADS = 3  # reader processes answer at the same time
 
 
-def few_at_a_time(samples: Sequence[int]) -> Iterator[list[int]]:
+def few_at_a_time(samples: Sequence[int], count: int = AT_ONCE) -> Iterator[list[int]]:
     """Cut samples into lists of a few.
 
     Raises: StoreError where there are none.
     """
     if not len(samples):
         raise StoreError("no sample was chosen: choose one at least")
-    for first in range(0, len(samples), AT_ONCE):
-        yield [int(sample) for sample in samples[first : first + AT_ONCE]]
+    for first in range(0, len(samples), count):
+        yield [int(sample) for sample in samples[first : first + count]]
 
 
 def weighted_mean(

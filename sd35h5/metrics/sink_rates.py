@@ -129,17 +129,38 @@ def curve_of_exceeded(
     band: tuple[float, float] = (0.1, 0.9),
 ) -> pd.DataFrame:
     """Return the table of `sink_curve` from what `exceeded` returns for the same thresholds, or a part of it."""
-    at, rows = np.asarray(epsilons, float), counts.transpose("sample", ...).values
-    found = np.stack([np.bincount(row.ravel(), minlength=len(at) + 2)[: len(at) + 1] for row in rows])
+    at = np.asarray(epsilons, float)
+    return curve_of_rates(exceeded_rates(counts, at), prompts, uniform, at, band)
+
+
+def exceeded_rates(counts: xr.DataArray, epsilons: np.ndarray = EPSILONS) -> np.ndarray:
+    """Return the share of each sample's masses that exceed each of the thresholds of `exceeded`.
+
+    Returns: float64 (sample, epsilon); NaN for a sample of which nothing was measured.
+    """
+    rows = counts.transpose("sample", ...).values
+    found = np.stack(
+        [np.bincount(row.ravel(), minlength=len(epsilons) + 2)[: len(epsilons) + 1] for row in rows]
+    )
     there = found.sum(axis=1)
     over = there[:, None] - found.cumsum(axis=1)[:, :-1]
-    rates = over / np.where(there > 0, there, np.nan)[:, None]
+    return over / np.where(there > 0, there, np.nan)[:, None]
+
+
+def curve_of_rates(
+    rates: np.ndarray,
+    prompts: Sequence[str],
+    uniform: float | None = None,
+    epsilons: np.ndarray = EPSILONS,
+    band: tuple[float, float] = (0.1, 0.9),
+) -> pd.DataFrame:
+    """Return the table of `sink_curve` from the rates of its samples, (sample, epsilon)."""
     means = prompt_means(rates, prompts)
     several = len(means) > 1
     return pd.DataFrame(
         {
-            "epsilon": at,
-            "times_uniform": at / uniform if uniform else np.nan,
+            "epsilon": epsilons,
+            "times_uniform": epsilons / uniform if uniform else np.nan,
             "mean": means.mean(axis=0).to_numpy(),
             "low": means.quantile(band[0]).to_numpy() if several else np.nan,
             "high": means.quantile(band[1]).to_numpy() if several else np.nan,

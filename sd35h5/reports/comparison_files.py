@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from sd35h5.comparing import effects
-from sd35h5.comparing.picture_distance import image_differences
 from sd35h5.figures import curves, heatmaps, pair_charts, scales, sink_charts
 from sd35h5.figures.scatter_chart import scatter
 from sd35h5.metrics import sink_rates
@@ -42,13 +41,7 @@ def tables(found: Comparison) -> dict[str, pd.DataFrame]:
         "sink_rates": found.rates,
         "samples": found.samples,
         "key_kinds": found.kinds,
-        "images": pd.concat(
-            [
-                image_differences(found.stores[found.reference], found.stores[name], one).assign(run=name)
-                for name, one in found.pairings.items()
-            ],
-            ignore_index=True,
-        ),
+        "images": found.pictures,
         "pairs": pd.concat(pairs, ignore_index=True),
         "unpaired": pd.concat(alone, ignore_index=True),
         **({"scores": found.scores, "score_points": found.points} if len(found.scores) else {}),

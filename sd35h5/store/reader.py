@@ -12,6 +12,7 @@ import numpy as np
 from sd35h5.errors import StoreError
 from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of, numpy_dtype
+from sd35h5.store.places.read_once import ReadOnce
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.showable import seen
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+    from sd35h5.store.data_tree import Chunks
     from sd35h5.store.processes.guarded_files import GuardedFiles
     from sd35h5.store.sample_files import Parts
 
@@ -31,7 +33,7 @@ _TRUE_STEPS = ("step", "top_step", "map_step", "raw_step")
 class Store:
     """What a capture measured, by name and labelled dimension; values are read when they are asked for."""
 
-    def __init__(self, parts: Parts | GuardedFiles, max_read_bytes: int | None = None) -> None:
+    def __init__(self, parts: Parts | GuardedFiles | ReadOnce, max_read_bytes: int | None = None) -> None:
         self._parts = parts
         self._max_read_bytes = max_read_bytes
         self.path: Path = parts.path
@@ -78,6 +80,10 @@ class Store:
         names = [name for name in self.variables if variable(name).dims == ("sample",)]
         columns = {variable(name).short_name: self._values(name, {}) for name in names}
         return {"sample": np.arange(len(self)), **columns}
+
+    def reading_once(self) -> Store:
+        """The same store, which remembers all that it reads: for a few samples of which much is computed."""
+        return Store(ReadOnce(self._parts), self._max_read_bytes)
 
     def bytes_on_disk(self, name: str | None = None) -> int:
         """Bytes that a variable takes, compressed, or that the files take."""
@@ -156,11 +162,18 @@ class Store:
         """Coordinates of a variable as `read` attaches them: name -> (dimension, values)."""
         return self._coords(self._spec(name), {})
 
-    def dataset(self) -> xr.DataTree:
-        """The whole store as a lazy xarray DataTree: a node a group, values unmasked as in the file."""
+    def to_xarray(self, chunks: Chunks = None) -> xr.DataTree:
+        """The whole store as a lazy xarray DataTree: a node a group, values unmasked as in the file.
+
+        Args:
+            chunks: dask arrays in place of xarray's own lazy ones: "auto" in blocks of whole chunks of the file, up to
+                dask's `array.chunk-size`; or dimension -> positions a block, other dimensions whole. Workers of a
+                scheduler open the files themselves.
+        Raises: StoreError without dask, and for a dimension that the store lacks.
+        """
         from sd35h5.store.data_tree import data_tree
 
-        return data_tree(self)
+        return data_tree(self, chunks)
 
     def _read(self, spec: Variable, sel: Mapping[str, Any]) -> xr.DataArray:
         import xarray as xr

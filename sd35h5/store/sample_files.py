@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from itertools import islice, product
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import h5py
@@ -34,7 +35,9 @@ class Parts:
         self.path = path
         self.name = as_text(path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX))
         self._handles: dict[Path, h5py.File] = {}
+        self._lock = RLock()  # of who reads: dask does in several threads
         self._closed = False
+        self._uuids: dict[Path, str] = {}
         self._sources: list[tuple[int, Path, int]] = []  # index in the capture, file, position in it
         self.scales: dict[str, np.ndarray] = {}
         self.attributes: dict[str, str] = {}
@@ -54,6 +57,13 @@ class Parts:
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the same files itself."""
+        return {**self.__dict__, "_handles": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock())
 
     def close(self) -> None:
         self._closed = True
@@ -93,6 +103,10 @@ class Parts:
 
     def read_into(self, out: np.ndarray, spec: Variable, wanted: tuple[np.ndarray, ...]) -> None:
         """Fill `out` with the selected positions; what a file lacks keeps the fill that is there."""
+        with self._lock:
+            self._read_into(out, spec, wanted)
+
+    def _read_into(self, out: np.ndarray, spec: Variable, wanted: tuple[np.ndarray, ...]) -> None:
         if spec.name in schema.SUMMARIES:
             self._read_rows(out, spec, self._where[0][0], slice(None), wanted)
             return
@@ -122,6 +136,7 @@ class Parts:
     def _join(self, file: h5py.File, path: Path) -> None:
         scales = {name: file[name][:] for name in SCALES if name in file}
         own = scales.pop("sample")
+        self._uuids[path] = as_text(file.attrs.get("file_uuid", ""))
         if not self._sources:
             self.scales = scales
             self.attributes = {name: as_text(value) for name, value in file.attrs.items()}
@@ -160,7 +175,11 @@ class Parts:
         if path not in self._handles:
             if len(self._handles) >= 64:
                 self._handles.pop(next(iter(self._handles))).close()
-            self._handles[path] = opened(path)
+            handle = opened(path)
+            if as_text(handle.attrs.get("file_uuid", "")) != self._uuids[path]:
+                handle.close()
+                raise StoreError(f"{path.name} is another file than when it was opened: open it again")
+            self._handles[path] = handle
         return self._handles[path]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from dask import is_dask_collection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making.stores import PROMPTS, make_store
@@ -205,7 +208,7 @@ def test_reading_touches_only_what_is_selected(run, tmp_path):
 def test_the_dataset_is_lazy_and_equals_read(run, parts):
     for path in (run, parts):
         with open_store(path) as store:
-            tree = store.dataset()
+            tree = store.to_xarray()
             assert {group.strip("/") for group in tree.groups} >= {
                 "sinks",
                 "topk",
@@ -217,6 +220,58 @@ def test_the_dataset_is_lazy_and_equals_read(run, parts):
             eager = store.read("sinks/mass_group", sample=1, group="image", step=slice(1, 3))
             np.testing.assert_array_equal(lazy.values, eager.values)
             tree["sinks"].to_dataset().load()
+
+
+@pytest.mark.parametrize("kind", ["packed", "folder", "sealed", "running"])
+def test_dask_arrays_are_blocks_of_whole_chunks_of_the_file_and_equal_read(run, parts, tmp_path, kind):
+    path = {"packed": run, "folder": parts, "sealed": sorted(parts.glob("*.h5"))[1]}.get(kind)
+    path = path or make_store(tmp_path / "run.h5", packed=False, planned=5)
+    with open_store(path) as store:
+        tree = store.to_xarray(chunks="auto")
+        small = store.to_xarray(chunks={"sample": 1, "layer": 1})
+        for name in ("sinks/mass_image", "sinks/mass_group", "maps/image_to_text", "samples/prompt"):
+            array, stored = tree[name], store.chunks(name)
+            assert is_dask_collection(array.variable) and array.dims == schema.variable(name).dims
+            for cut, chunk in zip(array.data.chunks, stored or array.shape, strict=True):
+                assert all(size % chunk == 0 for size in cut[:-1])
+            np.testing.assert_array_equal(array.compute(), store.read(name))
+        assert (
+            set(small["sinks/mass_group"].data.chunks[0])
+            == {1}
+            == set(small["sinks/mass_group"].data.chunks[-2])
+        )
+        lazy = small["sinks/mass_group"].isel(sample=0, layer=[2, 0], step=slice(1, None, 2)).compute()
+        eager = store.read("sinks/mass_group", sample=0, layer=[2, 0], step=slice(1, None, 2))
+        np.testing.assert_array_equal(lazy, eager)
+        with pytest.raises(StoreError, match="chunks names steps: .* has "):
+            store.to_xarray(chunks={"steps": 1})
+
+
+def test_blocks_are_cut_at_chunks_of_the_file_where_a_variable_is_larger_than_a_block(run):
+    with open_store(run) as store, dask.config.set({"array.chunk-size": "1KiB"}):
+        array = store.to_xarray(chunks="auto")["sinks/mass_image"]
+        assert array.data.npartitions > 8
+        for cut, chunk in zip(array.data.chunks, store.chunks("sinks/mass_image"), strict=True):
+            assert all(size % chunk == 0 for size in cut[:-1])
+        np.testing.assert_array_equal(array.data.compute(scheduler="threads"), store.read("sinks/mass_image"))
+
+
+def test_dask_arrays_go_to_another_process_which_opens_the_same_samples_itself(run, parts, tmp_path):
+    copy = tmp_path / "run.h5.parts"
+    shutil.copytree(parts, copy)
+    for path in (run, copy):
+        with open_store(path) as store:
+            sent = pickle.dumps(store.to_xarray(chunks="auto")["sinks/entropy_text"].data)
+            expected = store.read("sinks/entropy_text").values
+        code = "import pickle, sys; print(repr(float(pickle.load(sys.stdin.buffer).sum().compute())))"
+        done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
+        assert float(done.stdout) == pytest.approx(float(expected.sum()))
+    here = shutil.copy(run, tmp_path / "one.h5")
+    with open_store(here) as store:
+        sent = pickle.dumps(store)
+    make_store(tmp_path / "two.h5").rename(here)
+    with pickle.loads(sent) as again, pytest.raises(StoreError, match="one.h5 is another file than when"):
+        again.read("sinks/entropy_text")
 
 
 def test_xarray_and_netcdf_conventions_give_names_and_coordinates(run):

@@ -197,7 +197,7 @@ def test_other_programs_read_them(run):
         assert score.dims == ("sample",) and score.attrs["units"] == "1"
         np.testing.assert_array_equal(score, np.array([-1e-3, np.nan, 0.25], np.float32))
     with open_store(run) as store:
-        np.testing.assert_array_equal(store.dataset()["scores/clip_score"], store.samples["clip_score"])
+        np.testing.assert_array_equal(store.to_xarray()["scores/clip_score"], store.samples["clip_score"])
         np.testing.assert_array_equal(store.read("scores/clip_score", sample=[2]), np.float32([0.25]))
 
 

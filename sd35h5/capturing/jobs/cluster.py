@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from sd35h5.capturing.progress import say
 from sd35h5.errors import CaptureError, ConfigError
 from sd35h5.planning.spread_options import Spread, chosen_gpus
+from sd35h5.spreading.elsewhere import client_of
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
@@ -51,23 +51,11 @@ def workers_of(spread: Spread) -> Iterator[Client]:
             with _cluster_here(spread) as cluster, Client(cluster) as client:
                 yield client
             return
-        with _client_of(spread.scheduler) as client:
+        with client_of(spread.scheduler, CaptureError) as client:
             if not client.scheduler_info(n_workers=-1)["workers"]:
                 say(f"waiting for the first worker of {spread.scheduler}")
             client.wait_for_workers(1)
             yield client
-
-
-def _client_of(address: str) -> Client:
-    from distributed import Client
-
-    try:
-        return Client(scheduler_file=address) if Path(address).is_file() else Client(address, timeout="20s")
-    except (OSError, ValueError) as error:
-        raise CaptureError(
-            f"--scheduler {address}: no scheduler answers there ({type(error).__name__}): is it running, and can this "
-            "host reach it?"
-        ) from error
 
 
 def _cluster_here(spread: Spread) -> SpecCluster:

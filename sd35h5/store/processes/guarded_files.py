@@ -51,6 +51,11 @@ class GuardedFiles:
     def __len__(self) -> int:
         return self._samples
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"{self.name} is read by processes of this one: to hand it to others, open it with sd35h5.open_store"
+        )
+
     def close(self) -> None:
         """End the readers that were started for these files alone; others close what they have not read for long."""
         if self._owned is not None:
