@@ -163,8 +163,17 @@ def cell_place(canvas, layer: int, head: int) -> tuple[float, float]:
 
 def peak_mb(process: int) -> float:
     """Largest resident memory of a process, in MB (10^6 bytes)."""
+    return _told_mb(process, "VmHWM")
+
+
+def held_mb(process: int) -> float:
+    """Resident memory of a process now, in MB."""
+    return _told_mb(process, "VmRSS")
+
+
+def _told_mb(process: int, what: str) -> float:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e6
 
 
 def children(process: int) -> list[int]:
