@@ -89,7 +89,7 @@ def analyze(
         raise StoreError(f"the table is written as csv or parquet, not as {format!r}")
     out = make_folder(out_dir)
     branches = ["cond", "uncond"] if branch == "both" else [branch]
-    with open_with_samples(path) as store, hands({"run": Path(path)}, {"run": store}, scheduler) as who:
+    with open_with_samples(path) as store, hands({"run": path}, {"run": store}, scheduler) as who:
         target = metrics.Target("token", first_token_index)
         cut = _pieces(store, branches, target, value_col, format)
         parts: list[Part] = []

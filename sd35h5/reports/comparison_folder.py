@@ -31,7 +31,7 @@ def compare_runs(
             f"{question.resamples} resamples give no interval: choose 100 at least, 9999 for a report"
         )
     with open_runs(paths) as stores:
-        with hands(dict(zip(stores, map(Path, paths), strict=True)), stores, scheduler) as who:
+        with hands(dict(zip(stores, paths, strict=True)), stores, scheduler) as who:
             found = measure(stores, question, who)
         out = make_folder(out_dir)
         written, pictures = comparison_files.write_tables(found, out), comparison_files.draw(found, out)

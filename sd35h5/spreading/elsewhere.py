@@ -17,6 +17,7 @@ from distributed.comm.core import CommClosedError
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.long_work import counted
 from sd35h5.spreading.in_order import AHEAD, in_order
+from sd35h5.store.places.addresses import is_address, name_of
 from sd35h5.store.processes.guarded_store import open_checked, own_readers
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ class There:
     """Workers of a scheduler, which open the files themselves: those must lie where all see them under one path."""
 
     def __init__(
-        self, client: Client, address: str, paths: Mapping[str, Path], stores: Mapping[str, Store]
+        self, client: Client, address: str, paths: Mapping[str, str | Path], stores: Mapping[str, Store]
     ) -> None:
         self._client, self._address = client, address
         self._plugin = f"sd35h5-files-{uuid4().hex[:8]}"
-        files = {name: (path.resolve(), _mark(stores[name])) for name, path in paths.items()}
+        files = {name: (_place(path), _mark(stores[name])) for name, path in paths.items()}
         try:
             client.wait_for_workers(1, timeout=_SECONDS)
         except TimeoutError as error:
@@ -91,7 +92,7 @@ class There:
 class _Files(WorkerPlugin):
     """What a worker opens of some runs, when it is first asked about them, and closes in the end."""
 
-    def __init__(self, files: Mapping[str, tuple[Path, tuple[str, ...]]]) -> None:
+    def __init__(self, files: Mapping[str, tuple[str | Path, tuple[str, ...]]]) -> None:
         self._files = dict(files)
 
     def setup(self, worker: Any) -> None:
@@ -113,21 +114,27 @@ class _Files(WorkerPlugin):
 
     def _opened(self, name: str) -> Store:
         path, mark = self._files[name]
+        file = name_of(path)
         self._readers = self._readers or own_readers()
         try:
             store = open_checked(path, self._readers)
         except Sd35h5Error as error:
             raise StoreError(
-                f"the worker {self._address} cannot open {path.name}: {error}; all workers must see it under the path "
+                f"the worker {self._address} cannot open {file}: {error}; all workers must see it under the path "
                 "that it has here"
             ) from error
         if _mark(store) != mark:
             raise StoreError(
-                f"the worker {self._address} sees another {path.name} than this host, or one with other samples: is "
+                f"the worker {self._address} sees another {file} than this host, or one with other samples: is "
                 "it a copy, or still being captured?"
             )
         self._stores[name] = store
         return store
+
+
+def _place(path: str | Path) -> str | Path:
+    """Where a worker finds what lies here: the same address, or the whole path."""
+    return path if is_address(path) else Path(path).resolve()
 
 
 def _mark(store: Store) -> tuple[str, ...]:

@@ -57,7 +57,9 @@ class Here:
 
 
 @contextmanager
-def hands(paths: Mapping[str, Path], stores: Mapping[str, Store], scheduler: str = "") -> Iterator[Hands]:
+def hands(
+    paths: Mapping[str, str | Path], stores: Mapping[str, Store], scheduler: str = ""
+) -> Iterator[Hands]:
     """Yield who works on these runs.
 
     Args:
