@@ -89,7 +89,14 @@ def test_dragging_over_steps_layers_or_cells_filters_the_other_plots(opened):
     ]
     assert "steps 1–4" in told(page)
 
-    drag(page, along(profile, 0.02), along(profile, 0.45))
+    page.wait_for_function("() => told.length === 1")
+    page.mouse.move(*along(profile, 0.02))
+    page.mouse.down()
+    page.mouse.move(*along(profile, 0.45), steps=5)
+    page.wait_for_timeout(200)  # four times as long as a hand rests: but this one still holds the button
+    assert page.evaluate("() => told.length") == 1
+    page.mouse.up()
+    page.wait_for_function("() => told.length === 2")
     page.mouse.move(*along(curve, 0.4))
     expected = float(values.sel(layer=slice(0, 2), step=2).mean())
     assert values_told(told(page).partition("mean")[2]) == [pytest.approx(expected, rel=6e-4)]

@@ -53,6 +53,7 @@ export function paintAxis(context, area, axis, side, theme) {
 }
 
 function logTicks(low, high) {
+  if (high < low * 3) return ticks(low, high, 4);
   const found = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
     for (const part of high / low > 300 ? [1] : high / low > 6 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8])

@@ -1,8 +1,8 @@
 /** Pointer and keys on the plots: where they are, what they mean. What is done about it is up to the `hand`.
 
 A plot is {kind: "map" | "curve" | "profile" | "histogram", canvas, area, placeAt(x, y, inside), walk(place, dx, dy)}. A
-place is {cell: [layer, head]}, {step}, {layer} or {bin}. The hand is {hover, click, brush, rest, clear, play, zoom, pin,
-extend}. */
+place is {cell: [layer, head]}, {step}, {layer} or {bin}. The hand is {hold, hover, click, brush, rest, clear, walk, enter,
+play, zoom}. */
 
 const FAR = 4; // pixels from which on a press is a drag
 
@@ -21,6 +21,7 @@ export function listen(plot, hand) {
     dragged = false;
     if (pressed.place) canvas.setPointerCapture(event.pointerId);
     else pressed = null;
+    hand.hold(Boolean(pressed));
   });
   on("pointermove", event => {
     if (pressed && Math.hypot(event.clientX - pressed.event.clientX, event.clientY - pressed.event.clientY) > FAR)
@@ -31,11 +32,17 @@ export function listen(plot, hand) {
   });
   on("pointerup", event => {
     if (!pressed) return;
+    hand.hold(false);
     if (dragged) hand.rest();
     else hand.click(plot, where(event, true));
     pressed = null;
   });
-  on("pointercancel", () => { pressed = null; });
+  on("pointercancel", () => {
+    if (!pressed) return;
+    pressed = null;
+    hand.hold(false);
+    hand.rest();
+  });
   on("pointerleave", () => { if (!pressed) hand.hover(plot, null); });
   on("dblclick", event => { event.preventDefault(); hand.clear(); });
   on("wheel", event => {

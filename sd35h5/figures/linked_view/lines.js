@@ -178,7 +178,8 @@ export function paintHistogram(plot, state) {
   for (const [cell, colour] of [[selection.pinned, null], [at && at.cell, theme.ink]])
     for (const {panel} of cell ? bars : []) {
       const value = cellsOf(panel, selection)[panel.at.layers.get(cell[0]) * panel.shape.heads + panel.at.heads.get(cell[1])];
-      paintRule(over, area, axes, {x: value, colour: colour || cellColour(panel, state), dash: [], width: 2});
+      const own = bars.length > 1 ? panel.color : colour || cellColour(panel, state);
+      paintRule(over, area, axes, {x: value, colour: own, dash: [], width: 2});
     }
   if (at && at.bin !== undefined) {
     over.strokeStyle = theme.ink;

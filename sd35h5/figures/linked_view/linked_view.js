@@ -57,7 +57,7 @@ const PACE = 170; // milliseconds a step while it plays
 export function linkedView(element, options) {
   const state = {at: null, host: {...NOTHING}, selection: {...NOTHING}, nothing: EMPTY, version: 0};
   const page = skeleton();
-  let plots = [], legends = [], ends = [], frame = 0, resting = 0, playing = 0, sent = [], toldHost = "", anchor = null;
+  let plots = [], legends = [], ends = [], frame = 0, resting = 0, playing = 0, sent = [], toldHost = "", anchor = null, held = false;
 
   function set(given) {
     const firstTime = !state.options;
@@ -202,7 +202,7 @@ export function linkedView(element, options) {
   function rest() {
     clearTimeout(resting);
     resting = setTimeout(() => {
-      if (playing) return;
+      if (playing || held) return; // a hand that plays, or that holds the button, does not rest
       const key = choiceKey(state.selection), before = sent.at(-1) ?? toldHost;
       if (key === before || !state.options.onChange) return;
       sent.push(key);
@@ -212,6 +212,7 @@ export function linkedView(element, options) {
 
   const hand = {
     rest,
+    hold(down) { held = down; },
     hover(plot, place) {
       if (JSON.stringify(place) === JSON.stringify(state.at) && state.over === (place ? plot : null)) return;
       state.at = place;
