@@ -55,7 +55,7 @@ def _counted(found: pd.DataFrame) -> str:
     if not len(found) or count.get("not applied", 0) == len(found):
         return "no gate on this stream here"
     text = f"{len(found)} heads: {count.get('dead', 0)} dead (✕), {count.get('open', 0)} always open (○)"
-    return text + (f", {count['not applied']} without (grey)" if "not applied" in count else "")
+    return text + (f", {count['not applied']} without (struck)" if "not applied" in count else "")
 
 
 def draw(view, gated: dict[cached_reads.Run, tuple[int, ...]], name: str) -> None:

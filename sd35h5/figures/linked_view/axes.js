@@ -145,10 +145,11 @@ export function paintOutside(context, area, axes, [first, last], theme) {
 }
 
 /** Paint bars between edges: filled, or as an outline where several share the plot. */
-export function paintBars(context, area, axes, {edges, counts, colour, filled, alpha}) {
+export function paintBars(context, area, axes, {edges, counts, colour, filled, alpha, dash = []}) {
   context.save();
   context.globalAlpha = alpha;
   Object.assign(context, {fillStyle: colour, strokeStyle: colour, lineWidth: filled ? 1 : 2});
+  if (!filled) context.setLineDash(dash);
   context.beginPath();
   if (!filled) context.moveTo(...point(area, axes, edges[0], 0));
   counts.forEach((count, bin) => {

@@ -171,8 +171,8 @@ export function paintHistogram(plot, state) {
   paintAxis(context, area, axes.x, "x", theme);
   const filled = bars.length === 1, part = Boolean(selection.layers || selection.heads);
   for (const {panel, counts, all} of bars) {
-    if (part) paintBars(context, area, axes, {edges, counts: all, colour: panel.color, filled, alpha: 0.25});
-    paintBars(context, area, axes, {edges, counts, colour: panel.color, filled, alpha: filled ? 0.9 : 1});
+    if (part) paintBars(context, area, axes, {edges, counts: all, colour: panel.color, dash: panel.dash, filled, alpha: 0.25});
+    paintBars(context, area, axes, {edges, counts, colour: panel.color, dash: panel.dash, filled, alpha: filled ? 0.9 : 1});
   }
   for (const value of uniforms(state)) paintRule(context, area, axes, {x: value, colour: theme.mark});
   for (const [cell, colour] of [[selection.pinned, null], [at && at.cell, theme.ink]])
