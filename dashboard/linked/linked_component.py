@@ -30,6 +30,12 @@ _said = st.components.v2.component(
 )
 
 
+def x_axis() -> str:
+    """Return the x axis of curves that is chosen in linked figures, or that the URL asks for."""
+    address.begin("x", view_address.X_AXIS, "step", address.one_of(X_AXES))
+    return st.session_state["x"]
+
+
 def place() -> DeltaGenerator:
     """Return a container for a figure and for what is said to it, which takes no room."""
     return st.container(gap=None)
@@ -52,7 +58,6 @@ def draw(
     Args: name: one of this page, the same on each run of its script; tells: whether what is chosen in it is chosen for
         all charts (its heads are the sidebar's); others as in `linked_figure.payload`.
     """
-    address.begin("x", view_address.X_AXIS, "step", address.one_of(X_AXES))
     facts, numbers = linked_figure.payload(
         panels, label, title=title, color_scales=color_scales, histogram=histogram, notes=notes
     )
@@ -65,7 +70,7 @@ def draw(
         on_rested_change=partial(_remember, key, layers, heads),
     )
     _said(key=f"{key}-said", data={"name": name, "said": {"selection": chosen}})
-    address.write(view_address.X_AXIS, st.session_state["x"], "step")
+    address.write(view_address.X_AXIS, x_axis(), "step")
     return chosen
 
 
@@ -90,7 +95,7 @@ def selection(view: View, layers: list[int], heads: list[int], tells: bool = Tru
         "heads": _range(view.heads, heads) if tells else None,
         "steps": _range(view.steps, steps),
         "step": None,
-        "x": st.session_state["x"],
+        "x": x_axis(),
         "zoom": None,
     }
 

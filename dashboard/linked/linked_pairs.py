@@ -100,7 +100,7 @@ def _marks(table: pd.DataFrame) -> pd.DataFrame:
 def _keep_figures(view: View, pairs: list[Paired]) -> None:
     """Keep heatmaps and curves for the exports of the view, which are made when they are asked for: what they are made
     of is in the cache of all visitors, not in this session."""
-    label, x = panels.METRIC_TITLES[view.metric], st.session_state["x"]
+    label, x = panels.METRIC_TITLES[view.metric], linked_component.x_axis()
     asked = [(one.other, one.pairing) for one in pairs]
 
     def heatmap(table: pd.DataFrame) -> alt.Chart:

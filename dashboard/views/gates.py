@@ -7,7 +7,7 @@ import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, gate_panels, panels, recipes
 from dashboard.choosing import address
-from dashboard.linked import linked_gates
+from dashboard.linked import linked_component, linked_gates
 from sd35h5 import metrics
 from sd35h5.figures import curves, gate_charts, scales
 from sd35h5.metrics import gate_statistics
@@ -16,8 +16,10 @@ from sd35h5.reports.view_page import Later
 
 def keep_streams(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     """Keep the curves of the run's streams for the exports of the view: the linked figure shows them."""
-    x = st.session_state["x"]
+    x = linked_component.x_axis()
     there = [one.query for one in linked_gates.streams(view, run, samples)]
+    if not there:  # what it has of gates was not measured
+        return
     prompts = cached_reads.prompt_ids(run, samples)
 
     def read() -> pd.DataFrame:
@@ -51,7 +53,7 @@ def at_groups(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     colors = [scales.GROUP_COLORS[name] for name in there]
     table = pd.concat(frames)
     figure = curves.step_curve(
-        table.assign(low=np.nan, high=np.nan), "mean gate at the group", x=st.session_state["x"],
+        table.assign(low=np.nan, high=np.nan), "mean gate at the group", x=linked_component.x_axis(),
         height=370, colors=colors,
     )  # fmt: skip
     code = recipes.group_gates(view, run, samples, [str(name) for name in there])

@@ -57,7 +57,7 @@ def linked(view) -> None:
 
 def keep_figures(view, asked: tuple, prompts: list[str], uniform: float | None) -> None:
     """Keep the four plots for the exports of the view: they are made when they are asked for."""
-    x = st.session_state["x"]
+    x = linked_component.x_axis()
 
     def cells() -> pd.DataFrame:
         return metrics.by_layer_head(view.within(cached_metrics.metric(*asked)))
