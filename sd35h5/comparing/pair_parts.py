@@ -24,7 +24,7 @@ from sd35h5.metrics.targets import Target
 if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
-PAIRS = 16  # of a piece
+PAIRS = 6  # of a piece: two threads hold what they read of theirs
 Sides = tuple[Reduced, Reduced, Reduced]  # of the reference, of the other, of other − reference
 
 
