@@ -11,11 +11,12 @@ from torch import Tensor
 
 from sd35h5.capturing.call import Call
 from sd35h5.errors import CaptureError
+from sd35h5.index_lists import choose
 from sd35h5.measuring.attend import dtype_in_force
 from sd35h5.measuring.reductions import pooled_centres
 from sd35h5.planning.interventions import SecondAttention
 from sd35h5.planning.options import MAX_MAPS, Tiers
-from sd35h5.planning.selectors import choose, choose_steps, count_rows, raw_indices
+from sd35h5.planning.selectors import choose_steps, count_rows, raw_indices
 from sd35h5.planning.token_table import TokenTable, token_encoders
 from sd35h5.store import schema
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sd35h5.errors import ConfigError
+from sd35h5.index_lists import choose
 from sd35h5.gates.decision import Decision
 from sd35h5.gates.kinds import JOINT, SECOND
 from sd35h5.planning.interventions import (
@@ -15,7 +16,7 @@ from sd35h5.planning.interventions import (
     parse_interventions,
 )
 from sd35h5.planning.options import MAX_MAPS, CaptureConfig
-from sd35h5.planning.selectors import choose, choose_steps, count_rows, raw_indices
+from sd35h5.planning.selectors import choose_steps, count_rows, raw_indices
 from sd35h5.planning.token_table import CLIP_TOKENS
 from sd35h5.store import schema
 from sd35h5.weights.model_facts import ModelFacts

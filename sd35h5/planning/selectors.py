@@ -9,44 +9,17 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from sd35h5.errors import ConfigError
+from sd35h5.index_lists import choose
 from sd35h5.planning.token_table import TokenTable
 from sd35h5.store.schema import GROUPS, QUERIES
 from sd35h5.store.words import find_phrase
 
 MAX_ROWS = 256
 ABSENT = -1
-_LIST = r"\d+(-\d+)?(,\d+(-\d+)?)*"
 _ROW = re.compile(
     r"centre|sample:(?P<sample>[1-9]\d*)|(?P<x>\d+),(?P<y>\d+)|token:(?P<token>\d+)|word:(?P<word>.+)"
 )
 _SPREAD = 0.7548776662466927, 0.5698402909980532  # the R2 sequence: well spread for any count
-
-
-def choose(option: str, text: str, count: int, what: str) -> list[int]:
-    """Read `all`, `every:N` or `0,5,9-12` as indices, ascending.
-
-    Raises:
-        ConfigError: another text, or an index that is not among `count`.
-    """
-    if text == "all":
-        return list(range(count))
-    if match := re.fullmatch(r"every:([1-9]\d*)", text):
-        return list(range(0, count, int(match[1])))
-    if not re.fullmatch(_LIST, text):
-        raise ConfigError(
-            f"--{option} {text!r} is not understood: write all, every:4, or a list such as 0,5,9-12"
-        )
-    chosen: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) >= count:
-            raise ConfigError(
-                f"--{option} names {what} {last or first}, but {count} {what}s are numbered 0..{count - 1}"
-            )
-        chosen |= set(range(int(first), int(last or first) + 1))
-    if not chosen:
-        raise ConfigError(f"--{option} {text!r} counts backwards: write the smaller number first")
-    return sorted(chosen)
 
 
 def choose_steps(option: str, text: str, steps: int) -> list[int]:

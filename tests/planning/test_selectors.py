@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from making.pipelines import make_clip_tokenizer, make_t5_tokenizer
 
 from sd35h5.errors import ConfigError
+from sd35h5.index_lists import choose, choose_among
 from sd35h5.planning.selectors import (
     ABSENT,
     RawChoice,
     check_rows,
-    choose,
     choose_rows,
     count_rows,
     parse_raw,
@@ -52,6 +52,27 @@ def test_indices_are_written_in_four_ways(text, chosen):
 def test_other_indices_are_refused_in_a_sentence(text, said):
     with pytest.raises(ConfigError, match=said):
         choose("map_layers", text, 12, "layer")
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"), [("all", [2, 5, 6, 9]), ("every:2", [2, 6]), ("5,2", [2, 5]), ("3-8", [5, 6])]
+)
+def test_of_what_is_left_of_an_axis_true_indices_are_chosen(text, chosen):
+    assert choose_among("layers", text, [2, 5, 6, 9], "layer") == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("3", "--layers names layer 3, but the layers there are 2, 5, 6, 9"),
+        ("3-4", "--layers '3-4' names no layer that is there: the layers there are 2, 5, 6, 9"),
+        ("6-10", "names layer 10"),
+        ("9-2", "counts backwards"),
+    ],
+)
+def test_indices_that_were_cut_away_are_refused_with_those_that_are_there(text, said):
+    with pytest.raises(ConfigError, match=said):
+        choose_among("layers", text, [2, 5, 6, 9], "layer")
 
 
 def test_rows_are_patches_and_tokens_with_true_positions(table):
