@@ -10,6 +10,7 @@ from dashboard.choosing import address
 from sd35h5.figures.prompt_names import folded, short_names
 from sd35h5.reports import view_address
 from sd35h5.store.showable import showable
+from sd35h5.store.words import is_told
 
 MANY = 12  # samples from which on they are searched
 NAME_ROOM = TAG_ROOM = 40  # letters
@@ -85,10 +86,8 @@ def tags_of(table: pd.DataFrame) -> dict[str, int]:
 
 def matching(table: pd.DataFrame, tags: list[str], text: str) -> list[int]:
     """Return the samples that have all tags, and the text, in any case, in their prompt or its name."""
-    needle = " ".join(text.split()).casefold()
     found = []
     for row in table[["sample", "tags", "prompt", "prompt_id"]].itertuples(index=False):
-        told = " ".join(f"{row.prompt} {row.prompt_id}".split()).casefold()
-        if needle in told and set(tags) <= set(str(row.tags).split(",")):
+        if is_told(text, row.prompt, row.prompt_id) and set(tags) <= set(str(row.tags).split(",")):
             found.append(int(row.sample))
     return found

@@ -9,9 +9,9 @@ from dataclasses import fields
 from typing import Any
 
 from sd35h5.errors import ConfigError, StoreError
-from sd35h5.index_lists import choose
 from sd35h5.gates.decision import decide
 from sd35h5.gates.gate_options import GateOptions
+from sd35h5.index_lists import choose
 from sd35h5.planning.job import Job
 from sd35h5.planning.options import CaptureConfig, Tiers
 from sd35h5.planning.selectors import choose_steps

@@ -12,8 +12,8 @@ import numpy as np
 from tyro.conf import arg
 
 from sd35h5.errors import ConfigError
-from sd35h5.index_lists import choose
 from sd35h5.flags import Text
+from sd35h5.index_lists import choose
 from sd35h5.store.schema import GROUPS, QUERIES, REGROUPED
 
 _KEYS = re.compile(r"token:[\d,-]+|patch:\d+,\d+|top:[1-9]\d*|" + "|".join(GROUPS))

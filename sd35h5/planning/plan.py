@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from sd35h5.errors import ConfigError
-from sd35h5.index_lists import choose
 from sd35h5.gates.decision import Decision
 from sd35h5.gates.kinds import JOINT, SECOND
+from sd35h5.index_lists import choose
 from sd35h5.planning.interventions import (
     SecondAttention,
     altered_variables,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from sd35h5.store.schema import GZIP_LEVEL
 
 try:  # the same zlib stream as zlib's, five times as fast
-    from isal.isal_zlib import compress
+    from isal.isal_zlib import compress, decompressobj
+    from isal.isal_zlib import error as DeflateError
 except ImportError:
-    from zlib import compress
+    from zlib import compress, decompressobj
+    from zlib import error as DeflateError
 
 _ROW = 256  # words: the largest row whose weighted sum fits 32 bits
 
@@ -31,16 +34,31 @@ def encode_chunk(block: np.ndarray, chunk: tuple[int, ...], fill: float | int) -
     return deflated + fletcher32(deflated).to_bytes(4, "little")
 
 
-def decode_chunk(data: bytes, chunk: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The whole chunk again, as HDF5 would read it.
+def decode_chunk(
+    data: bytes, chunk: tuple[int, ...], dtype: np.dtype, within: Sequence[slice | np.ndarray] = ()
+) -> np.ndarray:
+    """The chunk again, as HDF5 would read it, or a part of it; a block that inflates to more than a chunk is refused.
 
+    Args:
+        within: the part along each dimension: slices, or lists of positions along all.
     Raises:
-        ValueError: the checksum is that of other bytes.
+        ValueError: the checksum is that of other bytes, or they are another number of values.
     """
     if fletcher32(data[:-4]).to_bytes(4, "little") != data[-4:]:
         raise ValueError("the checksum of the chunk is that of other bytes")
-    planes = np.frombuffer(zlib.decompress(data[:-4]), np.uint8).reshape(dtype.itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(dtype).reshape(chunk)
+    length = math.prod(chunk) * dtype.itemsize
+    try:
+        inflated = decompressobj().decompress(data[:-4], length + 1)
+    except DeflateError as error:
+        raise ValueError("the chunk is not deflated as gzip does it") from error
+    if len(inflated) != length:
+        raise ValueError("the chunk holds another number of values")
+    planes = np.frombuffer(inflated, np.uint8).reshape(dtype.itemsize, *chunk)
+    if within and not isinstance(within[0], slice):
+        planes = planes[np.ix_(np.arange(dtype.itemsize), *within)]
+    elif within:
+        planes = planes[(slice(None), *within)]
+    return np.ascontiguousarray(np.moveaxis(planes, 0, -1)).view(dtype)[..., 0]
 
 
 def shuffle(block: np.ndarray) -> bytes:

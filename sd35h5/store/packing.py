@@ -131,10 +131,10 @@ def _create(
     for name in variables_in(part):
         if name not in target:
             spec = variable(name)
-            chunks = None if _by_value(spec) else _chunks(part[name])
-            dataset = create_variable(target, spec, sizes, _precision(part[name]), chunks)
-            if _by_value(spec):
-                tables[name] = _empty(dataset)
+            chunks = None if by_value(spec) else _chunks(part[name])
+            dataset = create_variable(target, spec, sizes, precision_of(part[name]), chunks)
+            if by_value(spec):
+                tables[name] = empty_values(dataset)
 
 
 def _copy_part(
@@ -146,7 +146,7 @@ def _copy_part(
     """
     for name in variables_in(part):
         if name in tables:
-            tables[name][list(rows.values())] = _values(part[name])[list(rows)]
+            tables[name][list(rows.values())] = values_of(part[name])[list(rows)]
         elif not _is_first_look(name):
             _copy_chunks([(part[name], rows)], target[name])
     return all(part[name].chunks == target[name].chunks for name in variables_in(part) if name not in tables)
@@ -168,21 +168,25 @@ def _is_sealed_as(part: h5py.File, position: int) -> bool:
     return sample_hash(part, position) == sealed
 
 
-def _by_value(spec: Variable) -> bool:
+def by_value(spec: Variable) -> bool:
+    """Whether a variable is written anew, not chunk by chunk: texts and the small tables of samples."""
     return spec.is_table or spec.is_text
 
 
-def _values(dataset: h5py.Dataset) -> np.ndarray:
+def values_of(dataset: h5py.Dataset) -> np.ndarray:
+    """All values, texts as str."""
     return dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
 
 
-def _empty(dataset: h5py.Dataset) -> np.ndarray:
+def empty_values(dataset: h5py.Dataset) -> np.ndarray:
+    """What a variable holds before anything is written."""
     if h5py.check_string_dtype(dataset.dtype):
         return np.full(dataset.shape, "", object)
     return np.full(dataset.shape, dataset.fillvalue, dataset.dtype)
 
 
-def _precision(dataset: h5py.Dataset) -> str:
+def precision_of(dataset: h5py.Dataset) -> str:
+    """How a variable was rounded, as `create_variable` takes it."""
     return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
 
 
@@ -190,7 +194,7 @@ def _copy_chunks(sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], targ
     """Copy samples of files, each with (position in it -> in the target): the same chunk of all, then the next."""
     chunks: list[tuple[tuple[int, ...], int, h5py.Dataset, tuple[int, ...]]] = []
     for source, rows in sources:
-        if source.chunks != target.chunks or _filters(source) != _filters(target):
+        if source.chunks != target.chunks or filters_of(source) != filters_of(target):
             for position, row in rows.items():  # written by another tool: through the filters
                 target[row] = source[position]
             continue
@@ -203,7 +207,8 @@ def _copy_chunks(sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], targ
         target.id.write_direct_chunk((row, *rest), data, mask)
 
 
-def _filters(dataset: h5py.Dataset) -> list[int]:
+def filters_of(dataset: h5py.Dataset) -> list[int]:
+    """The filters of a variable by number, in their order."""
     plist = dataset.id.get_create_plist()
     return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 

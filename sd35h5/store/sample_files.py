@@ -65,6 +65,11 @@ class Parts:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=RLock())
 
+    @property
+    def sources(self) -> tuple[tuple[int, Path, int], ...]:
+        """Where each sample lies: its index in the capture, the file, and its position there."""
+        return tuple(self._sources)
+
     def close(self) -> None:
         self._closed = True
         for handle in self._handles.values():

@@ -56,7 +56,7 @@ def write_head(
 def _how(kind: str, provenance: Mapping[str, str]) -> str:
     """By what a file was made, in a word."""
     if kind != "sample":
-        return "packed"
+        return {"slice": "cut", "merge": "joined"}.get(kind, "packed")
     return (
         "imported"
         if json.loads(provenance.get("origin", "{}")).get("kind") == schema.IMPORTED

@@ -69,6 +69,12 @@ def find_phrase(text: str, phrase: str) -> list[tuple[int, int]]:
     return found
 
 
+def is_told(text: str, *told: str) -> bool:
+    """Whether a text is in one of others, in upper or lower case and however spaces are."""
+    needle = " ".join(text.split()).casefold()
+    return needle in " ".join(" ".join(told).split()).casefold()
+
+
 def same_word(text: str) -> str:
     """Return what is equal for one word in upper or lower case and in either Unicode form."""
     return unicodedata.normalize("NFC", text.lower())

@@ -1,0 +1,133 @@
+"""Samples on their way from one file into another: variables created, blocks copied, content hashes made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import h5py
+import numpy as np
+
+from sd35h5.errors import StoreError
+from sd35h5.store import schema
+from sd35h5.store.blocks import block_hash, content_hash
+from sd35h5.store.bounded_queue import Drain
+from sd35h5.store.content_hash import block_hashes, hashed_in, sample_hash, sizes_in, variables_in
+from sd35h5.store.cutting.block_copies import Row, chunks_for, copy_row
+from sd35h5.store.cutting.selection import MAP_INDEX, TABLES, Cut
+from sd35h5.store.packing import by_value, empty_values, precision_of, values_of
+from sd35h5.store.schema import Variable, variable
+from sd35h5.store.showable import showable
+from sd35h5.store.skeleton import create_variable
+
+HASH = "samples/content_sha256"
+Tables = dict[str, np.ndarray]  # variable -> its values of all samples of the new file
+Names = Mapping[int, Mapping[str, str]]  # row -> variable -> the text that it has in the new file
+
+
+def create(file: h5py.File, target: h5py.File, chosen: Cut, tables: Tables) -> None:
+    """Create those of a file's variables that are chosen and not there yet; tables get a place in `tables`."""
+    sizes = sizes_in(target)
+    for name in variables_in(file):
+        if name not in chosen.variables:
+            continue
+        if name in target:
+            if precision_of(file[name]) == "rounded":  # of some samples, which is all that can be said of all
+                target[name].attrs["quantization_nsb"] = np.int32(schema.MANTISSA_BITS)
+            continue
+        spec = variable(name)
+        chunks = None if by_value(spec) else chunks_for(file[name], spec.shape(sizes))
+        dataset = create_variable(target, spec, sizes, precision_of(file[name]), chunks)
+        if spec.is_table:
+            tables[name] = empty_values(dataset)
+
+
+def copy_file(
+    file: h5py.File, target: h5py.File, chosen: Cut, places: Mapping[int, int], tables: Tables, drain: Drain,
+    names: Names | None = None,
+) -> None:  # fmt: skip
+    """Copy samples of one file.
+
+    Args:
+        places: row in the target -> position in the file.
+        names: texts of samples that the target has in place of the file's.
+    Raises: StoreError for a sample that is to be sealed anew and is not as it was sealed.
+    """
+    held = [name for name in variables_in(file) if name in chosen.variables]
+    _fill_tables(file, chosen, places, tables)
+    for row, changed in (names or {}).items():
+        for name, text in changed.items() if row in places else ():
+            tables[name][row] = text
+    large = [name for name in held if not by_value(variable(name))]
+    is_whole = not chosen.places and chosen.tokens is None and set(hashed_in(file)) <= set(chosen.variables)
+    is_alike = all(file[name].chunks == target[name].chunks for name in large)
+    sizes = sizes_in(target)
+    for row, position in places.items():
+        changed = (names or {}).get(row, {})
+        is_sealed_so = is_whole and is_alike and not changed
+        hashes = {}
+        for name in held:
+            spec, source = variable(name), file[name]
+            along = _places(source, spec, chosen)
+            if name in large:
+                kept = _kept(file, spec, chosen, position)
+                one = Row(source, target[name], spec, position, row, along, kept)
+                hashes[name] = copy_row(one, drain, not is_sealed_so)
+            elif name not in tables:
+                target[name][row] = source.asstr()[position][np.ix_(*along)]
+                hashes[name] = block_hashes(target[name], spec, sizes, row)
+            elif not name.startswith("scores/"):
+                hashes[name] = {(0,) * len(spec.dims): block_hash(spec, tables[name][row : row + 1])}
+        drain.wait()
+        if is_sealed_so:
+            continue
+        if is_whole:
+            found = _hash_before(file, position, hashes, changed) if is_alike else sample_hash(file, position)
+            _refuse_changed(file, position, found)
+        tables[HASH][row] = content_hash(hashes)
+
+
+def _hash_before(
+    file: h5py.File,
+    position: int,
+    hashes: Mapping[str, Mapping[tuple[int, ...], str]],
+    changed: Iterable[str],
+) -> str:
+    """The content hash of a sample with the texts that its file has."""
+    texts = {name: np.array([file[name].asstr()[position]], object) for name in changed}
+    return content_hash(
+        {**hashes, **{name: {(0,): block_hash(variable(name), text)} for name, text in texts.items()}}
+    )
+
+
+def _refuse_changed(file: h5py.File, position: int, found: str) -> None:
+    """Refuse to seal anew what is not as it was sealed."""
+    if found != file[HASH].asstr()[position]:
+        name = showable(file["samples/sample_id"].asstr()[position], 80)
+        raise StoreError(f"sample {name} is not as it was sealed: `verify --deep` its file")
+
+
+def _fill_tables(file: h5py.File, chosen: Cut, places: Mapping[int, int], tables: Tables) -> None:
+    rows, positions = list(places), list(places.values())
+    for name in [name for name in variables_in(file) if name in tables]:
+        own = values_of(file[name])[positions]
+        tables[name][rows] = own[np.ix_(np.arange(len(own)), *_places(file[name], variable(name), chosen))]
+
+
+def _places(source: h5py.Dataset, spec: Variable, chosen: Cut) -> tuple[np.ndarray, ...]:
+    """The positions that are kept along each dimension but `sample`."""
+    lengths = zip(spec.dims[1:], source.shape[1:], strict=True)
+    return tuple(chosen.places.get(dim, np.arange(length)) for dim, length in lengths)
+
+
+def _kept(file: h5py.File, spec: Variable, chosen: Cut, position: int) -> np.ndarray | None:
+    """Which values of a sample stay, as `copy_row` takes it: those of chosen tokens, and maps of chosen tokens."""
+    if chosen.tokens is None or spec.group in TABLES:
+        return None
+    if "token" in spec.dims:
+        return chosen.tokens.reshape([-1 if dim == "token" else 1 for dim in spec.dims])
+    if "map_token" in spec.dims:
+        found = file[MAP_INDEX][position]
+        kept = chosen.is_of_token(found)[np.ix_(*_places(file[MAP_INDEX], variable(MAP_INDEX), chosen))]
+        lengths = dict(zip(("branch", "map_token"), kept.shape, strict=True))
+        return kept.reshape([lengths.get(dim, 1) for dim in spec.dims])
+    return None
