@@ -1,4 +1,4 @@
-"""python -m sd35h5 info | verify | runs | missing | pack | scores | import | analyze | compare | export | publish …"""
+"""python -m sd35h5: info, verify, runs, missing, pack, scores, slice, merge, import, analyze, compare, publish …"""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sd35h5.commands import bringing_in, inspecting, packing_and_scores, publishing, reporting
+from sd35h5.commands import (
+    bringing_in,
+    cutting_and_joining,
+    inspecting,
+    packing_and_scores,
+    publishing,
+    reporting,
+)
 from sd35h5.commands.command_line import Help
 from sd35h5.errors import Sd35h5Error
 from sd35h5.gates.cli import add_gates
 from sd35h5.store.opening import reason
 from sd35h5.store.showable import showable
 
-DESCRIPTION = """Look at, check, pack, analyse, compare and export the attention captured from Stable Diffusion 3.5.
+DESCRIPTION = """Look at, check, pack, cut, join, analyse, compare and export the attention of Stable Diffusion 3.5.
 
 A PATH is run.h5 (also while it is being captured), one sealed sample, or a folder of sealed samples.
 To capture: python capture_cli.py --help. To browse: streamlit run dashboard/app.py -- PATH"""
@@ -24,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line: a subparser a command, each with an example."""
     top = argparse.ArgumentParser("python -m sd35h5", description=DESCRIPTION, formatter_class=Help)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (inspecting, packing_and_scores, bringing_in, reporting, publishing):
+    for family in (
+        inspecting, packing_and_scores, cutting_and_joining, bringing_in, reporting, publishing,
+    ):  # fmt: skip
         family.add(commands)
     add_gates(commands, Help)
     return top

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from sd35h5.errors import StoreError
-from sd35h5.long_work import counted
 from sd35h5.store import schema
-from sd35h5.store.cutting.new_files import all_threads, new_file, refuse_place, verified
+from sd35h5.store.cutting.new_files import new_file, refuse_place, verified
 from sd35h5.store.cutting.one_shape import common_scales, refuse_other_models
 from sd35h5.store.cutting.origins import merged_provenance
-from sd35h5.store.cutting.row_copies import Tables, copy_file, create
+from sd35h5.store.cutting.row_copies import copy_samples
 from sd35h5.store.cutting.selection import Cut
-from sd35h5.store.opening import opened, reading
 from sd35h5.store.reader import Store
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.skeleton import write_head
@@ -133,21 +130,5 @@ def _write(
     )
     variables = dict.fromkeys(name for each in parts for name in each.variables)
     whole = Cut(np.arange(len(joined.taken)), {}, tuple(variables), scales)
-    tables: Tables = {}
-    for path in dict.fromkeys(path for each in parts for _, path, _ in each.sources):
-        with reading(path) as file:
-            create(file, target, whole, tables)
-    drain = all_threads()
-    try:
-        rows = enumerate(counted(joined.taken, "merge"))
-        for (number, path), some in groupby(
-            rows, lambda pair: (pair[1][0], parts[pair[1][0]].sources[pair[1][1]][1])
-        ):
-            with opened(path) as file:
-                places = {row: parts[number].sources[position][2] for row, (_, position) in some}
-                copy_file(file, target, whole, places, tables, drain, joined.names)
-        drain.finish()
-    finally:
-        drain.cancel()
-    for name, values in tables.items():
-        target[name][...] = values
+    samples = [parts[number].sources[position][1:] for number, position in joined.taken]
+    copy_samples(target, whole, samples, "merge", joined.names)

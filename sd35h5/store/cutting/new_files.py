@@ -12,14 +12,13 @@ import h5py
 
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.store import schema
-from sd35h5.store.bounded_queue import Drain, half_of_the_cores
 from sd35h5.store.opening import reason
 from sd35h5.store.runs import RUN_FILE, out_of, parts_of
 from sd35h5.store.schema import PARTS_SUFFIX
 from sd35h5.store.sharing.run_progress import run_progress
 from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.skeleton import publish
-from sd35h5.store.verifying import refuse_problems, verify
+from sd35h5.store.verifying import refuse_problems
 
 _SLACK = 1 << 20  # bytes, of what is not values
 
@@ -54,7 +53,7 @@ def refuse_place(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
 
 @contextmanager
 def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
-    """Make a file under a name of its own; it is checked, written through to the disk and renamed at the end.
+    """Make a file under a name of its own; it is written through to the disk and renamed at the end.
 
     Args: nbytes: how large it will be, roughly: refused where the disk has less.
     Raises: StoreError, one sentence; nothing is left then.
@@ -72,8 +71,6 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
         block = schema.METADATA_BLOCK_BYTES
         with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False, meta_block_size=block) as target:
             yield target
-        if problems := verify(temporary).problems:
-            raise StoreError(f"{out.name} is not made, it does not verify: {problems[0]}")
         publish(temporary, out)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -89,11 +86,6 @@ def verified(path: Path) -> Path:
     refuse_running(path)
     refuse_problems(path)
     return path
-
-
-def all_threads() -> Drain:
-    """Threads to inflate, hash and deflate with: no GPU waits for the cores."""
-    return Drain(2 * half_of_the_cores())
 
 
 def _mb(nbytes: int) -> int:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
 
 import h5py
 import numpy as np
 
-from sd35h5.errors import StoreError
+from sd35h5.errors import Sd35h5Error, StoreError
+from sd35h5.long_work import counted
 from sd35h5.store import schema
 from sd35h5.store.blocks import block_hash, content_hash
-from sd35h5.store.bounded_queue import Drain
+from sd35h5.store.bounded_queue import Drain, half_of_the_cores
 from sd35h5.store.content_hash import block_hashes, hashed_in, sample_hash, sizes_in, variables_in
 from sd35h5.store.cutting.block_copies import Row, chunks_for, copy_row
 from sd35h5.store.cutting.selection import MAP_INDEX, TABLES, Cut
+from sd35h5.store.derived.summary import create_summary, fill_summary
+from sd35h5.store.opening import DAMAGED, opened, reading
 from sd35h5.store.packing import by_value, empty_values, precision_of, values_of
+from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import Variable, variable
 from sd35h5.store.showable import showable
 from sd35h5.store.skeleton import create_variable
@@ -22,6 +28,59 @@ from sd35h5.store.skeleton import create_variable
 HASH = "samples/content_sha256"
 Tables = dict[str, np.ndarray]  # variable -> its values of all samples of the new file
 Names = Mapping[int, Mapping[str, str]]  # row -> variable -> the text that it has in the new file
+
+
+def copy_samples(
+    target: h5py.File, chosen: Cut, samples: Sequence[tuple[Path, int]], what: str, names: Names | None = None
+) -> None:
+    """Copy samples into a file that has its head, in their order, and derive what is derived.
+
+    All variables are created before the first value, so that a file's list lies together.
+
+    Args:
+        samples: file, position in it; those of a file behind each other.
+        what: is done, for the bar.
+        names: texts of samples that the target has in place of the file's.
+    Raises: StoreError for a sample that is to be sealed anew and is not as it was sealed.
+    """
+    tables: Tables = {}
+    for path in dict.fromkeys(path for path, _ in samples):
+        with reading(path) as file:
+            check_version(file, path.name)
+            create(file, target, chosen, tables)
+    create_summary(target)
+    drain = Drain(2 * half_of_the_cores())  # no GPU waits for the others
+    try:
+        for _ in counted(
+            _each_copied(target, chosen, samples, tables, drain, names or {}), what, len(samples)
+        ):
+            continue
+        drain.finish()
+    finally:
+        drain.cancel()
+    for name, values in tables.items():
+        target[name][...] = values
+    fill_summary(target)
+
+
+def _each_copied(
+    target: h5py.File,
+    chosen: Cut,
+    samples: Sequence[tuple[Path, int]],
+    tables: Tables,
+    drain: Drain,
+    names: Names,
+) -> Iterator[None]:
+    for path, some in groupby(enumerate(samples), lambda pair: pair[1][0]):
+        with opened(path) as file:
+            try:
+                yield from copy_file(
+                    file, target, chosen, {row: place for row, (_, place) in some}, tables, drain, names
+                )
+            except ValueError as error:  # of decode_chunk, from a thread
+                if isinstance(error, Sd35h5Error):
+                    raise
+                raise StoreError(f"{path.name} cannot be read: {error}; {DAMAGED}") from error
 
 
 def create(file: h5py.File, target: h5py.File, chosen: Cut, tables: Tables) -> None:
@@ -43,18 +102,15 @@ def create(file: h5py.File, target: h5py.File, chosen: Cut, tables: Tables) -> N
 
 def copy_file(
     file: h5py.File, target: h5py.File, chosen: Cut, places: Mapping[int, int], tables: Tables, drain: Drain,
-    names: Names | None = None,
-) -> None:  # fmt: skip
-    """Copy samples of one file.
+    names: Names,
+) -> Iterator[None]:  # fmt: skip
+    """Copy samples of one file. Yields: after each.
 
-    Args:
-        places: row in the target -> position in the file.
-        names: texts of samples that the target has in place of the file's.
-    Raises: StoreError for a sample that is to be sealed anew and is not as it was sealed.
+    Args: places: row in the target -> position in the file.
     """
     held = [name for name in variables_in(file) if name in chosen.variables]
     _fill_tables(file, chosen, places, tables)
-    for row, changed in (names or {}).items():
+    for row, changed in names.items():
         for name, text in changed.items() if row in places else ():
             tables[name][row] = text
     large = [name for name in held if not by_value(variable(name))]
@@ -62,7 +118,7 @@ def copy_file(
     is_alike = all(file[name].chunks == target[name].chunks for name in large)
     sizes = sizes_in(target)
     for row, position in places.items():
-        changed = (names or {}).get(row, {})
+        changed = names.get(row, {})
         is_sealed_so = is_whole and is_alike and not changed
         hashes = {}
         for name in held:
@@ -78,12 +134,12 @@ def copy_file(
             elif not name.startswith("scores/"):
                 hashes[name] = {(0,) * len(spec.dims): block_hash(spec, tables[name][row : row + 1])}
         drain.wait()
-        if is_sealed_so:
-            continue
-        if is_whole:
+        if is_whole and not is_sealed_so:
             found = _hash_before(file, position, hashes, changed) if is_alike else sample_hash(file, position)
             _refuse_changed(file, position, found)
-        tables[HASH][row] = content_hash(hashes)
+        if not is_sealed_so:
+            tables[HASH][row] = content_hash(hashes)
+        yield
 
 
 def _hash_before(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from sd35h5.errors import StoreError
-from sd35h5.long_work import counted
 from sd35h5.store import schema
 from sd35h5.store.blocks import fill_of
-from sd35h5.store.cutting.new_files import all_threads, new_file, refuse_place, verified
+from sd35h5.store.cutting.new_files import new_file, refuse_place, verified
 from sd35h5.store.cutting.origins import events_of, origin_of_slice
-from sd35h5.store.cutting.row_copies import Tables, copy_file, create
+from sd35h5.store.cutting.row_copies import copy_samples
 from sd35h5.store.cutting.selection import MAP_INDEX, TABLES, Cut, Wanted, resolve
-from sd35h5.store.opening import opened, reading
 from sd35h5.store.reader import Store
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import variable
@@ -48,7 +45,8 @@ def cut(path: Path, out: Path, wanted: Wanted, overwrite: bool = False) -> Cut:
         )
         with new_file(out, _size(parts, chosen)) as target:
             _write_head(target, store, parts, chosen, wanted)
-            _write(target, parts, chosen)
+            samples = [parts.sources[sample][1:] for sample in chosen.samples]
+            copy_samples(target, chosen, samples, "slice")
     finally:
         parts.close()
     return chosen
@@ -96,23 +94,3 @@ def _write_head(target: h5py.File, store: Store, parts: Parts, chosen: Cut, want
     write_head(
         target, scales, attributes, {name: json.dumps(each) for name, each in told.items()}, kind="slice"
     )
-
-
-def _write(target: h5py.File, parts: Parts, chosen: Cut) -> None:
-    """Write the variables: all are created before the first value, so that a file's list lies together."""
-    tables: Tables = {}
-    for path in dict.fromkeys(path for _, path, _ in parts.sources):
-        with reading(path) as file:
-            create(file, target, chosen, tables)
-    drain = all_threads()
-    try:
-        rows = enumerate(counted(chosen.samples.tolist(), "slice"))
-        for path, some in groupby(rows, lambda pair: parts.sources[pair[1]][1]):
-            with opened(path) as file:
-                places = {row: parts.sources[sample][2] for row, sample in some}
-                copy_file(file, target, chosen, places, tables, drain)
-        drain.finish()
-    finally:
-        drain.cancel()
-    for name, values in tables.items():
-        target[name][...] = values
