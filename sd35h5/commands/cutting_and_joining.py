@@ -60,8 +60,8 @@ def add(commands: Subparsers) -> None:
 
 def slice(args: argparse.Namespace) -> int:  # noqa: A001  the command is called so
     """Cut out samples, branches, layers, heads, steps, tokens or tiers, as a file of its own."""
-    from sd35h5.store.cutting.selection import Wanted
     from sd35h5.store.cutting.slicing import cut
+    from sd35h5.store.cutting.wanted_part import Wanted
 
     wanted = Wanted(
         args.samples, args.prompts, tuple(args.tags), tuple(args.branches), args.layers, args.heads, args.steps,

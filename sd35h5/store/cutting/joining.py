@@ -16,7 +16,7 @@ from sd35h5.store.cutting.new_files import new_file, refuse_place, verified
 from sd35h5.store.cutting.one_shape import common_scales, refuse_other_models
 from sd35h5.store.cutting.origins import merged_provenance
 from sd35h5.store.cutting.row_copies import copy_samples
-from sd35h5.store.cutting.selection import Cut
+from sd35h5.store.cutting.wanted_part import Cut
 from sd35h5.store.reader import Store
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.skeleton import write_head

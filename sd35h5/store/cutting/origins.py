@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sd35h5.store.cutting.selection import Cut, Wanted
+from sd35h5.store.cutting.wanted_part import Cut, Wanted
 from sd35h5.store.reader import Store
 
 MOST_HASHES = 100_000  # that are told one by one: provenance has its cap

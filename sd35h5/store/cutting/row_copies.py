@@ -16,12 +16,13 @@ from sd35h5.store.blocks import block_hash, content_hash
 from sd35h5.store.bounded_queue import Drain, half_of_the_cores
 from sd35h5.store.content_hash import block_hashes, hashed_in, sample_hash, sizes_in, variables_in
 from sd35h5.store.cutting.block_copies import Row, chunks_for, copy_row
-from sd35h5.store.cutting.selection import MAP_INDEX, TABLES, Cut
+from sd35h5.store.cutting.wanted_part import MAP_INDEX, TABLES, Cut
 from sd35h5.store.derived.summary import create_summary, fill_summary
 from sd35h5.store.opening import DAMAGED, opened, reading
 from sd35h5.store.packing import by_value, empty_values, precision_of, values_of
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import Variable, variable
+from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
 from sd35h5.store.showable import showable
 from sd35h5.store.skeleton import create_variable
 
@@ -47,6 +48,7 @@ def copy_samples(
     for path in dict.fromkeys(path for path, _ in samples):
         with reading(path) as file:
             check_version(file, path.name)
+            refuse_broken_seal(file, path.name)
             create(file, target, chosen, tables)
     create_summary(target)
     drain = Drain(2 * half_of_the_cores())  # no GPU waits for the others
@@ -61,6 +63,7 @@ def copy_samples(
     for name, values in tables.items():
         target[name][...] = values
     fill_summary(target)
+    seal_file(target)
 
 
 def _each_copied(

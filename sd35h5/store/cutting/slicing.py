@@ -14,7 +14,7 @@ from sd35h5.store.blocks import fill_of
 from sd35h5.store.cutting.new_files import new_file, refuse_place, verified
 from sd35h5.store.cutting.origins import events_of, origin_of_slice
 from sd35h5.store.cutting.row_copies import copy_samples
-from sd35h5.store.cutting.selection import MAP_INDEX, TABLES, Cut, Wanted, resolve
+from sd35h5.store.cutting.wanted_part import MAP_INDEX, TABLES, Cut, Wanted, resolve
 from sd35h5.store.reader import Store
 from sd35h5.store.sample_files import Parts, find_parts
 from sd35h5.store.schema import variable
