@@ -271,7 +271,7 @@ def test_files_of_every_version_are_cut_and_joined(tmp_path, version):
     join([tmp_path / "1.h5", tmp_path / "0.h5"], tmp_path / "both.h5")
     assert check_file(tmp_path / "both.h5", deep=True) == []
     before, after = arrays(path), arrays(tmp_path / "both.h5")
-    for name in [name for name in before if "/" in name]:
+    for name in [name for name in before if "/" in name and not name.startswith("summary/")]:
         np.testing.assert_array_equal(after[name], before[name][::-1], err_msg=name)
     cut(path, tmp_path / "layer.h5", Wanted(layers="1", heads="0,2"))
     assert_is_cut(tmp_path / "layer.h5", brute_force(path, {"layer": [1], "head": [0, 2]}))
