@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for family in (
         inspecting, packing_and_scores, cutting_and_joining, bringing_in, reporting, publishing,
-    ):  # fmt: skip  # fmt: skip
+    ):  # fmt: skip
         family.add(commands)
     add_gates(commands, Help)
     return top
