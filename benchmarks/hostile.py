@@ -181,6 +181,7 @@ def main() -> int:
                 size = min(BATCH, wanted - done)
                 found += batch(folder, source, rng, size, expected, readers)
                 done += size
+                print(f"{source.name}: {done} of {wanted}", *found.items(), file=sys.stderr, flush=True)
     lines = ["| kind | what verify --deep says |", "| --- | --- |"]
     lines += [f"| {name} | {problem or 'NOTHING'} |" for name, problem in told.items()]
     lines += [
