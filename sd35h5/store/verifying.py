@@ -21,6 +21,7 @@ _CHECKER = "sd35h5.store.processes.checker"
 MEMORY_BYTES = 2 << 30
 FAR_SECONDS = 120  # of the processor, and on the wall: bytes come from afar
 MAX_LINE_BYTES = 1 << 20
+_SECONDS = 30
 MAX_ENDS = 5  # files that may end the check before the rest is not looked at
 TOO_LARGE = "reading it takes more than 2 GiB of memory: it is damaged, or made to exhaust readers"
 TOO_LONG = "reading it did not end in {seconds} s: it is damaged, or made to hang readers"
@@ -64,13 +65,14 @@ def verify(path: str | Path, deep: bool = False, seconds: int | None = None) -> 
     files = _files(Path(path))
     if seconds is None:
         megabytes = sum(_stored(file) for file in files) >> 20
-        seconds = 30 + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
+        seconds = _SECONDS + len(files) // 4 + (megabytes // 5 if deep else megabytes // 100)
     problems: list[str] = []
     covered: list[dict] = []
     deadline = time.monotonic() + seconds
     remaining, ends = files, 0
     while remaining and ends < MAX_ENDS:
-        left = max(1, round(deadline - time.monotonic()))
+        # after a file that hung the others have time of their own, or they would be blamed for it
+        left = max(min(seconds, _SECONDS), round(deadline - time.monotonic()))
         lines, end = _run_check(remaining, deep, left)
         told = [(line["file"], line["problem"]) for line in lines if "problem" in line]
         covered += [line["covered"] for line in lines if "covered" in line]
