@@ -113,4 +113,4 @@ def test_the_font_is_installed_with_its_licences_and_stays_light():
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6_000_000
     assert ImageFont.truetype(overlays.FONT, 12).getname()[0] == printing.FONT
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert setuptools["package-data"]["sd35h5.figures"] == ["fonts/*"]
+    assert "fonts/*" in setuptools["package-data"]["sd35h5.figures"]
