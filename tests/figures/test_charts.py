@@ -68,13 +68,9 @@ def test_a_magnitude_begins_at_zero_and_small_numbers_are_short():
     assert "'.2~e'" in color["legend"]["labelExpr"]
 
 
-def test_marked_cells_have_a_dot_and_the_cells_stay_clickable():
-    chart = heatmaps.difference_heatmap(
-        cells().assign(marked=[True] + [False] * 5), "difference", select="cell", brush="brush"
-    )
-    chart = chart.to_dict()
+def test_marked_cells_have_a_dot():
+    chart = heatmaps.difference_heatmap(cells().assign(marked=[True] + [False] * 5), "difference").to_dict()
     assert [layer["mark"]["type"] for layer in chart["layer"]] == ["rect", "circle"]
-    assert [param["name"] for param in chart["params"]] == ["cell", "brush"]
     dots = chart["datasets"][chart["layer"][1]["data"]["name"]]
     assert dots == [{"layer": 0, "head": 0}]
     assert "layer" not in heatmaps.difference_heatmap(cells().assign(marked=False), "difference").to_dict()
