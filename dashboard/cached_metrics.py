@@ -19,7 +19,7 @@ from sd35h5 import metrics
 from sd35h5.comparing import effects
 from sd35h5.errors import Sd35h5Error
 from sd35h5.metrics import catalogue, gate_statistics, per_sample, sink_rates
-from sd35h5.metrics.averaging import places
+from sd35h5.metrics.averaging import places, places_of
 from sd35h5.metrics.piecewise import in_pieces
 
 
@@ -66,7 +66,10 @@ def sample_values(
     """
     if name.startswith(per_sample.SCORES):
         return per_sample.sample_values(cached_reads.store(run), name, samples=chosen)
-    return per_sample.mean_of(*_step_sums(run, name, target, branch, steps, chosen, shown), layers, heads)
+    sums = _step_sums(run, name, target, branch, steps, chosen, shown)
+    opened = cached_reads.store(run)
+    axis = catalogue.head_axis(opened, name)
+    return per_sample.mean_of(*sums, places_of(opened, "layer", layers), places_of(opened, axis, heads))
 
 
 @cached("Reading …")
@@ -145,8 +148,12 @@ def key_kinds(
     captured = [place for place, step in enumerate(keys["top_step"].values) if step in steps]
     if not captured:
         return None
-    inside = {"layer": layers, "head": heads, "top_step": tuple(captured)}
-    keys = keys.isel({dim: places(those) for dim, those in inside.items()}).assign_coords(layer=list(layers))
+    opened = cached_reads.store(run)
+    inside = {
+        name: tuple(places_of(opened, name, those)) for name, those in (("layer", layers), ("head", heads))
+    }
+    inside["top_step"] = tuple(captured)
+    keys = keys.isel({dim: places(those) for dim, those in inside.items()})
     same = {}
     for dim in [dim for dim in ("top_step", "head", "sample") if keys.sizes[dim] > 1]:
         stable = key_stability(run, branch, chosen, dim, inside.get(dim))
@@ -237,7 +244,9 @@ def token_mass(
     """Return one sample's tokens with their mean mass over the chosen steps, layers and heads."""
     if len(steps) == 1:
         return metrics.token_mass(cached_reads.store(run), sample, branch, steps, layers, heads)
-    total, count = (sums[np.ix_(layers, heads)] for sums in _token_sums(run, sample, branch, steps))
+    opened = cached_reads.store(run)
+    inside = np.ix_(places_of(opened, "layer", layers), places_of(opened, "head", heads))
+    total, count = (sums[inside] for sums in _token_sums(run, sample, branch, steps))
     table = cached_reads.tokens(run, sample, branch).drop(columns="word_text")
     return metrics.token_means(table, branch, total, count)
 

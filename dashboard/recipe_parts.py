@@ -17,19 +17,19 @@ def opened(run: cached_reads.Run, *modules: str) -> str:
 
 
 def within(view: View, at_cell: bool = True, dims: tuple[str, ...] = ("step", "layer", "head")) -> str:
-    """Return `.isel(…)` of the chosen ranges and the clicked cell, "" where everything is chosen."""
+    """Return `.sel(…)` of the chosen ranges and the clicked cell, by true index, "" where everything is chosen."""
     sizes = cached_reads.store(view.run).sizes
     places = {"step": view.steps, "layer": view.layers, "head": view.heads}
     if at_cell and view.cell is not None:
         places |= {"layer": (view.cell[0],), "head": (view.cell[1],)}
     sizes = {"step": sizes["step"], "layer": sizes["layer"], "head": sizes[view.head_axis]}
     parts = [f"{dim}={span(places[dim])}" for dim in sizes if dim in dims and len(places[dim]) < sizes[dim]]
-    return f".isel({', '.join(parts)})" if parts else ""
+    return f".sel({', '.join(parts)})" if parts else ""
 
 
-def span(places: tuple[int, ...]) -> str:
-    """Return consecutive positions as a slice."""
-    return f"slice({places[0]}, {places[-1] + 1})"
+def span(numbers: tuple[int, ...]) -> str:
+    """Return a range of true indices as a slice, which holds both ends."""
+    return f"slice({numbers[0]}, {numbers[-1]})"
 
 
 def samples(view: View, chosen: tuple[int, ...] | None = None) -> str:

@@ -81,10 +81,8 @@ def kinds(view: View, by: str) -> str:
     """Return what reads of what kind the heaviest key is."""
     lines = f"keys = metrics.top_keys(store, {view.branch!r}, 'image', {samples(view)}, count=1)"
     steps = f"\nkeys = keys.isel(top_step=keys['top_step'].isin({list(view.steps)!r}))"
-    layers = view.layers if view.cell is None else (view.cell[0],)
-    named = f".assign_coords(layer=range({layers[0]}, {layers[-1] + 1}))"
     at = within(view, dims=("layer", "head"))
-    return f"{opened(view.run)}{lines}{at}{named}{steps}\ntable = metrics.kind_shares(keys, by={by!r})"
+    return f"{opened(view.run)}{lines}{at}{steps}\ntable = metrics.kind_shares(keys, by={by!r})"
 
 
 def gate_heads(view: View, run: cached_reads.Run, chosen: tuple[int, ...], query: str) -> str:

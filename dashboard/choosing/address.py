@@ -7,7 +7,7 @@ said and this run has not is remembered for one sentence on the page. Pages are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 import streamlit as st
@@ -101,26 +101,26 @@ def several_of(options: Iterable[T], separator: str = ",") -> Callable[[str], li
     return read
 
 
-def span_within(size: int) -> Callable[[str], tuple[int, int] | None]:
-    """Return a reader of `3-5` or `4` within 0..size − 1."""
+def span_within(first: int, last: int) -> Callable[[str], tuple[int, int] | None]:
+    """Return a reader of `3-5` or `4` within first..last."""
 
     def read(text: str) -> tuple[int, int] | None:
         ends = [position(part) for part in text.split("-")]
         if len(ends) > 2 or None in ends:
             return None
         low, high = ends[0], ends[-1]
-        return (low, high) if low <= high < size else None
+        return (low, high) if first <= low <= high <= last else None
 
     return read
 
 
-def cell_within(layers: int, heads: int) -> Callable[[str], tuple[int, int] | None]:
+def cell_within(layers: Collection[int], heads: Collection[int]) -> Callable[[str], tuple[int, int] | None]:
     """Return a reader of `layer.head`."""
 
     def read(text: str) -> tuple[int, int] | None:
         layer, _, head = text.partition(".")
         cell = position(layer), position(head)
-        return cell if None not in cell and cell[0] < layers and cell[1] < heads else None
+        return cell if None not in cell and cell[0] in layers and cell[1] in heads else None
 
     return read
 

@@ -32,22 +32,16 @@ def remember_cell(key: str) -> None:
     st.session_state["cell"] = (int(cells[0]["layer"]), int(cells[0]["head"])) if cells else None
 
 
-def remember_linked(told: Mapping[str, object], layers: list[int], heads: list[int]) -> None:
+def remember_linked(told: Mapping[str, object]) -> None:
     """Keep what was pinned and brushed in a linked figure for all pages, and its x axis.
 
-    Args: told: a selection as linked_view.js tells it, by true indices; layers, heads: the true index of each position.
+    Args: told: a selection as linked_view.js tells it, by true indices.
     """
     pinned = told.get("pinned")
-    st.session_state["cell"] = (layers.index(pinned[0]), heads.index(pinned[1])) if pinned else None
-    for name, known in (("layers", layers), ("heads", heads), ("steps", None)):
+    st.session_state["cell"] = (pinned[0], pinned[1]) if pinned else None
+    for name in ("layers", "heads", "steps"):
         ends = told.get(name)
-        if ends is None:
-            _choose_all(name)
-            continue
-        inside = range(ends[0], ends[1] + 1)
-        _choose_between(
-            name, list(inside) if known is None else [known.index(one) for one in inside if one in known]
-        )
+        _choose_between(name, list(_numbers(name) if ends is None else ends))
     st.session_state["x"] = told.get("x") or "step"
 
 
@@ -114,26 +108,30 @@ def choose_everything() -> None:
 
 
 def _is_range(key: str) -> bool:
-    name, _, size = key.partition("-")
-    return name in ("layers", "heads", "steps") and size.isdigit()
+    name, _, rest = key.partition("-")
+    return name in ("layers", "heads", "steps") and rest.replace("-", "").isdigit()
 
 
 def _begin_charts_anew() -> None:
     st.session_state["cell_charts"] = st.session_state.get("cell_charts", 0) + 1
 
 
-def _choose_all(name: str) -> None:
-    """Set the sidebar's range of that name to hold everything."""
-    _choose_between(name, [0, _size(name) - 1])
+def range_key(name: str, numbers: tuple[int, ...]) -> str:
+    """Return the key of the sidebar's range of layers, heads or steps: another for other indices."""
+    cut = "" if numbers == tuple(range(len(numbers))) else f"-{numbers[0]}-{numbers[-1]}"
+    return f"{name}s-{len(numbers)}{cut}"
 
 
-def _size(name: str) -> int:
+def _numbers(name: str) -> tuple[int, ...]:
+    """The true indices of which the sidebar's range of that name chooses."""
     view = st.session_state["view"]
-    return cached_reads.store(view.run).sizes[view.head_axis if name == "heads" else name.removesuffix("s")]
+    axis = view.head_axis if name == "heads" else name.removesuffix("s")
+    return cached_reads.store(view.run).numbers(axis)
 
 
 def _choose_between(name: str, places: list[int]) -> None:
-    """Set the sidebar's range of that name, whatever its size, to hold these positions."""
-    size = _size(name)
-    if size > 1 and places:
-        st.session_state[f"{name}-{size}"] = (max(0, min(places)), min(size - 1, max(places)))
+    """Set the sidebar's range of that name to hold those of these indices that are there."""
+    numbers = _numbers(name)
+    inside = [number for number in numbers if min(places) <= number <= max(places)]
+    if len(numbers) > 1 and inside:
+        st.session_state[range_key(name.removesuffix("s"), numbers)] = (inside[0], inside[-1])

@@ -14,9 +14,9 @@ from sd35h5.metrics.catalogue import MEASURES
 
 @dataclass(frozen=True)
 class View:
-    """What is chosen: everything a page needs to draw. Positions are 0-based; ranges hold every chosen
-    position. Heads and the cell's head are of the metric: an attn2 in sd-scripts' layout has others (`head_axis`) than
-    the joint attention."""
+    """What is chosen: everything a page needs to draw. Layers, heads and steps are told by their true indices, of which
+    a slice holds some; samples by their position. Heads and the cell's head are of the metric: an attn2 in sd-scripts'
+    layout has others (`head_axis`) than the joint attention."""
 
     run: cached_reads.Run
     others: tuple[cached_reads.Run, ...]
@@ -36,7 +36,7 @@ class View:
         """The choice for numbers of the joint attention: all of its heads where others are chosen."""
         if self.head_axis == "head":
             return self
-        heads = tuple(range(cached_reads.store(self.run).sizes["head"]))
+        heads = cached_reads.store(self.run).numbers("head")
         return replace(self, heads=heads, cell=None, head_axis="head")
 
     @property

@@ -70,24 +70,24 @@ def _comparable(run: cached_reads.Run, by_name: dict[str, cached_reads.Run], res
 
 
 def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) -> View:
-    sizes = cached_reads.store(run).sizes
+    opened = cached_reads.store(run)
     chosen, sample = choose_samples.choose(run)
     branch = _choose_branch(run)
     target = _choose_target(run, chosen, sample, branch)
     metric = _choose_metric(run, target)
-    axis = head_axis(cached_reads.store(run), metric)
-    lengths = {"layer": sizes["layer"], "head": sizes[axis], "step": sizes["step"]}
-    ranges = [_choose_range(name, size) for name, size in lengths.items()]
+    axis = head_axis(opened, metric)
+    known = {"layer": opened.numbers("layer"), "head": opened.numbers(axis), "step": opened.numbers("step")}
+    ranges = [_choose_range(name, numbers) for name, numbers in known.items()]
     if axis != "head":
         st.caption("Heads are those of attn2, of which this model has others than of its joint attention.")
-    if any(len(places) < size for places, size in zip(ranges, lengths.values(), strict=True)):
+    if any(len(some) < len(numbers) for some, numbers in zip(ranges, known.values(), strict=True)):
         st.button(
             "All layers, heads, steps",
             icon=":material/close:",
             on_click=clicks.choose_everything,
             width="stretch",
         )
-    address.begin("cell", view_address.CELL, None, address.cell_within(lengths["layer"], lengths["head"]))
+    address.begin("cell", view_address.CELL, None, address.cell_within(known["layer"], known["head"]))
     cell = st.session_state["cell"]
     if cell is not None and (cell[0] not in ranges[0] or cell[1] not in ranges[1]):
         cell = None
@@ -177,13 +177,20 @@ def chosen_tokens(view: View) -> frozenset[int]:
     return frozenset(table.loc[table[column] == view.target.value, "token"].tolist())
 
 
-def _choose_range(name: str, size: int) -> tuple[int, ...]:
-    if size == 1:
-        return (0,)
-    key = f"{name}s-{size}"
-    address.begin(key, view_address.SPANS[name], (0, size - 1), address.span_within(size))
-    low, high = st.slider(f"{name.capitalize()}s", 0, size - 1, key=key)
-    return tuple(range(low, high + 1))
+def _choose_range(name: str, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Offer a range of true indices: of a slice, those that it holds."""
+    if len(numbers) == 1:
+        if numbers[0]:
+            st.caption(f"This file holds {name} {numbers[0]} alone.")
+        return numbers
+    key = clicks.range_key(name, numbers)
+    ends = numbers[0], numbers[-1]
+    address.begin(key, view_address.SPANS[name], ends, address.span_within(*ends))
+    if numbers == tuple(range(ends[0], ends[1] + 1)):
+        low, high = st.slider(f"{name.capitalize()}s", *ends, key=key)
+    else:
+        low, high = st.select_slider(f"{name.capitalize()}s", numbers, key=key)
+    return tuple(number for number in numbers if low <= number <= high)
 
 
 def _write_address(view: View, first: str) -> None:

@@ -67,7 +67,7 @@ def draw(
     _numbers(
         key=key,
         data=linked_figure.packed({**facts, "name": name, "tells": tells}, numbers),
-        on_rested_change=partial(_remember, key, layers, heads),
+        on_rested_change=partial(_remember, key),
     )
     _said(key=f"{key}-said", data={"name": name, "said": {"selection": chosen}})
     address.write(view_address.X_AXIS, x_axis(), "step")
@@ -88,9 +88,9 @@ def selection(view: View, layers: list[int], heads: list[int], tells: bool = Tru
 
     Args: tells: whether the figure's heads are the sidebar's.
     """
-    steps = list(range(cached_reads.store(view.run).sizes["step"]))
+    steps = cached_reads.store(view.run).numbers("step")
     return {
-        "pinned": [layers[view.cell[0]], heads[view.cell[1]]] if tells and view.cell is not None else None,
+        "pinned": list(view.cell) if tells and view.cell is not None else None,
         "layers": _range(view.layers, layers),
         "heads": _range(view.heads, heads) if tells else None,
         "steps": _range(view.steps, steps),
@@ -100,13 +100,13 @@ def selection(view: View, layers: list[int], heads: list[int], tells: bool = Tru
     }
 
 
-def _range(chosen: tuple[int, ...], known: list[int]) -> list[int] | None:
-    """Return the first and last true index of chosen positions, None where they are all."""
-    return None if len(chosen) == len(known) else [known[chosen[0]], known[chosen[-1]]]
+def _range(chosen: Sequence[int], known: Sequence[int]) -> list[int] | None:
+    """Return the first and last of chosen indices, None where they are all."""
+    return None if len(chosen) == len(known) else [chosen[0], chosen[-1]]
 
 
-def _remember(key: str, layers: list[int], heads: list[int]) -> None:
+def _remember(key: str) -> None:
     """Keep what was pinned and brushed in the figure with that key for all pages."""
     told = st.session_state[key].get("rested")
     if told:
-        clicks.remember_linked(dict(told), layers, heads)
+        clicks.remember_linked(dict(told))

@@ -11,6 +11,7 @@ from dashboard.linked import linked_component, linked_gates
 from sd35h5 import metrics
 from sd35h5.figures import curves, gate_charts, scales
 from sd35h5.metrics import gate_statistics
+from sd35h5.metrics.averaging import of_numbers
 from sd35h5.reports.view_page import Later
 
 
@@ -65,7 +66,8 @@ def passed(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     sums = cached_metrics.contribution_sums(run, view.branch, samples)
     layers, heads = view.looked_at
     steps = [place for place, step in enumerate(sums["top_step"].values) if step in view.steps]
-    part = sums.isel(layer=list(layers), head=list(heads), top_step=steps)
+    inside = {"layer": of_numbers(sums, "layer", layers), "head": of_numbers(sums, "head", heads)}
+    part = sums.isel(inside | {"top_step": steps})
     found = gate_statistics.shares_of_sums(part) if steps else pd.DataFrame()
     if found.empty:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")

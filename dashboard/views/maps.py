@@ -84,7 +84,7 @@ def stills(shown: list[Panel], step: int, look: Look, scale: tuple[float, float]
 
 def choose_layer(view) -> int | None:
     """Offer the layers, the clicked cell's first; None is their mean."""
-    options = ["mean", *range(cached_reads.store(view.run).sizes["layer"])]
+    options = ["mean", *cached_reads.store(view.run).numbers("layer")]
     draw = partial(
         st.selectbox,
         "Layer",

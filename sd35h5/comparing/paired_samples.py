@@ -127,7 +127,22 @@ def paired_values(
             f"{pairing.reference} has (step, layer, head) = {sides[0].shape[1:]}, "
             f"{pairing.other} has {sides[1].shape[1:]}"
         )
+    refuse_other_numbers(sides[0], sides[1], pairing)
     return sides[0], sides[1]
+
+
+def refuse_other_numbers(first: xr.DataArray, second: xr.DataArray, pairing: Pairing) -> None:
+    """Refuse to set values of other layers, heads or steps against each other: of slices, say.
+
+    Raises: StoreError naming them.
+    """
+    for dim in ("step", "layer", "head"):
+        one, other = (side[dim].values.tolist() for side in (first, second))
+        if one != other:
+            told, there = (", ".join(map(str, numbers[:12])) for numbers in (one, other))
+            raise StoreError(
+                f"{pairing.reference} holds the {dim}s {told}, {pairing.other} {there}: cut both alike"
+            )
 
 
 def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from sd35h5.errors import StoreError
 from sd35h5.metrics import targets
+from sd35h5.metrics.averaging import places_of
 from sd35h5.store.showable import showable
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def head_maps(
     """
     if HEAD_MAPS not in store:
         return None
-    where = {"sample": sample, "branch": branch, "map_token": list(map_tokens), "layer": layer}
+    where = {"sample": sample, "branch": branch, "map_token": list(map_tokens)}
+    (where["layer"],) = places_of(store, "layer", [layer])
     values = store.read(HEAD_MAPS, **where).sum("map_token", skipna=False)
     return values.transpose("map_step", "head", "y", "x") if np.isfinite(values.values).any() else None
 

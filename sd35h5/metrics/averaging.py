@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from sd35h5.errors import StoreError
+
+if TYPE_CHECKING:
+    from sd35h5.store.reader import Store
 
 
 def within(
@@ -17,19 +21,37 @@ def within(
     heads: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
 ) -> xr.DataArray:
-    """Return a metric's part at these layers and heads, by position, and denoising steps, by index; all when None.
+    """Return a metric's part at these layers, heads and denoising steps, by their true indices; all when None.
 
     Raises: StoreError where the metric was captured at some steps only and none of them is asked for.
     """
     chosen = {"layer": layers, "head": heads}
-    part = values.isel({dim: places(each) for dim, each in chosen.items() if each is not None})
+    part = values.isel(
+        {dim: of_numbers(values, dim, each) for dim, each in chosen.items() if each is not None}
+    )
     if steps is None:
         return part
-    there = np.isin(part["step"].values, list(steps))
-    if not there.any():
+    there = of_numbers(part, "step", steps)
+    if there in ([], slice(0, 0)):
         known = ", ".join(str(step) for step in part["step"].values.tolist()[:12])
         raise StoreError(f"this metric was captured at the steps {known}: choose a range that holds one")
-    return part.isel(step=places(np.flatnonzero(there).tolist()))
+    return part.isel(step=there)
+
+
+def of_numbers(values: xr.DataArray | xr.Dataset, dim: str, numbers: Sequence[int]) -> slice | list[int]:
+    """Return the positions of those true indices that are there, for `isel`."""
+    return places(np.flatnonzero(np.isin(values[dim].values, list(numbers))).tolist())
+
+
+def places_of(store: Store, dim: str, numbers: Sequence[int]) -> list[int]:
+    """Return the positions of true indices along a dimension of a store, as `read` takes them.
+
+    Raises: StoreError for one that is not there.
+    """
+    own = {number: place for place, number in enumerate(store.numbers(dim))}
+    if absent := [number for number in numbers if number not in own]:
+        raise StoreError(f"{store.name} holds no {dim} {absent[0]}: it was cut to others")
+    return [own[number] for number in numbers]
 
 
 def places(chosen: Sequence[int]) -> slice | list[int]:

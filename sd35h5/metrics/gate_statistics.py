@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from sd35h5.errors import StoreError
+from sd35h5.metrics.averaging import of_numbers
 from sd35h5.metrics.heaviest_keys import KINDS, UNKNOWN, top_keys
 from sd35h5.metrics.piecewise import few_at_a_time, weighted_mean
 from sd35h5.metrics.targets import chosen_samples, plain
@@ -103,7 +104,7 @@ def gate_steps(
 
 def heads_of_steps(found: xr.Dataset, steps: Sequence[int] | None = None) -> pd.DataFrame:
     """Return the table of `gate_heads` from what `gate_steps` returns."""
-    part = found if steps is None else found.isel(step=list(steps))
+    part = found if steps is None else found.isel(step=of_numbers(found, "step", steps))
     measured = part["measured"].sum("step")
     reduced = {
         name: part[name].reduce(_JOIN[name].reduce, "step")

@@ -57,9 +57,10 @@ def top_keys(
         )
     names = ("stream", "index", "mass", "value_norm")[: 4 if values else 2]
     read = {name: store.read(f"topk/top_{name}", **where) for name in names}
+    at = {dim: read["index"][dim].values for dim in ("top_step", "layer", "head")}
     keys = xr.Dataset({
         name: (TOP, each.transpose(*TOP).values) for name, each in read.items()
-    }, coords={"top_step": read["index"]["top_step"].values, "sample": chosen})  # fmt: skip
+    }, coords=at | {"sample": chosen})  # fmt: skip
     groups = token_groups(store, branch, chosen)
     places = patch_places(*patch_grid(store))
     keys["kind"] = (TOP, _kinds(keys["stream"].values, keys["index"].values, groups, places))

@@ -47,7 +47,7 @@ def sample_values(
     Formula: scores/NAME as it was joined; else the mean of the measure over the chosen steps, layers and heads.
     Units: those of the score or measure.  Source: scores/NAME, else as the measure.
     Caveat: a mean over all heads hides that some rise while others fall: choose a head to see one.
-    Args: name: a key of `quantities`; layers, heads, steps: positions, all when None.
+    Args: name: a key of `quantities`; layers, heads, steps: true indices, all when None.
     Returns: float64 (sample), NaN where the sample has no value.
     """
     chosen = chosen_samples(store, samples)
@@ -55,7 +55,8 @@ def sample_values(
         if name not in store:
             raise StoreError(f"{store.name} has no {name}: join it with `python -m sd35h5 scores`")
         return store.read(name, sample=chosen).values.astype(np.float64)
-    return mean_of(*step_sums(computed(store, name, target, branch, chosen), steps), layers, heads)
+    values = within(computed(store, name, target, branch, chosen), layers or None, heads or None)
+    return mean_of(*step_sums(values, steps))
 
 
 def step_sums(values: xr.DataArray, steps: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +75,7 @@ def mean_of(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Return the mean over the chosen layers and heads of what `step_sums` gives: float64 (sample)."""
+    """Return the mean over the layers and heads at these positions of what `step_sums` gives: float64 (sample)."""
     places = (layers or range(total.shape[1]), heads or range(total.shape[2]))
     total, count = (sums[:, *np.ix_(*places)].sum((1, 2)) for sums in (total, count))
     return total / np.where(count > 0, count, np.nan)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sd35h5.metrics.averaging import places_of
 from sd35h5.metrics.stored_mass import PER_TOKEN
 from sd35h5.metrics.targets import PADS, refuse_empty
 
@@ -31,7 +32,7 @@ def token_mass(
     Caveat: of the cond branch only, unless captured with --branches cond uncond.
     Returns: the token table (token, encoder, text, group, word …) plus a float64 column `mass`.
     """
-    chosen = range(store.sizes["step"]) if steps is None else steps
+    chosen = store.numbers("step") if steps is None else steps
     table = store.tokens(sample, branch)
     return token_means(table, branch, *token_sums(store, sample, branch, chosen, layers, heads))
 
@@ -49,9 +50,11 @@ def token_sums(
     Returns: float64 and int64 (layer, head, token).
     """
     where = {"sample": sample, "branch": branch, "layer": layers, "head": heads}
-    where = {name: place for name, place in where.items() if place is not None}
+    for dim in ("layer", "head"):
+        if (numbers := where.pop(dim)) is not None:
+            where[dim] = places_of(store, dim, numbers)
     total, count = 0.0, 0
-    for step in steps:  # memory does not grow with the steps
+    for step in places_of(store, "step", steps):  # memory does not grow with the steps
         mass = store.read("sinks/mass_image", step=step, **where).transpose("layer", "head", "token").values
         there = np.isfinite(mass)
         total, count = total + np.where(there, mass.astype(np.float64), 0), count + there.astype(np.int64)

@@ -158,6 +158,10 @@ class Store:
         """Labels of the positions along branch, query, group or encoder, as `read` takes them."""
         return tuple(_words(SCALES[dim].labels, self._parts.scales[dim]))
 
+    def numbers(self, dim: str) -> tuple[int, ...]:
+        """True indices along layer, head, step and the like: those of the capture, of which a slice holds some."""
+        return tuple(self._parts.scales[dim].tolist())
+
     def coords(self, name: str) -> dict[str, Any]:
         """Coordinates of a variable as `read` attaches them: name -> (dimension, values)."""
         return self._coords(self._spec(name), {})
@@ -272,9 +276,7 @@ class Store:
     def _at_steps(self, name: str, steps: np.ndarray) -> np.ndarray:
         """Timestep or sigma at true step indices, NaN where the file does not know the step."""
         known = dict(zip(self._parts.scales["step"].tolist(), self._parts.scales[name], strict=True))
-        return np.array([known.get(step, np.nan) for step in np.ravel(steps).tolist()], np.float32).reshape(
-            np.shape(steps)
-        )
+        return np.vectorize(known.get, otypes=[np.float32])(steps, np.nan)
 
     def _groups(self) -> list[str]:
         return list(dict.fromkeys(name.split("/")[0] for name in self.variables))
@@ -282,8 +284,7 @@ class Store:
     def _lines(self) -> Iterable[str]:
         yield f"<sd35h5.Store {self.name!r}: {self.status}, {len(self)} of {self.planned} samples>"
         model = [self.attributes[name] for name in ("model_id", "gate_type") if self.attributes.get(name)]
-        if model:
-            yield f"  model    {', gates '.join(model)}"
+        yield from [f"  model    {', gates '.join(model)}"] * bool(model)
         if self.sizes:
             yield f"  sizes    {', '.join(f'{dim} {size}' for dim, size in self.sizes.items())}"
         for group in self._groups():
