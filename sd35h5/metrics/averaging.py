@@ -39,8 +39,9 @@ def within(
 
 
 def of_numbers(values: xr.DataArray | xr.Dataset, dim: str, numbers: Sequence[int]) -> slice | list[int]:
-    """Return the positions of those true indices that are there, for `isel`."""
-    return places(np.flatnonzero(np.isin(values[dim].values, list(numbers))).tolist())
+    """Return the positions of those true indices that are there, in their order, for `isel`."""
+    own = {number: place for place, number in enumerate(values[dim].values.tolist())}
+    return places([own[number] for number in numbers if number in own])
 
 
 def places_of(store: Store, dim: str, numbers: Sequence[int]) -> list[int]:
