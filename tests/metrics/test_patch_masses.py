@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making.pages import frames_of, text_of
+from making.pages import linked_of, text_of
 from making.stores import make_store
 
 from sd35h5 import StoreError, compare, open_store
@@ -167,11 +167,10 @@ def test_every_measure_that_both_runs_hold_is_compared_and_the_others_are_told(f
 @pytest.mark.parametrize("name", [*NEW, *OF_SECOND, "top_1", "gini", "sink_rate_uniform"])
 def test_the_sinks_page_draws_every_metric_that_the_file_holds(app, folder, name):
     test = app(folder / "atlas.h5", page="sinks", url={"metric": name, "steps": "1-3"})
-    frame = next(frame for frame in frames_of(test) if {"layer", "head", "value"} <= set(frame.columns))
+    found = linked_of(test)[0].cells()
     with open_store(folder / "atlas.h5") as store:
         values = catalogue.computed(store, name)
     values = values.isel(step=values["step"].values >= 1).mean(["sample", "step"])
-    found = frame.set_index(["layer", "head"])["value"]
     for layer, head in np.ndindex(LAYERS, HEADS):
         np.testing.assert_allclose(found[layer, head], values[layer, head], rtol=1e-6)
     assert "metrics are not in this file" not in [one.label for one in test.expander]
