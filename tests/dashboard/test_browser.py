@@ -213,6 +213,8 @@ def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page
         page.wait_for_timeout(2500)
         drag_along(page, title, first, last)
         page.wait_for_function(f"location.search.includes('{part}')", timeout=20_000)
+    page.locator(".lv-told").filter(has_text="layers 3–4").wait_for()
+    page.locator("[data-testid=stStatusWidget]").wait_for(state="hidden")  # a click within a rerun is lost
     page.get_by_text("over steps", exact=True).click()
     page.wait_for_timeout(2500)
     drag_along(page, "Which key is the sink?", "denoising step: 2;", "denoising step: 4;")

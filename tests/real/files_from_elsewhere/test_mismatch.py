@@ -129,6 +129,4 @@ def test_a_capture_without_a_sealed_sample_compares_to_nothing_in_a_sentence(tmp
     begin_run(tmp_path / "b.h5", {}, planned=3)
     command = ["compare", *map(str, reversed(paths) if turned else paths), "--out_dir", str(tmp_path / "out")]
     assert main(command) == 1
-    assert (
-        capsys.readouterr().err == "error: b has no sealed sample yet to compare: wait for the first of 3\n"
-    )
+    assert capsys.readouterr().err == "error: b has no sealed sample yet: wait for the first of 3\n"
