@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from parts.machine import RESULTS, machine
+from parts.machine import RESULTS, machine, machine_told
 from parts.synthetic import SIZES, make_run
 from parts.visitor import Session
 from parts.visits import CELLS, PAGES, browser, changes, children, first_chart, peak_mb, seen, server, settle
@@ -150,9 +150,7 @@ def table(told: dict[str, float], found: dict[str, list], facts: dict[str, objec
         f"then every other page once, {sum(count for _, count, _ in found['pages'])} charts. "
         f"The server answered after {np.median(found['start_s']):.1f} s; its readers held "
         f"{max(found['readers_mb']):.0f} MB together.",
-        f"{facts['cpu']}, {facts['cores']} cores, load before the runs {facts['load_before']:.2f}; "
-        f"{facts['system']}, {', '.join(f'{name} {number}' for name, number in facts['versions'].items())}. "
-        f"{facts['date']}.",
+        machine_told(facts),
         "Made by `python benchmarks/dashboard.py`.",
     ]
     return "\n".join(lines) + "\n"

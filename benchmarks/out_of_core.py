@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from parts.machine import RESULTS, machine
+from parts.machine import RESULTS, machine, machine_told
 from parts.synthetic import SIZES, make_run
 from parts.visits import PAGES, browser, children, first_chart, held_mb, seen, server, settle
 
@@ -137,8 +137,7 @@ def table(found: dict[str, float], facts: dict[str, object]) -> str:
         "",
         f"Two runs of {facts['shape']}, {found['bytes'] / 1e9:.2f} GB at {facts['samples']} samples; times from the "
         "command to its end, memory with the reader processes that it starts. "
-        f"{facts['cpu']}, {facts['cores']} cores, load before {facts['load_before']:.2f}; {facts['system']}, "
-        f"{', '.join(f'{name} {number}' for name, number in facts['versions'].items())}. {facts['date']}.",
+        f"{machine_told(facts)}",
         "Made by `python benchmarks/out_of_core.py`.",
     ]
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from parts.machine import RESULTS, machine
+from parts.machine import RESULTS, machine, machine_told
 from parts.synthetic import SIZES, make_run
 from parts.visits import MAP, browser, cell_place, server
 
@@ -119,9 +119,7 @@ def table(found: dict[str, dict[str, list[float]]], facts: dict[str, object]) ->
         "",
         f"All: {np.percentile(every, 95):.0f} ms at the 95th percentile, asked for: ≤ {LIMIT} ms. "
         f"{SIZES['layer']} layers × {SIZES['head']} heads × {SIZES['step']} steps, three panels of Compare.",
-        f"{facts['cpu']}, {facts['cores']} cores, load before the runs {facts['load_before']:.2f}; "
-        f"{facts['system']}, {', '.join(f'{name} {number}' for name, number in facts['versions'].items())}. "
-        f"{facts['date']}.",
+        machine_told(facts),
         "Made by `python benchmarks/pointer.py`.",
     ]
     return "\n".join(lines) + "\n"

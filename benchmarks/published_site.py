@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from parts.machine import RESULTS, machine
+from parts.machine import RESULTS, machine, machine_told
 from parts.synthetic import SIZES, make_run
 
 from sd35h5.reports.publishing.publish import publish
@@ -136,8 +136,7 @@ def table(told: dict[str, float], facts: dict[str, object]) -> str:
         f"2 runs of {facts['samples']} samples, {facts['shape']}; {facts['bytes'] / 1e6:.0f} MB; "
         f"{facts['visits']} visits of Sinks, then each page once, each in a new context; "
         "served by `python -m http.server`.",
-        f"{facts['cpu']}, {facts['cores']} cores, load before {facts['load_before']:.2f}; {facts['system']}, "
-        f"{', '.join(f'{name} {number}' for name, number in facts['versions'].items())}. {facts['date']}.",
+        machine_told(facts),
         "Made by `python benchmarks/published_site.py`.",
     ]
     return "\n".join(lines) + "\n"

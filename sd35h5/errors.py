@@ -34,6 +34,10 @@ class OutOfMemoryError(CaptureError, MemoryError):
     """A capture that a device or the host has not enough memory for; what is sealed stays."""
 
 
+#: what an option needs that is not installed
+NEEDS_DISTRIBUTED = "needs dask.distributed: pip install 'sd35h5[cluster]', or pip install distributed"
+
+
 class ConfigError(Sd35h5Error, ValueError):
     """An option with a value that cannot be used."""
 

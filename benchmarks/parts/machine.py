@@ -28,6 +28,15 @@ def machine(packages: Sequence[str], threads: int) -> dict[str, object]:
     }
 
 
+def machine_told(facts: dict[str, object]) -> str:
+    """What `machine` found, as the last sentence of a table."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, load before the runs {facts['load_before']:.2f}; "
+        f"{facts['system']}, {versions}. {facts['date']}."
+    )
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

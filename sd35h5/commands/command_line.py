@@ -32,10 +32,8 @@ def command(
 
     Args: afar: whether PATH may be the address of a file elsewhere.
     """
-    name, told = (
-        run.__name__.rstrip("_"),
-        (run.__doc__ or "").strip(),
-    )  # `import_`, as Python has a word `import`
+    name = run.__name__.rstrip("_")  # `import_` and `slice_`: Python has both words
+    told = (run.__doc__ or "").strip()
     one = commands.add_parser(
         name, help=told, description=told, formatter_class=Help,
         epilog=f"example:\n  python -m sd35h5 {name} {example}",

@@ -13,7 +13,7 @@ _LIST = "all, every:4, or a list such as 0,5,9-12, by their numbers in the captu
 
 def add(commands: Subparsers) -> None:
     """Add them to the parser of `python -m sd35h5`."""
-    one = command(commands, slice, "run.h5 --layers 5 --tiers sinks --out layer5.h5")
+    one = command(commands, slice_, "run.h5 --layers 5 --tiers sinks --out layer5.h5")
     option(one, "--out", type=Path, required=True, help="the file to make")
     for name in ("samples", "layers", "heads", "steps"):
         option(one, f"--{name}", default="all", metavar="LIST", help=f"{name} to keep: {_LIST}")
@@ -58,7 +58,7 @@ def add(commands: Subparsers) -> None:
     flag(one, "--overwrite", help="replace the file if it is there")
 
 
-def slice(args: argparse.Namespace) -> int:  # noqa: A001  the command is called so
+def slice_(args: argparse.Namespace) -> int:
     """Cut out samples, branches, layers, heads, steps, tokens or tiers, as a file of its own."""
     from sd35h5.store.cutting.slicing import cut
     from sd35h5.store.cutting.wanted_part import Wanted

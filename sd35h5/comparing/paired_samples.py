@@ -21,6 +21,7 @@ from sd35h5.comparing.run_settings import IMPORTED, is_free, lacks_seeds, settin
 from sd35h5.errors import StoreError
 from sd35h5.metrics.averaging import finite_mean
 from sd35h5.metrics.catalogue import computed
+from sd35h5.metrics.piecewise import in_pieces
 from sd35h5.store.schema import UNKNOWN_SEED
 
 if TYPE_CHECKING:
@@ -143,6 +144,24 @@ def refuse_other_numbers(first: xr.DataArray, second: xr.DataArray, pairing: Pai
             raise StoreError(
                 f"{pairing.reference} holds the {dim}s {told}, {pairing.other} {there}: cut both alike"
             )
+
+
+def step_means(
+    reference: Store, other: Store, pairing: Pairing, name: str, branch: str = "cond"
+) -> tuple[xr.DataArray, ...]:
+    """Return difference, reference and other of every pair, mean over steps, a few pairs read at a time.
+
+    Returns: three float32 (sample, layer, head).
+    """
+
+    def make(some: list[int]) -> xr.DataArray:
+        part = dataclasses.replace(pairing, pairs=pairing.pairs.iloc[some])
+        before, after = paired_values(reference, other, part, name, branch=branch)
+        each = (difference(before, after), before, after)
+        return xr.concat([finite_mean(values, ["step"]) for values in each], "part")
+
+    means = in_pieces(make, range(len(pairing.pairs)))
+    return tuple(means.isel(part=place) for place in range(3))
 
 
 def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:

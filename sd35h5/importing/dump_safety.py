@@ -57,7 +57,7 @@ def check_dump(path: Path, where: str) -> str:
         raise ForeignFileError(
             f"{where} is not the zip archive that torch.save writes (since torch 1.6), or it is damaged or cut off"
         ) from error
-    except (OSError, RuntimeError, NotImplementedError, zlib.error) as error:
+    except (OSError, RuntimeError, zlib.error) as error:
         told = reason(error) if isinstance(error, OSError) else "it is damaged"
         raise ForeignFileError(f"{where} cannot be read: {told}") from error
     lines = sorted(f"{each.filename.partition('/')[2]} {each.file_size} {each.CRC}" for each in records)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from sd35h5.errors import ConfigError
+from sd35h5.errors import NEEDS_DISTRIBUTED, ConfigError
 from sd35h5.flags import Count, Text
 from sd35h5.store.sharing.shares import Share
 
@@ -59,9 +59,7 @@ def check_spread(spread: Spread, device: str, overwrite: bool) -> None:
         raise ConfigError(f"--workers are processes on the CPU: for --device {device}, give --gpus")
     chosen_gpus(spread.gpus)
     if spread.is_with_workers and find_spec("distributed") is None:
-        raise ConfigError(
-            f"{given[0]} needs dask.distributed: pip install 'sd35h5[cluster]', or pip install distributed"
-        )
+        raise ConfigError(f"{given[0]} {NEEDS_DISTRIBUTED}")
     if spread.gpus and device not in ("auto", "cuda"):
         raise ConfigError(
             f"--gpus says which devices draw, and so does --device {device}: give one of the two"

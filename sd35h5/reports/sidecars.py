@@ -3,7 +3,6 @@ viewer."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -11,14 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from sd35h5 import metrics
 from sd35h5.comparing import comparison, paired_samples
 from sd35h5.errors import NothingMeasuredError
 from sd35h5.long_work import counted
-from sd35h5.metrics.averaging import finite_mean
-from sd35h5.metrics.piecewise import in_pieces
 from sd35h5.metrics.sample_tokens import token_mass
 from sd35h5.reports.output_files import make_folder
 from sd35h5.reports.parquet_files import Column, write_parquet
@@ -204,21 +200,6 @@ def _effects(
     asked = [(run, one.name) for run in pairings for one in METRICS]
     for run, metric in counted(asked, "effects of metrics"):
         pairing = pairings[run]
-        means = _step_means(stores[reference], stores[run], pairing, metric)
+        means = paired_samples.step_means(stores[reference], stores[run], pairing, metric)
         table = comparison.cells_of(*means, list(pairing.pairs["prompt_id"]))
         yield table.assign(reference=reference, run=run, metric=metric)
-
-
-def _step_means(
-    reference: Store, other: Store, pairing: paired_samples.Pairing, metric: str
-) -> tuple[xr.DataArray, ...]:
-    """Return difference, reference and other of every pair, mean over steps: three float32 (sample, layer, head)."""
-
-    def make(some: list[int]) -> xr.DataArray:
-        part = dataclasses.replace(pairing, pairs=pairing.pairs.iloc[some])
-        before, after = paired_samples.paired_values(reference, other, part, metric)
-        each = (paired_samples.difference(before, after), before, after)
-        return xr.concat([finite_mean(values, ["step"]) for values in each], "part")
-
-    means = in_pieces(make, range(len(pairing.pairs)))
-    return tuple(means.isel(part=place) for place in range(3))

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from sd35h5.errors import ConfigError
+from sd35h5.errors import NEEDS_DISTRIBUTED, ConfigError
 from sd35h5.long_work import counted
 from sd35h5.spreading.in_order import AHEAD, in_order
 
@@ -71,9 +71,7 @@ def hands(
         yield Here(stores)
         return
     if find_spec("distributed") is None:
-        raise ConfigError(
-            "--scheduler needs dask.distributed: pip install 'sd35h5[cluster]', or pip install distributed"
-        )
+        raise ConfigError(f"--scheduler {NEEDS_DISTRIBUTED}")
     from sd35h5.spreading.elsewhere import There, client_of
 
     with client_of(scheduler) as client:

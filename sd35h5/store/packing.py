@@ -14,14 +14,15 @@ from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
 from sd35h5.store.derived.summary import create_summary, fill_summary
-from sd35h5.store.opening import opened, reading, reason
+from sd35h5.store.opening import opened, reading
 from sd35h5.store.runs import RUN_FILE, empty, out_of, packed_indices, part_files, read_run
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
-from sd35h5.store.sharing.temporaries import own_temporary
+from sd35h5.store.seals.storage_rules import filters_of
+from sd35h5.store.sharing.whole_files import whole_file
 from sd35h5.store.showable import as_text
-from sd35h5.store.skeleton import create_variable, publish, write_head
+from sd35h5.store.skeleton import create_variable, write_head
 
 _FIRST_LOOKS = ("tokens/", "sinks/mass_group", "sinks/entropy_text")
 _AT_ONCE = 64  # files that are open
@@ -46,22 +47,8 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
         if kept and not is_begun and _config(out) != _config(sources[0][1]):
             raise StoreError(f"{out.name} holds samples of another configuration: pack into another file")
         sources += kept
-    try:
-        temporary, held = own_temporary(out)
-    except OSError as error:
-        raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
-    try:
-        block = schema.METADATA_BLOCK_BYTES
-        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False, meta_block_size=block) as target:
-            _pack_into(target, sorted(sources), _begun_config(parts))
-        publish(temporary, out)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError) and not isinstance(error, StoreError):
-            raise StoreError(f"{out.name} cannot be packed: {reason(error)}") from error
-        raise
-    finally:
-        held.close()
+    with whole_file(out, f"{out.name} cannot be packed") as target:
+        _pack_into(target, sorted(sources), _begun_config(parts))
     if not keep_parts:
         empty(parts)
     return out
@@ -205,12 +192,6 @@ def _copy_chunks(sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], targ
     for rest, row, source, offset in sorted(chunks, key=lambda chunk: chunk[:2]):
         mask, data = source.id.read_direct_chunk(offset)
         target.id.write_direct_chunk((row, *rest), data, mask)
-
-
-def filters_of(dataset: h5py.Dataset) -> list[int]:
-    """The filters of a variable by number, in their order."""
-    plist = dataset.id.get_create_plist()
-    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
 def _check_alike(

@@ -77,8 +77,8 @@ class Store:
 
     def table(self) -> dict[str, np.ndarray]:
         """The columns of `samples` without pandas."""
-        names = [name for name in self.variables if variable(name).dims == ("sample",)]
-        columns = {variable(name).short_name: self._values(name, {}) for name in names}
+        specs = [variable(name) for name in self.variables]
+        columns = {each.short_name: self._values(each.name, {}) for each in specs if each.dims == ("sample",)}
         return {"sample": np.arange(len(self)), **columns}
 
     def reading_once(self) -> Store:
@@ -188,9 +188,8 @@ class Store:
         attrs = {"long_name": spec.long_name, "units": spec.units}
         if spec.labels:
             attrs["flag_meanings"] = " ".join(spec.labels)
-        return xr.DataArray(
-            values, dims=dims, coords=self._coords(spec, key), name=spec.short_name, attrs=attrs
-        )
+        coords = self._coords(spec, key)
+        return xr.DataArray(values, dims=dims, coords=coords, name=spec.short_name, attrs=attrs)
 
     def _spec(self, name: str) -> Variable:
         spec = variable(name)
@@ -284,7 +283,8 @@ class Store:
     def _lines(self) -> Iterable[str]:
         yield f"<sd35h5.Store {self.name!r}: {self.status}, {len(self)} of {self.planned} samples>"
         model = [self.attributes[name] for name in ("model_id", "gate_type") if self.attributes.get(name)]
-        yield from [f"  model    {', gates '.join(model)}"] * bool(model)
+        if model:
+            yield f"  model    {', gates '.join(model)}"
         if self.sizes:
             yield f"  sizes    {', '.join(f'{dim} {size}' for dim, size in self.sizes.items())}"
         for group in self._groups():

@@ -4,29 +4,21 @@ tests/artifacts/."""
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from making.browsing import IN_BROWSER, ROOT, chromium, dashboard_of
 from making.linked_pages import along, drag, place_of, told, values_told
 from making.stores import make_store
 
 from sd35h5 import metrics, open_store
 from sd35h5.reports import analyze
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-CHROMIUM = shutil.which("chromium")
-ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "tests" / "artifacts"
 CELLS = "[data-testid=stVegaLiteChart] path[aria-roledescription]"
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -40,49 +32,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder):
-    """Run the dashboard as a person would; yields its address."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "dashboard/app.py",
-        "--server.port",
-        str(port),
-        "--",
-        folder,
-    ]
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://localhost:{port}"
-    try:
-        _wait_for(f"{address}/_stcore/health")
+    with dashboard_of(folder) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
-def _wait_for(address: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=2)
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.3)
 
 
 @pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.long)])
 def page(request, server):
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         context = browser.new_context(viewport={"width": 1280, "height": 1400}, color_scheme=request.param)
         page = context.new_page()
         page.set_default_timeout(60_000)
@@ -90,7 +46,6 @@ def page(request, server):
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.scheme = request.param
         yield page
-        browser.close()
 
 
 def shoot(page, name: str) -> None:

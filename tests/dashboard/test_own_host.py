@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from making.browsing import IN_BROWSER, chromium, dashboard_of
 from making.stores import make_store
 
 from sd35h5.__main__ import main
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-CHROMIUM = shutil.which("chromium")
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
 
 LINKED = "[...document.querySelectorAll('link[href],[src]')].map(held => held.href || held.src)"
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -37,42 +29,14 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
 def address(folder) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "dashboard/app.py",
-        "--server.port",
-        str(port),
-        "--",
-        str(folder),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=2)
-                break
-            except OSError:
-                assert time.monotonic() < end, "the dashboard does not start"
-                time.sleep(0.3)
-        yield f"http://localhost:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    with dashboard_of(folder) as found:
+        yield found
 
 
 def hosts_asked(browser, addresses: list[str], wait_for: str) -> set[str]:

@@ -4,29 +4,25 @@ each gesture does."""
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from making.browsing import IN_BROWSER, chromium
 from making.linked_pages import along, drag, made_cube, number, place_of, told, values_told, write_page
 
 from sd35h5 import metrics
 from sd35h5.figures.linked_view import linked_figure
 from sd35h5.figures.linked_view.linked_figure import Panel
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
+pytestmark = IN_BROWSER
 UNIFORM = 0.004
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture

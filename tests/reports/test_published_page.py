@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from making.browsing import CHROMIUM, chromium
 from making.stores import make_store
 
 from sd35h5 import metrics, open_store
@@ -21,7 +22,6 @@ from sd35h5.reports.publishing.publish import publish
 from sd35h5.reports.publishing.published_runs import without_folders
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> \u202eevil cat"
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,7 @@ def test_modules_are_joined_in_the_order_in_which_they_import_each_other():
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_one_file_is_walked_through_offline_and_asks_nobody_for_anything(made):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_context(offline=True, color_scheme="dark").new_page()
         page.set_default_timeout(60_000)
         wrong, asked = [], []

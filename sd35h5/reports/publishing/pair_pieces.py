@@ -9,13 +9,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from sd35h5.comparing import effects, paired_samples
 from sd35h5.errors import StoreError
 from sd35h5.metrics.averaging import finite_mean
 from sd35h5.metrics.catalogue import MEASURES
-from sd35h5.metrics.piecewise import in_pieces
 from sd35h5.reports.publishing import arrow_files
 from sd35h5.reports.publishing.pieces import Piece
 from sd35h5.reports.publishing.published_runs import PublishedRun, without_folders
@@ -95,9 +93,10 @@ def _change(
 ) -> bytes | None:
     """What changed in each (layer, head), mean over steps, with q; in all, with its interval and a sentence."""
     try:
-        change, before, after = step_means(reference, other, pairing, metric, branch)
+        means = paired_samples.step_means(reference, other, pairing, metric, branch)
     except StoreError:  # nothing was measured on this branch, or other heads in the other run
         return None
+    change, before, after = (each.expand_dims("step", 1) for each in means)
     prompts = list(pairing.pairs["prompt_id"])
     cells = effects.surviving_cells(change, prompts, RESAMPLES)
     mean = finite_mean(change, ["sample", "step"]).to_series().rename("change").reset_index()
@@ -112,21 +111,3 @@ def _change(
         whole={name: None if np.isnan(whole[name]) else float(whole[name]) for name in WHOLE},
         prompts=int(whole["prompts"]), enough=effects.MIN_PROMPTS, significant=effects.SIGNIFICANT,
     )  # fmt: skip
-
-
-def step_means(
-    reference: Store, other: Store, pairing: paired_samples.Pairing, metric: str, branch: str
-) -> tuple[xr.DataArray, ...]:
-    """Return difference, reference and other of every pair, mean over steps, a few pairs read at a time.
-
-    Returns: three float32 (sample, step of size 1, layer, head).
-    """
-
-    def make(some: list[int]) -> xr.DataArray:
-        part = dataclasses.replace(pairing, pairs=pairing.pairs.iloc[some])
-        before, after = paired_samples.paired_values(reference, other, part, metric, branch=branch)
-        each = (paired_samples.difference(before, after), before, after)
-        return xr.concat([finite_mean(values, ["step"]) for values in each], "part")
-
-    means = in_pieces(make, range(len(pairing.pairs)))
-    return tuple(means.isel(part=place).expand_dims("step", 1) for place in range(3))

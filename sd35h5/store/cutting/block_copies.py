@@ -13,11 +13,10 @@ import numpy as np
 from sd35h5.store.blocks import block_hash, extent, fill_of, is_all_fill, origins
 from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.chunks import decode_chunk, encode_chunk
-from sd35h5.store.packing import filters_of
 from sd35h5.store.sample_files import read_hyperslab
 from sd35h5.store.schema import Variable
+from sd35h5.store.seals.storage_rules import FILTERS, filters_of
 
-OURS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
 Pick = slice | np.ndarray
 
 
@@ -67,7 +66,7 @@ def copy_row(one: Row, drain: Drain, is_hashed: bool) -> dict[tuple[int, ...], s
     """
     hashes: dict[tuple[int, ...], str] = {}
     chunk, shape, of = one.target.chunks, (1, *one.target.shape[1:]), one.source
-    is_ours = of.chunks is not None and of.chunks[0] == 1 and filters_of(of) == OURS
+    is_ours = of.chunks is not None and of.chunks[0] == 1 and filters_of(of) == FILTERS
     by_chunk = [
         list(_blocks(*along))
         for along in zip(one.places, chunk[1:], (of.chunks or of.shape)[1:], of.shape[1:], strict=True)

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import h5py
 
-from sd35h5.errors import Sd35h5Error, StoreError
-from sd35h5.store import schema
-from sd35h5.store.opening import reason
+from sd35h5.errors import StoreError
 from sd35h5.store.runs import RUN_FILE, out_of, parts_of
 from sd35h5.store.schema import PARTS_SUFFIX
 from sd35h5.store.sharing.run_progress import run_progress
-from sd35h5.store.sharing.temporaries import own_temporary
-from sd35h5.store.skeleton import publish
+from sd35h5.store.sharing.whole_files import whole_file
 from sd35h5.store.verifying import refuse_problems
 
 _SLACK = 1 << 20  # bytes, of what is not values
@@ -63,22 +60,8 @@ def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
         raise StoreError(
             f"{out.name} takes about {_mb(nbytes)} MB, its disk has {_mb(free)} MB free: make room first"
         )
-    try:
-        temporary, held = own_temporary(out)
-    except OSError as error:
-        raise StoreError(f"{out.name} cannot be made: {reason(error)}") from error
-    try:
-        block = schema.METADATA_BLOCK_BYTES
-        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False, meta_block_size=block) as target:
-            yield target
-        publish(temporary, out)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError) and not isinstance(error, Sd35h5Error):
-            raise StoreError(f"{out.name} cannot be made: {reason(error)}") from error
-        raise
-    finally:
-        held.close()
+    with whole_file(out, f"{out.name} cannot be made") as target:
+        yield target
 
 
 def verified(path: Path) -> Path:

@@ -102,9 +102,7 @@ def resolve(
         places |= {dim: np.flatnonzero(np.isin(scales[dim], chosen)) for dim in dims if dim in scales}
     if wanted.branches:
         places["branch"] = _branches(wanted.branches, scales["branch"])
-    if (
-        tokens is not None and mapped is not None
-    ):  # a place in the list of maps stays if a sample has it of a token
+    if tokens is not None and mapped is not None:  # a place stays if a sample has the map of a token there
         of_tokens = (mapped >= 0) & np.isin(mapped, np.flatnonzero(tokens))
         there = of_tokens[samples][:, places.get("branch", slice(None))]
         places["map_token"] = np.flatnonzero(there.any((0, 1)))
