@@ -310,3 +310,27 @@ def test_marks_say_what_they_mean(opened):
     assert "a dead head" in told(page)
     page.mouse.move(*place_of(maps(page).first, 4, 0))
     assert "a dead head" not in told(page)
+
+
+@pytest.mark.parametrize("width", [375, 1200])
+def test_labels_of_an_axis_stay_apart_over_many_decades(opened, width):
+    cube = made_cube()
+    spread = cube * 10.0 ** -np.linspace(0, 14, cube.sizes["layer"])[None, :, None]
+    page = opened(Panel("wide", spread.astype(np.float32)), Panel("again", cube), width=width)
+    written = page.evaluate(
+        """async () => {
+            const found = [], plain = CanvasRenderingContext2D.prototype.fillText;
+            CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...rest) {
+                const half = this.measureText(text).width / 2;
+                if (this.textAlign === "center" && /^[\\d.e−-]+$/.test(text))
+                    found.push([this.canvas.closest("figure")?.className ?? "", y, x - half, x + half]);
+                return plain.call(this, text, x, y, ...rest);
+            };
+            view.update({selection: {...options.selection, layers: [0, 4]}});
+            await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+            return found;
+        }"""
+    )
+    labels = pd.DataFrame(written, columns=["plot", "y", "left", "right"])
+    own = labels[labels["plot"].str.contains("lv-histogram")].drop_duplicates().sort_values("left")
+    assert len(own) >= 2 and (own["left"].to_numpy()[1:] > own["right"].to_numpy()[:-1]).all()

@@ -33,11 +33,15 @@ export function along(axis, value) {
 export function paintAxis(context, area, axis, side, theme) {
   write(context, theme);
   const marks = axis.log ? logTicks(axis.low, axis.high) : ticks(axis.low, axis.high, axis.count || 5);
-  for (const value of marks) {
+  let free = -Infinity;  // from where the next label of x has room
+  for (const value of axis.reverse ? marks.reverse() : marks) {
     const at = along(axis, value);
     if (at < -1e-6 || at > 1 + 1e-6) continue;
     if (side === "x") {
-      text(context, told(value, 3), area.left + at * area.width, area.top + area.height + GAP, "center", "top");
+      const label = told(value, 3), x = area.left + at * area.width, half = context.measureText(label).width / 2;
+      if (x - half < free) continue;
+      text(context, label, x, area.top + area.height + GAP, "center", "top");
+      free = x + half + GAP;
       continue;
     }
     const y = area.top + (1 - at) * area.height;
