@@ -50,6 +50,7 @@ REACH_ERROR, REACH_GROWTH_GIB, REACH_FILE_MB = 1e-5, 0.2, 60
 REACH_GPU_GIB = {"default": 0.3, "atlas": 0.5}
 SAMPLES = 6  # of the capture whose memory is watched
 FEW = 3  # steps of what is slow
+AUTOTUNED = {"compiled": True, "mode": "max-autotune-no-cudagraphs"}
 
 
 def rows(steps: int) -> list[Row]:
@@ -75,6 +76,10 @@ def rows(steps: int) -> list[Row]:
         Row("compiled: default", {}, 1.05, steps=short, compiled=True),
         Row("compiled: default, whole, against eager", {}, 0.75, True, steps, compiled=True, against_eager=True),
         Row("compiled: default, whole", {}, None, True, steps, compiled=True),
+        Row("autotuned, against eager", None, steps=short, **AUTOTUNED, against_eager=True),
+        Row("autotuned: sinks", {"maps": "off", "topk": 0}, 1.03, steps=short, **AUTOTUNED),
+        Row("autotuned: default", {}, 1.05, steps=short, **AUTOTUNED),
+        Row("autotuned: default, whole, against eager", {}, 0.75, True, steps, **AUTOTUNED, against_eager=True),
         Row("eager softmax", None, steps=min(steps, FEW), within=eager),
     ]  # fmt: skip
     if find_spec("attention_map_diffusers"):
@@ -87,8 +92,9 @@ def rows(steps: int) -> list[Row]:
 def measure(bench: Bench, row: Row, runs: int) -> dict[str, object]:
     """Turns of stock and row. Returns: seconds of each, their ratios, and what else the row tells."""
     stock = Row(
-        "stock", None, whole=row.whole, steps=row.steps, compiled=row.compiled and not row.against_eager
-    )
+        "stock", None, whole=row.whole, steps=row.steps, compiled=row.compiled and not row.against_eager,
+        mode=row.mode,
+    )  # fmt: skip
     begin = time.perf_counter()
     if not row.values:
         bench.run(row, LONG)  # kernels are compiled and memory is reserved: does not count

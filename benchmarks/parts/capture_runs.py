@@ -43,6 +43,7 @@ class Row:
     steps: int = 12
     within: Callable[[object], AbstractContextManager] | None = None  # another tool around the pipeline
     compiled: bool = False  # with each block compiled
+    mode: str | None = None  # of torch.compile
     against_eager: bool = False  # the stock pipeline beside it is the eager one
     values: str = ""  # variable whose rate into the file is compared with what may bind it
 
@@ -67,7 +68,7 @@ class Bench:
         dtype = torch.bfloat16 if self.on_gpu else torch.float32
         self.pipe = make_pipeline(self.shape, device, dtype)
         patch = 8 * self.pipe.transformer.config.patch_size
-        self._compiled_calls: list[Callable] = []
+        self._compiled_calls: dict[str | None, list[Callable]] = {}  # of each mode
         self.patches = self.shape.height // patch, self.shape.width // patch
 
     def call(self, steps: int) -> dict[str, object]:
@@ -92,7 +93,7 @@ class Bench:
             call["output_type"] = "latent"
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._compile(row.compiled)
+        self._compile(row.compiled, row.mode)
         with self._drawing(row) as draw:
             begin = time.perf_counter()
             draw(prompt, **call)
@@ -107,15 +108,18 @@ class Bench:
         size = self.out.stat().st_size if row.options is not None else 0
         return Run(step_seconds, seconds, peak, size, resident)
 
-    def _compile(self, wanted: bool) -> None:
+    def _compile(self, wanted: bool, mode: str | None) -> None:
         """Have the blocks compiled, or eager again; what was compiled once is kept."""
         blocks = self.pipe.transformer.transformer_blocks
-        if wanted and not self._compiled_calls:
+        if wanted and mode not in self._compiled_calls:
             for block in blocks:
-                block.compile(fullgraph=True, backend=backend_on(self.device))
-            self._compiled_calls = [block._compiled_call_impl for block in blocks]
-        for block, call in zip(blocks, self._compiled_calls, strict=False):
-            block._compiled_call_impl = call if wanted else None
+                block.compile(
+                    fullgraph=True, backend=backend_on(self.device), mode=mode if self.on_gpu else None
+                )
+            self._compiled_calls[mode] = [block._compiled_call_impl for block in blocks]
+        calls = self._compiled_calls[mode] if wanted else [None] * len(blocks)
+        for block, call in zip(blocks, calls, strict=True):
+            block._compiled_call_impl = call
 
     @contextmanager
     def _drawing(self, row: Row) -> Iterator[Callable[..., object]]:

@@ -22,7 +22,7 @@ def compiled(
 ) -> Iterator[None]:
     """The pipeline with its transformer compiled in one of WAYS, eager again afterwards."""
     transformer = pipe.transformer
-    asked = {"fullgraph": True, "backend": backend, "mode": mode}
+    asked = {"fullgraph": True, "backend": backend, "mode": mode if backend == "inductor" else None}
     if way == "wrapped":
         pipe.transformer = torch.compile(transformer, **asked)
     for part in {"blocks": transformer.transformer_blocks, "whole": [transformer]}.get(way, ()):

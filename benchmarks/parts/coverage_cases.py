@@ -84,6 +84,7 @@ CASES = (
     Case("compiled by block", compiled="blocks"),
     Case("compiled whole", compiled="whole"),
     Case("compiled, wrapped", compiled="wrapped"),
+    Case("compiled, max-autotune-no-cudagraphs", compiled="blocks", mode="max-autotune-no-cudagraphs"),
     Case("compiled, skip-layer", compiled="blocks", more=SKIP, branches=("cond", "uncond", "skip")),
     Case("compiled, batch of 2", compiled="blocks", prompts=2),
     Case("compiled, gates a head", compiled="blocks", gates="headwise"),
