@@ -22,8 +22,8 @@ libraries.start()
 found = run_list.find(tuple(sys.argv[1:]), ROOT)
 libraries.join()
 
-from dashboard import exports  # noqa: E402
-from dashboard.choosing import sidebar  # noqa: E402
+from dashboard import cached_reads, exports  # noqa: E402
+from dashboard.choosing import sidebar, watching  # noqa: E402
 
 views = ROOT / "dashboard" / "views"
 page = st.navigation([
@@ -37,7 +37,9 @@ page = st.navigation([
     st.Page(views / "files.py", title="Files", icon=":material/description:"),
 ])  # fmt: skip
 st.session_state["found"] = found
-st.session_state["view"] = sidebar.choose(found.runs)
-page.run()
+view = st.session_state["view"] = sidebar.choose(found.runs)
+with cached_reads.sentence(*(() if view is None else (view.run, *view.others))):
+    page.run()
 exports.offer(page.title)
+watching.watch(tuple(sys.argv[1:]), ROOT, found.marks)
 server_process.leave_libraries_alone()

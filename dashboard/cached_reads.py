@@ -19,12 +19,14 @@ from dashboard import run_list
 from dashboard.caching import cached
 from dashboard.run_list import Run, without_paths
 from sd35h5 import compare, metrics
-from sd35h5.errors import Sd35h5Error
+from sd35h5.errors import Sd35h5Error, StoreNotFoundError, UnreadableError
 from sd35h5.figures import overlays
 from sd35h5.metrics import attention_maps, catalogue, pictured_objects, prompt_chips, query_rows, targets
 from sd35h5.reports import file_tables
+from sd35h5.store.opening import reason
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.reader import Store
+from sd35h5.store.runs import stem_of
 from sd35h5.store.showable import showable
 from sd35h5.store.verifying import verify
 
@@ -40,22 +42,36 @@ def plain(text: str) -> str:
     return text
 
 
+CHANGED = (
+    "{} changed while the page was drawn: it is drawn anew with what the file holds now, in some seconds."
+)
+GONE = "{} was removed while the page was drawn, or its disk cannot be reached any more."
+
+
 @contextmanager
 def sentence(*runs: Run) -> Iterator[None]:
     """Show an error of the library as one sentence in the page, in place of the panel, and go on with the
     next."""
     try:
         yield
+    except (UnreadableError, StoreNotFoundError, OSError) as error:
+        if changed := [run for run in runs if run_list.stamp(Path(run.path)) != run.stamp]:
+            told = CHANGED if run_list.is_there(changed[0]) else GONE
+            st.info(told.format(plain(changed[0].name)), icon=":material/info:")
+        elif isinstance(error, Sd35h5Error):
+            _tell(error, runs)
+        else:
+            names = " or ".join(run.name for run in runs) or "a file"
+            st.error(f"{plain(names)} could not be read: {plain(reason(error))}.")
     except Sd35h5Error as error:
-        text = str(error)
-        for run in runs:
-            text = without_paths(text, run.path)
-        if not text.startswith(tuple(Path(run.path).name.removesuffix(".h5") for run in runs)):
-            text = text[:1].upper() + text[1:]
-        st.info(plain(text), icon=":material/info:")
-    except OSError:
-        names = " or ".join(run.name for run in runs) or "a file"
-        st.error(f"{plain(names)} could not be read: the file is damaged or was removed while it was open.")
+        _tell(error, runs)
+
+
+def _tell(error: Sd35h5Error, runs: tuple[Run, ...]) -> None:
+    text = without_paths(str(error), *(run.path for run in runs))
+    if not text.startswith(tuple(stem_of(Path(run.path).name) for run in runs)):
+        text = text[:1].upper() + text[1:]
+    st.info(plain(text), icon=":material/info:")
 
 
 def store(run: Run) -> Store:

@@ -52,7 +52,7 @@ def current(open_refused: bool = False) -> View:
             st.markdown("  \n".join(lines))
     view = st.session_state["view"]
     if view is None:
-        st.info(NOTHING, icon=":material/info:")
+        st.info(st.session_state["why_nothing"] or NOTHING, icon=":material/info:")
         st.stop()
     return view
 

@@ -4,6 +4,7 @@ shown."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,20 +17,30 @@ import streamlit as st
 from dashboard.caching import kept
 from sd35h5.errors import Sd35h5Error
 from sd35h5.reports.run_names import run_names
+from sd35h5.store.places.runs_in_folders import stores_in
 from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
-from sd35h5.store.runs import is_companion
 from sd35h5.store.showable import well_formed
 from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
 VERIFIED_AT_ONCE = 3
+WATCHED_EVERY = 5.0  # seconds
 LEADS_OUT = (
     "It is a link, or holds one, that leads out of the folders that were given: "
     "start the dashboard with the folder it leads to, too, or put the file itself here."
 )
 UNREADABLE = "It cannot be read: it was removed, or may not be opened by this server."
+MISSING = "There is nothing called {} at that path: check the spelling."
+EMPTY = "The folder {} holds no .h5 store: capture one into it first."
+UNLISTED = "The folder cannot be listed: it was removed, or may not be opened by this server."
+MORE = (
+    "The folder {} holds more than is looked at: start the dashboard with the folders in it that are wanted."
+)
+
+
+Mark = tuple[str, tuple[int, ...]]  # path and stamp of a run
 
 
 @dataclass(frozen=True)
@@ -43,10 +54,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found at the given paths: runs that can be opened, and (name, sentence) of what cannot."""
+    """What was found at the given paths: runs that can be opened, (name, sentence) of what cannot, and all marks."""
 
     runs: tuple[Run, ...]
     refused: tuple[tuple[str, str], ...]
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What names and times tell: path and stamp of each store, the folder in which it was found, and what is none."""
+
+    marks: tuple[Mark, ...]
+    folders: tuple[Path, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+@st.cache_data(ttl=WATCHED_EVERY / 2, max_entries=4, show_spinner=False)
+def listed_lately(arguments: tuple[str, ...], root: Path) -> tuple[Mark, ...]:
+    """Return the marks of `listed` as they were a moment ago: tabs that watch the same folders look once."""
+    return listed(arguments, root).marks
 
 
 @st.cache_resource(show_spinner=False)
@@ -56,35 +83,56 @@ def readers() -> Readers:
 
 
 def find(arguments: tuple[str, ...], root: Path) -> Found:
-    """Look for runs at the given paths, or in runs/ and the example stores when there are none."""
-    paths, refused = [], []
+    """Look for runs at the given paths, or in runs/ and the example stores when there are none; verify them."""
+    seen = listed(arguments, root)
+    said = verified(seen.marks)
+    sound = [place for place, mark in enumerate(seen.marks) if not said[mark]]
+    names = run_names(
+        [Path(seen.marks[place][0]) for place in sound], [seen.folders[place] for place in sound]
+    )
+    runs = tuple(Run(name, *seen.marks[place]) for name, place in zip(names, sound, strict=True))
+    unsound = [
+        (_below(Path(mark[0]), folder), said[mark])
+        for mark, folder in zip(seen.marks, seen.folders, strict=True)
+        if said[mark]
+    ]
+    refused = [(well_formed(name), well_formed(sentence)) for name, sentence in (*seen.refused, *unsound)]
+    return Found(runs, tuple(refused), seen.marks)
+
+
+def listed(arguments: tuple[str, ...], root: Path) -> Listing:
+    """Look at names and times only, of the given paths or of those that are usual: no file is opened."""
     places = _given(arguments) if arguments else _usual(root)
     homes = [home for place in places for home in homes_of(place)]
+    refused: list[tuple[str, str]] = []
+    found: dict[Path, Path] = {}  # of each store the folder in which it was found
     for place in places:
         try:
             if not place.exists() and not parts_of(place).is_dir():
-                refused.append(
-                    (place.name, f"There is nothing called {place.name} at that path: check the spelling.")
-                )
+                refused.append((place.name, MISSING.format(place.name)))
                 continue
             inside = stores_in(place)
         except OSError:
             refused.append((place.name, UNREADABLE))
             continue
-        if arguments and not inside:
-            refused.append(
-                (place.name, f"The folder {place.name} holds no .h5 store: capture one into it first.")
-            )
-        kept_back = {path: why for path in inside if (why := _kept_back(path, homes))}
-        refused += [(path.name, why) for path, why in kept_back.items()]
-        paths += [path for path in inside if path not in kept_back]
-    marks = [(str(path), stamp(path)) for path in dict.fromkeys(paths)]
-    said = verified(marks)
-    sound = [mark for mark in marks if not said[mark]]
-    names = run_names([Path(path) for path, _ in sound])
-    refused += [(Path(path).name, said[path, mark]) for path, mark in marks if said[path, mark]]
-    runs = tuple(Run(name, *mark) for name, mark in zip(names, sound, strict=True))
-    return Found(runs, tuple((well_formed(name), well_formed(sentence)) for name, sentence in refused))
+        if arguments and not inside.stores:
+            refused.append((place.name, EMPTY.format(place.name)))
+        folder = place if _is_folder(place) and inside.stores != (place,) else place.parent
+        refused += [(_below(path, folder), UNLISTED) for path in inside.unlisted]
+        if not inside.is_whole:
+            refused.append((place.name, MORE.format(place.name)))
+        for path in inside.stores:
+            if why := _kept_back(path, homes):
+                refused.append((_below(path, folder), why))
+            else:
+                found.setdefault(path, folder)
+    marks = tuple((str(path), stamp(path)) for path in found)
+    return Listing(marks, tuple(found.values()), tuple(refused))
+
+
+def _below(path: Path, folder: Path) -> str:
+    """Return what a file is called below the folder in which it was found."""
+    return path.relative_to(folder).as_posix()
 
 
 def _kept_back(path: Path, homes: Sequence[str]) -> str:
@@ -104,18 +152,6 @@ def _given(arguments: tuple[str, ...]) -> list[Path]:
 def _usual(root: Path) -> list[Path]:
     folders = dict.fromkeys([Path.cwd() / "runs", root / "runs"])
     return [folder for folder in folders if folder.is_dir()] + sorted((root / "data").glob("example-*.h5"))
-
-
-def stores_in(place: Path) -> list[Path]:
-    """Return the stores at a path: itself, or what a folder holds."""
-    if not place.is_dir() or place.name.endswith(PARTS) or (place / "run.json").exists():
-        return [place]
-    inside = [path for path in place.iterdir() if not is_companion(path.name)]
-    files = {path for path in inside if path.suffix == ".h5" and not _is_folder(path)}
-    running = {path for path in inside if path.name.endswith(".h5" + PARTS) and _is_folder(path)}
-    running = {path for path in running if path.with_name(path.name.removesuffix(PARTS)) not in files}
-    numbered = files and all(path.stem.isdigit() for path in files)
-    return [place] if numbered and not running else sorted(files | running)
 
 
 def _is_folder(path: Path) -> bool:
@@ -138,7 +174,7 @@ def homes_of(place: Path) -> list[str]:
 def leads_out(path: Path, homes: Sequence[str]) -> bool:
     """Whether a run, or one of its files, is a link that ends in none of these places."""
     folders = [folder for folder in (path, parts_of(path)) if _is_folder(folder)]
-    files = [file for folder in folders for file in (folder / "run.json", *folder.glob("*.h5"))]
+    files = [file for folder in folders for file in (folder / "run.json", *_samples(folder))]
     ends = {Path(os.path.realpath(one)) for one in (path, *folders, *files)}
     return not all(any(end.is_relative_to(home) for home in homes) for end in ends)
 
@@ -153,11 +189,24 @@ def stamp(path: Path) -> tuple[int, ...]:
     marks = []
     for place in (path, parts_of(path)):
         if _is_folder(place):
-            stats = [stat for entry in sorted(place.glob("*.h5")) if (stat := _stat(entry))]
+            stats = [stat for entry in _samples(place) if (stat := _stat(entry))]
             marks += [len(stats), max((stat.st_mtime_ns for stat in stats), default=0)]
         elif stat := _stat(place):
             marks += [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     return tuple(marks)
+
+
+def is_there(run: Run) -> bool:
+    """Whether a run's file or folder is there, or the file that the folder was packed into."""
+    return bool(stamp(Path(run.path)) or stamp(Path(run.path.removesuffix(PARTS))))
+
+
+def _samples(folder: Path) -> list[Path]:
+    """Return the files of a folder; none of one that was packed and removed meanwhile, or may not be listed."""
+    try:
+        return sorted(folder.glob("*.h5"))
+    except OSError:
+        return []
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -167,9 +216,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-Mark = tuple[str, tuple[int, ...]]  # path and stamp of a run
 
 
 def verified(marks: Sequence[Mark]) -> dict[Mark, str]:
@@ -206,7 +252,7 @@ def problem(pool: Readers, mark: Mark) -> str:
             return without_paths("; ".join(report.problems[:2]), path)
         opened = open_through(pool, *mark)
         if not opened.sizes["sample"]:
-            return f"It is being captured: 0 of {opened.planned} samples are there yet, reload in a moment."
+            return f"It is being captured: 0 of {opened.planned} samples are there yet; it appears with the first."
     except CannotStartError:
         raise
     except Sd35h5Error as error:
@@ -216,11 +262,12 @@ def problem(pool: Readers, mark: Mark) -> str:
     return ""
 
 
-def without_paths(text: str, path: str) -> str:
-    """Return the text without the server's folders: a store is called by its file name only."""
-    place = Path(path)
-    real = Path(os.path.realpath(path))  # also of a link that leads to itself
-    for folder in (real.parent, place.absolute().parent, place.parent):
-        if str(folder) not in (".", "/", ""):
-            text = text.replace(f"{folder}/", "")
+def without_paths(text: str, *paths: str) -> str:
+    """Return the text without the server's folders: a store is called by its file name only, Python by its own."""
+    text = text.replace(sys.executable, "python")
+    for place in map(Path, paths):
+        real = Path(os.path.realpath(place))  # also of a link that leads to itself
+        for folder in (real.parent, place.absolute().parent, place.parent):
+            if str(folder) not in (".", "/", ""):
+                text = text.replace(f"{folder}/", "")
     return text

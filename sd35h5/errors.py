@@ -18,6 +18,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class UnreadableError(StoreError):
+    """Values that a file held when it was opened and that cannot be read now."""
+
+
 class RunHeldError(StoreError):
     """A capture that another process fills or packs."""
 

@@ -24,9 +24,17 @@ LONGEST = 2000  # characters of a value that is looked at: a prompt's word or a 
 def open_tab() -> None:
     """Remember what the URL said when this tab opened; values of a repeated name are lines."""
     if "address" not in st.session_state:
-        values = {name: "\n".join(st.query_params.get_all(name))[:LONGEST] for name in st.query_params}
-        st.session_state["address"] = values
+        st.session_state["address"] = _told()
         st.session_state["address_refused"] = []
+
+
+def read_again() -> None:
+    """Take up what the URL still says of a run that was gone for a time: widgets that are not drawn forget theirs."""
+    st.session_state["address"] = {name: text for name, text in _told().items() if name != view_address.RUN}
+
+
+def _told() -> dict[str, str]:
+    return {name: "\n".join(st.query_params.get_all(name))[:LONGEST] for name in st.query_params}
 
 
 def begin(key: str, name: str, default: T, read: Callable[[str], T | None]) -> None:
@@ -90,13 +98,27 @@ def one_of(options: Iterable[T], text_of: Callable[[T], str] = str) -> Callable[
     return known.get
 
 
-def several_of(options: Iterable[T], separator: str = ",") -> Callable[[str], list[T] | None]:
+def several_of(
+    options: Iterable[T], separator: str = ",", read_one: Callable[[str], T | None] | None = None
+) -> Callable[[str], list[T] | None]:
     """Return a reader of a list of these options; `-` is an empty list."""
-    known = {str(option): option for option in options}
+    read_one = read_one or {str(option): option for option in options}.get
 
     def read(text: str) -> list[T] | None:
-        names = [] if text == view_address.NONE else text.split(separator)
-        return [known[name] for name in names] if set(names) <= set(known) else None
+        found = [] if text == view_address.NONE else [read_one(name) for name in text.split(separator)]
+        return None if None in found else found
+
+    return read
+
+
+def run_of(names: Collection[str]) -> Callable[[str], str | None]:
+    """Return a reader of a run's name, also of what it was called where a folder above or below was looked at."""
+
+    def read(text: str) -> str | None:
+        if text in names:
+            return text
+        found = [name for name in names if name.endswith(f"/{text}") or text.endswith(f"/{name}")]
+        return found[0] if len(found) == 1 else None
 
     return read
 

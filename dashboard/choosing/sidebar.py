@@ -5,12 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import cached_reads
+from dashboard.cached_reads import plain
 from dashboard.choosing import address, choose_samples, clicks
 from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.catalogue import MEASURES, head_axis
 from sd35h5.metrics.targets import PADS
 from sd35h5.reports import view_address
+from sd35h5.reports.run_names import short_names
 from sd35h5.store.schema import GROUPS
 from sd35h5.store.showable import showable
 
@@ -19,21 +21,37 @@ METRIC_NAMES = {name: one.label for name, one in MEASURES.items()} | {
     "first_token_share": "× average text token",
     "text_mass_fraction": "fraction of text mass (0..1)",
 }
+GONE = (
+    "{} is not there any more: it was removed, renamed or replaced, or its disk cannot be reached. It is shown again "
+    "when it is back; others can be chosen in the sidebar."
+)
+UNREAD = "{} cannot be shown now: the sidebar says why."
 AGAINST_TEXT = ("first_token_share", "text_mass_fraction")  # of which the image is no part
 
 
 def choose(runs: tuple[cached_reads.Run, ...]) -> View | None:
     """Draw the sidebar and return what is chosen, which the URL then says; None when there is no run."""
     address.open_tab()
+    was_gone = bool(st.session_state.get("why_nothing"))
+    st.session_state["why_nothing"] = ""
+    before = st.session_state.get("open_run")  # a list that is not drawn forgets what was chosen in it
     if not runs:
+        st.session_state["why_nothing"] = "" if before is None else GONE.format(plain(before))
         return None
     with st.sidebar:
         by_name = {run.name: run for run in runs}
         first = next((name for name in by_name if "baseline" in name), runs[0].name)
-        address.begin("run", view_address.RUN, first, address.one_of(by_name))
-        if st.session_state["run"] not in by_name:  # it was moved away meanwhile
-            st.session_state["run"] = first
-        run = by_name[st.selectbox("Run", list(by_name), key="run")]
+        address.begin("run", view_address.RUN, before or first, address.run_of(by_name))
+        was = st.session_state["run"]
+        offered = [*by_name, *([] if was in by_name else [was])]
+        name = st.selectbox("Run", offered, key="run", format_func=short_names(offered).get)
+        st.session_state["open_run"] = name
+        if name not in by_name:
+            st.session_state["why_nothing"] = GONE.format(plain(name))
+            return None
+        run = by_name[name]
+        if was_gone and name == before:
+            address.read_again()
         others = _choose_others(run, by_name)
         with cached_reads.sentence(run):
             view = _choose_within(run, others)
@@ -41,6 +59,7 @@ def choose(runs: tuple[cached_reads.Run, ...]) -> View | None:
             if sentence := address.refused():
                 st.caption(f":material/link_off: {sentence}")
             return view
+    st.session_state["why_nothing"] = UNREAD.format(plain(run.name))
     return None
 
 
@@ -48,15 +67,23 @@ def _choose_others(
     run: cached_reads.Run, by_name: dict[str, cached_reads.Run]
 ) -> tuple[cached_reads.Run, ...]:
     rest = [name for name in by_name if name != run.name]
-    if not rest:
-        return ()
     key = f"others-{run.name}"
-    address.begin(key, view_address.WITH, _comparable(run, by_name, rest), address.several_of(rest, "\n"))
-    st.session_state[key] = [name for name in st.session_state[key] if name in rest]
-    chosen = st.multiselect(
-        "Compare with", rest, key=key, help="shown beside the run on Overview, Maps, Gates and Compare"
+    if not rest and not st.session_state.get(key):
+        return ()
+    address.begin(
+        key,
+        view_address.WITH,
+        _comparable(run, by_name, rest),
+        address.several_of(rest, "\n", address.run_of(rest)),
     )
-    return tuple(by_name[name] for name in chosen)
+    gone = [name for name in st.session_state[key] if name not in rest]
+    chosen = st.multiselect(
+        "Compare with", [*rest, *gone], key=key, format_func=short_names([*by_name, *gone]).get,
+        help="shown beside the run on Overview, Maps, Gates and Compare",
+    )  # fmt: skip
+    if missing := [name for name in chosen if name not in by_name]:
+        st.caption(f":material/link_off: {GONE.format(plain(', '.join(missing)))}")
+    return tuple(by_name[name] for name in chosen if name in by_name)
 
 
 def _comparable(run: cached_reads.Run, by_name: dict[str, cached_reads.Run], rest: list[str]) -> list[str]:

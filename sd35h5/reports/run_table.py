@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35h5.errors import Sd35h5Error, StoreNotFoundError
+from sd35h5.errors import Sd35h5Error, StoreError, StoreNotFoundError
 from sd35h5.reports.info import nbytes
+from sd35h5.store.opening import reason
+from sd35h5.store.places.runs_in_folders import stores_in
 from sd35h5.store.processes.guarded_store import open_checked, own_readers
-from sd35h5.store.runs import RUN_FILE, is_companion, parts_of
-from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
+from sd35h5.store.runs import parts_of
+from sd35h5.store.schema import PARTS_SUFFIX
 from sd35h5.store.sharing.run_progress import run_progress
 from sd35h5.store.showable import showable
 
@@ -42,27 +44,29 @@ def rows_of(folder: Path) -> list[Row]:
         raise StoreNotFoundError(f"{folder}: there is no capture, neither under way nor packed")
     readers = own_readers()
     try:
-        return [_row(path, readers) for path in places]
+        return [_row(path, folder, readers) for path in places]
     finally:
         readers.close()
 
 
 def _captures(folder: Path) -> list[Path]:
-    """Files that are packed, or will be, by name."""
-    if not folder.is_dir() or (folder / RUN_FILE).is_file():
-        return [folder] if folder.exists() or parts_of(folder).is_dir() else []
-    inside = [path for path in folder.iterdir() if not is_companion(path.name)]
-    packed = {path for path in inside if path.suffix == SUFFIX and path.is_file()}
-    under_way = {
-        path.with_name(path.name.removesuffix(PARTS_SUFFIX))
-        for path in inside
-        if path.name.endswith(SUFFIX + PARTS_SUFFIX) and path.is_dir()
-    }
-    return sorted(packed | under_way)
+    """Files that are packed, or will be, by name; also in folders below."""
+    if not folder.exists() and not parts_of(folder).is_dir():
+        return []
+    try:
+        found = stores_in(folder).stores
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be listed: {reason(error)}") from error
+    return sorted(path if path == folder else _packed(path) for path in found)
 
 
-def _row(path: Path, readers: Any) -> Row:
-    name = path.name.removesuffix(PARTS_SUFFIX)
+def _packed(path: Path) -> Path:
+    """The file that a folder `run.h5.parts` will be."""
+    return path.with_name(path.name.removesuffix(PARTS_SUFFIX))
+
+
+def _row(path: Path, folder: Path, readers: Any) -> Row:
+    name = (path.name if path == folder else path.relative_to(folder).as_posix()).removesuffix(PARTS_SUFFIX)
     parts = path if path.is_dir() else parts_of(path)
     try:
         with open_checked(path, readers) as store:

@@ -90,6 +90,18 @@ def wrong_file(path: Path, error: Exception | None = None) -> str:
     return _text(head) or "it is no HDF5 file, or its beginning is damaged: get it again"
 
 
+def unread(path: Path | RawIOBase, error: Exception) -> str:
+    """Say why values of an open file could not be read: the system does not give them, or the file is damaged."""
+    if not isinstance(path, RawIOBase):
+        try:
+            with path.open("rb") as file:
+                file.read(1)
+        except OSError as refused:
+            return reason(refused)
+    number = getattr(error, "errno", None)
+    return os.strerror(number).lower() if number else "the file is damaged"
+
+
 def reason(error: OSError | RuntimeError) -> str:
     """Why the system refused, in its own few words and without paths."""
     if isinstance(error, BlockingIOError):

@@ -16,7 +16,7 @@ import h5py
 
 from sd35h5.errors import RunHeldError, StoreError, StoreNotFoundError
 from sd35h5.store.opening import reading, reason
-from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX
+from sd35h5.store.schema import PARTS_SUFFIX, SUFFIX, SUFFIXES
 from sd35h5.store.sharing.locks import lock
 from sd35h5.store.skeleton import publish
 
@@ -38,6 +38,12 @@ def out_of(parts: Path) -> Path | None:
     return (
         parts.with_name(parts.name.removesuffix(PARTS_SUFFIX)) if parts.name.endswith(PARTS_SUFFIX) else None
     )
+
+
+def stem_of(name: str) -> str:
+    """What a run is called: the name of its file or folder without `.h5`, `.hdf5` and `.parts`."""
+    name = name.removesuffix(PARTS_SUFFIX)
+    return name.removesuffix(next(filter(name.endswith, SUFFIXES), ""))
 
 
 def part_name(index: int) -> str:

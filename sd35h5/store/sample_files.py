@@ -16,10 +16,18 @@ from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
 from sd35h5.store.derived.summary import is_current, summaries_in
-from sd35h5.store.opening import opened, reading
+from sd35h5.store.opening import opened, reading, unread
 from sd35h5.store.processes.fetched_file import FetchedFile
-from sd35h5.store.runs import RUN_FILE, is_companion, packed_indices, part_files, parts_of, read_run
-from sd35h5.store.schema import PARTS_SUFFIX, SCALES, SUFFIX, Variable
+from sd35h5.store.runs import (
+    RUN_FILE,
+    is_companion,
+    packed_indices,
+    part_files,
+    parts_of,
+    read_run,
+    stem_of,
+)
+from sd35h5.store.schema import SCALES, SUFFIXES, Variable
 from sd35h5.store.showable import as_text, well_formed_json
 from sd35h5.store.versions import version_problem
 
@@ -33,7 +41,7 @@ class Parts:
         self, path: Path | FetchedFile, paths: list[Path | FetchedFile], run: Mapping[str, Any] | None
     ) -> None:
         self.path = path
-        self.name = as_text(path.name.removesuffix(PARTS_SUFFIX).removesuffix(SUFFIX))
+        self.name = as_text(stem_of(path.name))
         self._handles: dict[Path, h5py.File] = {}
         self._lock = RLock()  # of who reads: dask does in several threads
         self._closed = False
@@ -69,6 +77,18 @@ class Parts:
     def sources(self) -> tuple[tuple[int, Path, int], ...]:
         """Where each sample lies: its index in the capture, the file, and its position there."""
         return tuple(self._sources)
+
+    def of_samples(self, indices: list[int]) -> Parts:
+        """The same files with these samples of the capture alone, for one who was told of no others."""
+        if indices == [index for index, _, _ in self._sources]:
+            return self
+        where = {source[0]: source for source in self._sources}
+        if not where.keys() >= set(indices):
+            raise StoreError(f"{self.name} has other samples than when it was opened: open it again")
+        one = object.__new__(type(self))
+        one.__dict__.update(self.__dict__, _sources=[where[index] for index in indices])
+        one._where = [(path, position) for _, path, position in one._sources]
+        return one
 
     def close(self) -> None:
         self._closed = True
@@ -136,7 +156,7 @@ class Parts:
             found = read_hyperslab(dataset, wanted)
             out[rows] = _texts(found) if spec.is_text else found
         except (OSError, RuntimeError) as error:
-            raise StoreError(f"{spec.name} of {path.name} cannot be read: the file is damaged") from error
+            raise StoreError(f"{spec.name} of {path.name} cannot be read: {unread(path, error)}") from error
 
     def _join(self, file: h5py.File, path: Path) -> None:
         scales = {name: file[name][:] for name in SCALES if name in file}
@@ -204,7 +224,9 @@ def find_parts(path: Path) -> Parts:
     run = read_run(path) if (path / RUN_FILE).is_file() else None
     files = part_files(path)
     if not files and run is None:
-        others = sorted(p.name for p in path.glob(f"*{SUFFIX}") if not is_companion(p.name))
+        others = sorted(
+            p.name for p in path.iterdir() if p.name.endswith(SUFFIXES) and not is_companion(p.name)
+        )
         hint = f": open one of its runs ({', '.join(others[:4])})" if others else ""
         raise StoreNotFoundError(f"{path.name} is a folder without sealed samples{hint}")
     return Parts(path, files, run)

@@ -12,6 +12,7 @@ from sd35h5.errors import StoreError
 SCHEMA_NAME = "sd35h5"
 SCHEMA_VERSION = "1.1"
 SUFFIX = ".h5"
+SUFFIXES = (SUFFIX, ".hdf5")  # what others call a file of ours
 PARTS_SUFFIX = ".parts"
 METADATA_BLOCK_BYTES = 256 << 10  # of a packed file: its list takes few requests from afar
 LIBVER = ("v110", "v114")  # ("latest", "latest") under HDF5 2.0 cannot be read by HDF5 1.10

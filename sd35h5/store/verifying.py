@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,10 +157,11 @@ def _run_far_check(far: FarFile, seconds: int) -> tuple[list[dict[str, str]], st
     )
     lines: list[dict[str, str]] = []
     with children.started(_CHECKER) as process:
-        alarm = threading.Timer(seconds + 2, process.kill)
+        deadline, alarm = math.inf, None
         try:
             children.await_ready(process, _CHECKER)
-            alarm.start()
+            deadline = time.monotonic() + seconds + 2
+            alarm = children.started_alarm(process, _CHECKER, seconds + 2)
             process.stdin.write(request.encode() + b"\n")
             process.stdin.flush()
             while line := process.stdout.readline(MAX_LINE_BYTES):
@@ -168,25 +169,33 @@ def _run_far_check(far: FarFile, seconds: int) -> tuple[list[dict[str, str]], st
                 if not far.hand(told, process.stdin):
                     lines.append(told)
             status = process.wait(timeout=2)
-            end = _end(status, process.stderr.read())
-        except StoreError:  # the file cannot be fetched
+            end = TOO_LONG if time.monotonic() >= deadline else _end(status, process.stderr.read())
+        except (StoreError, children.CannotStartError):  # the file cannot be fetched, or no checker runs
             raise
         except (OSError, ValueError, subprocess.TimeoutExpired):  # it ended, or was ended, or speaks nonsense
-            end = CRASHED if alarm.is_alive() else TOO_LONG
+            end = CRASHED if time.monotonic() < deadline else TOO_LONG
         finally:
-            alarm.cancel()
+            if alarm is not None:
+                alarm.cancel()
             process.kill()
             process.wait()
     return lines, end
 
 
 def _end(status: int, words: bytes) -> str:
-    """Why a check ended early, from how its process ended; "" if it came to its end."""
+    """Why a check ended early, from how its process ended; "" if it came to its end.
+
+    Raises: CannotStartError where somebody ended it.
+    """
     if status == 0:
         return ""
     if status == 64:  # sd35h5.store.processes.checker.OUT_OF_MEMORY
         return TOO_LARGE
-    if status < 0:  # a signal
-        return TOO_LONG if -status == getattr(signal, "SIGXCPU", 0) else CRASHED
+    if -status == getattr(signal, "SIGXCPU", None):
+        return TOO_LONG
+    if outside := children.ended_from_outside(_CHECKER, status):
+        raise outside
+    if status < 0:
+        return CRASHED
     told = words.decode(errors="replace").strip().splitlines() or ["no word"]
     return f"the check itself failed ({told[-1].partition(':')[0][:60]}): please report it"

@@ -114,3 +114,13 @@ def test_the_map_s_url_is_what_the_widgets_show(app, folder):
     shown = {box.label: box.value for box in test.main.selectbox}
     assert shown["Layer"] == 1
     assert [slider.value for slider in test.select_slider] == [35, 0]
+
+
+def test_a_link_finds_its_run_where_a_folder_above_or_below_is_looked_at():
+    read = address.run_of(["exp1/run", "exp2/run", "mine"])
+    assert [read(text) for text in ("exp2/run", "old/exp2/run", "mine", "exp3/mine")] == [
+        "exp2/run", "exp2/run", "mine", "mine",
+    ]  # fmt: skip
+    assert read("run") is None and read("xmine") is None
+    both = address.several_of(["exp1/run", "mine"], "\n", address.run_of(["exp1/run", "mine"]))
+    assert both("run\nmine") == ["exp1/run", "mine"] and both("-") == [] and both("mine\nyours") is None

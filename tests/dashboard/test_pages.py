@@ -303,13 +303,6 @@ def test_without_a_path_runs_and_the_examples_are_opened(folder, tmp_path, monke
     assert [run.name for run in found.runs] == ["mine", "example-baseline"]
 
 
-def test_equal_names_are_told_apart(folder, tmp_path):
-    from dashboard import run_list
-
-    paths = [Path("/a/x/run.h5"), Path("/a/y/run.h5"), Path("/b/y/run.h5"), Path("/a/z.h5.parts")]
-    assert run_list.run_names(paths) == ["x/run", "y/run (1)", "y/run (2)", "z"]
-
-
 def test_links_out_of_the_folder_are_refused(app, folder, tmp_path):
     inside, linked = tmp_path / "inside", tmp_path / "parts"
     make_store(inside / "mine.h5", layers=LAYERS, heads=HEADS, steps=STEPS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -21,9 +22,11 @@ from making.killing import killed_again_and_again
 from making.stores import make_store
 
 from sd35h5 import open_store
-from sd35h5.errors import StoreError
+from sd35h5.errors import StoreError, UnreadableError
+from sd35h5.store import verifying
 from sd35h5.store.processes import guarded_files
 from sd35h5.store.processes import reader_pool as pool
+from sd35h5.store.processes.children import CannotStartError
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 
@@ -94,6 +97,31 @@ def test_a_file_that_always_kills_its_reader_costs_one_sentence_and_is_not_tried
         with pytest.raises(StoreError, match="crashed"):
             remote.read("sinks/mass_group")
         assert np.isfinite(open_through(readers, path, mark=(1,)).read("sinks/mass_group")).all()
+
+
+def test_a_reader_that_the_system_ends_is_not_blamed_on_its_file(path):
+    with running(count=1) as readers:
+        remote = open_through(readers, path)
+        with killed_again_and_again(readers, signal.SIGKILL):
+            with pytest.raises(
+                CannotStartError, match=r"ended from outside \(SIGKILL\).*no file is to blame"
+            ):
+                remote.read("sinks/mass_group")
+        with pytest.raises(CannotStartError, match="try again in a minute"):  # not even asked
+            remote.read("sinks/mass_group")
+    with pytest.raises(CannotStartError, match="checker was ended from outside"):
+        verifying._end(-signal.SIGKILL, b"")
+    assert verifying._end(-signal.SIGBUS, b"") == verifying.CRASHED
+
+
+def test_a_file_of_other_contents_in_its_place_is_not_read_for_the_first(path, tmp_path):
+    copy = Path(shutil.copy(path, tmp_path / "run.h5"))
+    with running(count=1) as readers:
+        remote = open_through(readers, copy)
+        readers._readers[0].end()  # another one opens it
+        make_store(copy, samples=3, gates=True, seed=7)
+        with pytest.raises(UnreadableError, match="is another file than when it was opened"):
+            remote.read("sinks/mass_group")
 
 
 def test_a_read_that_hangs_ends_with_a_sentence_within_the_limit(path):

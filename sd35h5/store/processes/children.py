@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,11 @@ from pathlib import Path
 
 from sd35h5.errors import Sd35h5Error
 
+#: how a process ends that a file makes crash; by any other signal it was ended from outside
+CRASHES = {
+    getattr(signal, name, None)
+    for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP", "SIGXCPU")
+} - {None}
 READY = b'{"ready": true}\n'  # the first word of a process that has imported what it needs
 START_SECONDS = 120  # imports from a network drive on a busy machine
 _KEPT = ("PATH", "SYSTEMROOT", "LANG", "PYTHONHOME", "PYTHONNOUSERSITE")
@@ -31,8 +37,8 @@ def started(module: str, *arguments: object) -> subprocess.Popen[bytes]:
             command(module, *arguments),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(),
         )  # fmt: skip
-    except OSError as error:
-        raise cannot_start(module, error.strerror or str(error)) from error
+    except (OSError, MemoryError) as error:
+        raise cannot_start(module, getattr(error, "strerror", None) or "there is no memory for it") from error
 
 
 def await_ready(process: subprocess.Popen[bytes], module: str) -> None:
@@ -40,9 +46,7 @@ def await_ready(process: subprocess.Popen[bytes], module: str) -> None:
 
     Raises: CannotStartError with its last words.
     """
-    alarm = threading.Timer(START_SECONDS, process.kill)
-    alarm.daemon = True
-    alarm.start()
+    alarm = started_alarm(process, module, START_SECONDS)
     try:
         while line := process.stdout.readline(1 << 16):
             if line.endswith(READY):
@@ -52,6 +56,32 @@ def await_ready(process: subprocess.Popen[bytes], module: str) -> None:
     finally:
         alarm.cancel()
     raise cannot_start(module, words[-1] if words else "it says nothing")
+
+
+def started_alarm(process: subprocess.Popen[bytes], module: str, seconds: float) -> threading.Timer:
+    """Start what kills a process after so many seconds, unless it is cancelled. Raises: CannotStartError."""
+    alarm = threading.Timer(seconds, process.kill)
+    alarm.daemon = True
+    try:
+        alarm.start()
+    except RuntimeError as error:  # no more threads
+        process.kill()
+        raise cannot_start(module, str(error)) from error
+    return alarm
+
+
+def ended_from_outside(module: str, status: int) -> CannotStartError | None:
+    """The sentence for a process that somebody else ended, from how it ended; None for one that crashed."""
+    if status >= 0 or -status in CRASHES:
+        return None
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return CannotStartError(
+        f"{module} was ended from outside ({name}), as a system does that runs out of memory; no file is to blame, "
+        "try again in a minute"
+    )
 
 
 def cannot_start(module: str, why: str) -> CannotStartError:

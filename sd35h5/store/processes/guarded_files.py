@@ -32,14 +32,19 @@ class GuardedFiles:
         # a file elsewhere is another one each time that it is opened
         self._key = str(path) if far is None else f"{uuid.uuid4().hex}/{far.name}"
         self._summaries: list[str] | None = None
+        self._more: dict[str, Any] = {}
         told = self._ask("describe")
         try:
             self.name = str(told["name"])
-            self._samples, self.planned = int(told["samples"]), int(told["planned"])
+            indices, self.planned = [int(index) for index in told["samples"]], int(told["planned"])
+            self._samples = len(indices)
             self.attributes = {as_text(name): as_text(value) for name, value in told["attributes"].items()}
             self.provenance, self.config = (
                 well_formed_json(dict(told[what])) for what in ("provenance", "config")
             )
+            # another reader may open it later, when it was replaced or has more samples
+            is_whole = self._samples == self.planned
+            self._more = {"uuid": self.attributes.get("file_uuid", "")} if is_whole else {"of": indices}
             self.variables = tuple(variable(name).name for name in told["variables"])
             self.scales = {
                 name: np.array(values, SCALES[name].dtype).reshape(len(values))
@@ -90,7 +95,7 @@ class GuardedFiles:
         rows = np.array_split(np.arange(len(wanted[0])), max(1, pieces))
         spans = [slice(int(part[0]), int(part[-1]) + 1) for part in rows if len(part)]
         asked = [
-            ({"ask": "values", **_selection(spec, (wanted[0][span], *wanted[1:]))}, out[span])
+            ({"ask": "values", **self._more, **_selection(spec, (wanted[0][span], *wanted[1:]))}, out[span])
             for span in spans
         ]
         if len(asked) == 1:
@@ -105,7 +110,7 @@ class GuardedFiles:
         return value
 
     def _ask(self, what: str, **more: Any) -> dict[str, Any]:
-        return self._readers.ask(self._key, self._mark, {"ask": what, **more}, None, self._far)
+        return self._readers.ask(self._key, self._mark, {"ask": what, **self._more, **more}, None, self._far)
 
 
 def _selection(spec: Variable, wanted: tuple[np.ndarray, ...]) -> dict[str, Any]:

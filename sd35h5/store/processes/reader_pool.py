@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sd35h5.errors import StoreError, StoreNotFoundError
+from sd35h5.errors import Sd35h5Error, StoreError, StoreNotFoundError, UnreadableError
 from sd35h5.store.places.far_files import FarFile
 from sd35h5.store.processes import children
 from sd35h5.store.showable import showable
@@ -35,11 +35,11 @@ NONSENSE = "its reader answered nonsense: it is damaged, or made to mislead read
 
 
 class _ReaderEnded(Exception):
-    """A reader that had to be ended, or ended itself; `late` if it took too long."""
+    """A reader that had to be ended, or ended itself; `late` if it took too long, `outside` if somebody ended it."""
 
-    def __init__(self, late: bool) -> None:
+    def __init__(self, late: bool, outside: children.CannotStartError | None = None) -> None:
         super().__init__()
-        self.late = late
+        self.late, self.outside = late, outside
 
 
 class Readers:
@@ -60,7 +60,7 @@ class Readers:
         self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()
         self._threads = ThreadPoolExecutor(count, "read")
         self._closed = False
-        self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, str]] = {}
+        self._ended: dict[tuple[str, tuple[int, ...]], tuple[float, Sd35h5Error]] = {}
         for place, reader in enumerate(self._readers):
             if started is None or count - place <= started:  # the last to be put is the first to be taken
                 with suppress(children.CannotStartError):  # who asks it is told
@@ -92,12 +92,13 @@ class Readers:
             told = self._asked(line, into, far)
         except _ReaderEnded as end:
             sentence = TOO_LONG.format(seconds=self.seconds) if end.late else CRASHED
+            refusal = end.outside or UnreadableError(f"{Path(path).name}: {sentence}")
             while len(self._ended) >= 64:
                 self._ended.pop(next(iter(self._ended)), None)
-            self._ended[path, mark] = (time.monotonic(), sentence)
-            raise StoreError(f"{Path(path).name}: {sentence}") from None
+            self._ended[path, mark] = (time.monotonic(), refusal)
+            raise refusal from None
         if "error" in told:
-            kind = StoreNotFoundError if told.get("missing") is True else StoreError
+            kind = StoreNotFoundError if told.get("missing") is True else UnreadableError
             raise kind(showable(told["error"], 500))
         return told
 
@@ -147,9 +148,9 @@ class Readers:
             self._idle.put(reader)
 
     def _refuse_ended(self, path: str, mark: tuple[int, ...]) -> None:
-        since, sentence = self._ended.get((path, mark), (-np.inf, ""))
-        if time.monotonic() - since < REMEMBERED:
-            raise StoreError(f"{Path(path).name}: {sentence}")
+        since, refusal = self._ended.get((path, mark), (-np.inf, None))
+        if refusal is not None and time.monotonic() - since < REMEMBERED:
+            raise type(refusal)(str(refusal))
 
 
 class _Reader:
@@ -190,17 +191,15 @@ class _Reader:
             answered = True
             return told
         except (OSError, EOFError):
-            raise _ReaderEnded(late=time.monotonic() - begin >= self._seconds) from None
+            late = time.monotonic() - begin >= self._seconds
+            raise _ReaderEnded(late, None if late else _ended_from_outside(process)) from None
         finally:
             alarm.cancel()
             if not answered:  # also when this thread was interrupted: what is left in the pipe is of no use
                 self.end()
 
     def _alarm(self, process: subprocess.Popen[bytes]) -> threading.Timer:
-        alarm = threading.Timer(self._seconds, process.kill)
-        alarm.daemon = True
-        alarm.start()
-        return alarm
+        return children.started_alarm(process, _PROCESS, self._seconds)
 
     def _ready(self) -> subprocess.Popen[bytes]:
         process = self.start()
@@ -224,6 +223,13 @@ class _Reader:
                     pipe.close()
                 except BrokenPipeError:  # a request that was never read
                     continue
+
+
+def _ended_from_outside(process: subprocess.Popen[bytes]) -> children.CannotStartError | None:
+    """The sentence for a reader that somebody ended; None for one that its file made crash, or that speaks nonsense."""
+    with suppress(subprocess.TimeoutExpired):
+        return children.ended_from_outside(_PROCESS, process.wait(timeout=1))
+    return None
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

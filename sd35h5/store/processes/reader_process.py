@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sd35h5.errors import Sd35h5Error, StoreNotFoundError
+from sd35h5.errors import Sd35h5Error, StoreError, StoreNotFoundError
 from sd35h5.store.blocks import fill_of, numpy_dtype
+from sd35h5.store.opening import unread
 from sd35h5.store.processes.children import READY
 from sd35h5.store.processes.fetched_file import FetchedFile
 from sd35h5.store.sample_files import Parts, find_parts
@@ -23,7 +24,6 @@ from sd35h5.store.schema import variable
 
 MAX_OPEN = 8  # runs that are kept open
 TOO_LARGE = "reading it takes more memory than a reader may have: it is damaged, or made to exhaust readers"
-DAMAGED = "it cannot be read: it is damaged, or was removed while it was open"
 
 
 class _Files:
@@ -57,7 +57,7 @@ def describe(parts: Parts) -> dict[str, Any]:
     """Everything of a run but the values of its variables."""
     return {
         "name": parts.name,
-        "samples": len(parts),
+        "samples": [index for index, _, _ in parts.sources],
         "planned": parts.planned,
         "attributes": parts.attributes,
         "provenance": parts.provenance,
@@ -79,6 +79,10 @@ def values(parts: Parts, name: str, wanted: list[list[int]]) -> np.ndarray:
 def answer(files: _Files, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
     """Answer a request: what goes into the line of JSON, and the numbers whose bytes follow it."""
     parts = files.get(request["path"], request["mark"], request.get("far"))
+    if request.get("uuid", uuid := parts.attributes.get("file_uuid", "")) != uuid:
+        raise StoreError(f"{parts.name} is another file than when it was opened: open it again")
+    if "of" in request:  # a capture may have gone on since another reader told of it
+        parts = parts.of_samples(request["of"])
     match request["ask"]:
         case "describe":
             return describe(parts), None
@@ -112,8 +116,9 @@ def serve(source: BinaryIO, sink: BinaryIO, seconds: int) -> None:
             head, numbers = json.dumps({"error": str(error), "missing": is_missing}), None
         except MemoryError:
             head, numbers = json.dumps({"error": TOO_LARGE}), None
-        except Exception:  # whatever a damaged file makes of h5py: the other side shows one sentence
-            head, numbers = json.dumps({"error": DAMAGED}), None
+        except Exception as error:  # whatever a damaged file makes of h5py: the other side shows one sentence
+            path = Path(json.loads(line)["path"])
+            head, numbers = json.dumps({"error": f"{path.name} cannot be read: {unread(path, error)}"}), None
         sink.write(head.encode() + b"\n")
         if numbers is not None and numbers.size:
             sink.write(memoryview(numbers).cast("B"))

@@ -11,6 +11,7 @@ from making.stores import make_store
 
 from dashboard import run_list
 from sd35h5 import StoreNotFoundError, open_store, verify
+from sd35h5.store.places.runs_in_folders import stores_in
 from sd35h5.store.runs import begin_run, forget_run, part_files
 from sd35h5.store.writer import pack
 from sd35h5.weights.weight_sets import weight_files
@@ -39,7 +40,7 @@ def sample(tmp_path_factory) -> Path:
 def found(*places: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """The stores that the dashboard would open at these paths, and what it refuses, before files are verified."""
     homes = [home for place in places for home in run_list.homes_of(place)]
-    inside = [path for place in places for path in run_list.stores_in(place)]
+    inside = [path for place in places for path in stores_in(place).stores]
     return inside, [path.name for path in inside if run_list.leads_out(path, homes)]
 
 
@@ -104,7 +105,7 @@ def cache(tmp_path, sample) -> Path:
 
 
 def test_links_of_hugging_faces_cache_are_followed(cache):
-    assert found(cache) == ([cache / "run.h5"], [])
+    assert found(cache) == ([cache / "run.h5", cache / "deeper" / "other.h5"], [])
     assert found(cache / "deeper") == ([cache / "deeper" / "other.h5"], [])
     assert found(cache / "run.h5") == ([cache / "run.h5"], [])
     assert verify(cache / "run.h5").ok
