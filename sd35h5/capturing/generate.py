@@ -76,6 +76,8 @@ class Generate:
 
             def step() -> None:
                 heed()
+                if watchers[0].step == 0:
+                    self._session.look_first()
                 if watchers[0].is_at_end:
                     self._session.look()
                 if on_step is not None:

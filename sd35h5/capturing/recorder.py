@@ -228,11 +228,14 @@ class SampleRecorder:
         for name, values in second.items():
             self._second_top.setdefault(named(f"attn2/{name}"), {})[at] = values.copy()
 
-    def seal(self, image: np.ndarray | None, key: str, events: Sequence[Mapping[str, object]] = ()) -> Path:
+    def seal(
+        self, image: np.ndarray | None, key: str, events: Sequence[Mapping[str, object]] = (),
+        provenance: Mapping[str, str] | None = None,
+    ) -> Path:  # fmt: skip
         """Write what was gathered and make the file appear. Returns: the sealed file.
 
         Args:
-            key: the pairing key. events: what became of the steps.
+            key: the pairing key. events: what became of the steps. provenance: what the header had not yet.
         """
         self._transfer.finish()
         if not self._is_gathered:
@@ -242,7 +245,7 @@ class SampleRecorder:
         if image is not None and self._layout.pixels is not None:
             self._writer.put("images/image", image)
         self._writer.put("samples/pairing_key", key)
-        return self._writer.seal(events)
+        return self._writer.seal(events, provenance)
 
     def _put_gathered(self) -> None:
         """Write the arrays whose chunks span all steps; after the last pass."""

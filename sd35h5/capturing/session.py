@@ -38,6 +38,7 @@ from sd35h5.weights.in_memory.fingerprint import (
     fingerprints,
     glimpse,
     is_alike,
+    stays_put,
     tokenizer_fingerprints,
 )
 
@@ -133,8 +134,21 @@ class Session:
         """
         self._caches = caches_of(self.pipe.transformer)
         self._now = None
-        if self._seen is None:
+        if not self.components and (self._known or not stays_put(self.pipe)):
             self.check_model()
+
+    def look_first(self) -> None:
+        """At a call's first step, while the device computes it: take fingerprints that nothing waited for.
+
+        Raises:
+            CaptureError: as `check_model`.
+        """
+        if not self.components:
+            self.check_model()
+
+    def told_of_model(self) -> dict[str, str]:
+        """Which model draws, as a provenance text."""
+        return {"components": json.dumps(well_formed_json(self.components))}
 
     def look(self) -> None:
         """At a call's last step, while the device computes it: see whether the model changes."""
@@ -202,8 +216,7 @@ class Session:
                 "so capture it into another file"
             )
         self._layout = layout
-        provenance = {**self._header.provenance, "components": json.dumps(well_formed_json(self.components))}
-        provenance |= {"events": json.dumps(events)} if events else {}
+        provenance = self._header.provenance | ({"events": json.dumps(events)} if events else {})
         return replace(self._header, scales=layout.scales(), provenance=provenance)
 
     def check_sealed(self, identity: Identity, call: Call, key: str, is_drawn: bool = False) -> bool:

@@ -169,7 +169,8 @@ class PassWatcher:
                 "no layer ran in any step, as a cache still held what it computed for an earlier picture: reset it "
                 "before each picture"
             )
-        return Sealing(self._recorder, image, key, self._course.events(self._sample_id))
+        events = self._course.events(self._sample_id)
+        return Sealing(self._recorder, image, key, events, self._session.told_of_model())
 
     def let_go(self) -> None:
         """The recorder is another's now."""

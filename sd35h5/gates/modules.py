@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,13 +165,12 @@ def gates_of(transformer: SD3Transformer2DModel) -> Gates | None:
     """The gates that the transformer's processors apply, None if there are none."""
     found = {JOINT: nn.ModuleDict(), SECOND: nn.ModuleDict()}
     gate_type = activation = None
-    for name, processor in transformer.attn_processors.items():
-        gate = getattr(processor, "gate", None)
+    for (layer, block), attention in product(enumerate(transformer.transformer_blocks), found):
+        attn = getattr(block, attention, None)
+        gate = getattr(getattr(attn, "processor", None), "gate", None)
         if gate is None:
             continue
-        _, layer, attention, _ = name.split(".")
-        attn = getattr(transformer.transformer_blocks[int(layer)], attention)
-        found[attention][layer] = gate
+        found[attention][str(layer)] = gate
         gate_type = "headwise" if gate.to_gate.out_features == attn.heads else "elementwise"
         activation = next(known for known, factor in ACTIVATIONS.items() if factor == gate.factor)
     return Gates(gate_type, activation, found[JOINT], found[SECOND]) if gate_type else None

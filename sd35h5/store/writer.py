@@ -155,11 +155,13 @@ class SampleWriter:
                 here.append(taken)
             self._scatter(spec, array[tuple(here)], tuple(where))
 
-    def seal(self, events: Sequence[Mapping[str, object]] = ()) -> Path:
+    def seal(
+        self, events: Sequence[Mapping[str, object]] = (), provenance: Mapping[str, str] | None = None
+    ) -> Path:
         """Write what is pending, the content hash and the seal; fsync, rename. Returns: the sealed file.
 
         Args:
-            events: told in `provenance/events` behind those of the header.
+            events: told in `provenance/events` behind those of the header. provenance: texts that it had not yet.
         """
         missing = [name for name in schema.REQUIRED if name not in self._hashes and name not in BY_WRITER]
         if missing:
@@ -172,6 +174,8 @@ class SampleWriter:
             digest = content_hash(self._hashes)
             for name, value in (("samples/content_sha256", digest), ("samples/sealed", 1)):
                 create_variable(self._file, variable(name), self.sizes, self._header.precision)[0] = value
+            for name, text in (provenance or {}).items():
+                write_provenance(self._file, name, text)
             if events:
                 before = json.loads(self._header.provenance.get("events", "[]"))
                 write_provenance(self._file, "events", json.dumps([*before, *events]))

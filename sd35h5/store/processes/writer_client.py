@@ -76,9 +76,12 @@ class ProcessWriter:
         self._filled += 1
         self._send(call | {"buffer": number})
 
-    def seal(self, events: Sequence[Mapping[str, object]] = ()) -> Path:
+    def seal(
+        self, events: Sequence[Mapping[str, object]] = (), provenance: Mapping[str, str] | None = None
+    ) -> Path:
         """Wait until all is written and sealed. Returns: the sealed file."""
-        self._send({"do": "seal", "events": [dict(event) for event in events]})
+        told = {"events": [dict(event) for event in events], "provenance": dict(provenance or {})}
+        self._send({"do": "seal", **told})
         while not self._answer():
             continue
         return self.path

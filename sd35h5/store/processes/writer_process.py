@@ -55,7 +55,7 @@ def serve(source: BinaryIO, sink: TextIO, buffers: list[SharedBuffer]) -> str | 
         for line in source:
             call = json.loads(line)
             if call["do"] == "seal":
-                return str(writer.seal(call["events"]))
+                return str(writer.seal(call["events"], call["provenance"]))
             if call["do"] == "abandon":
                 return None
             values = received(source, call, buffers)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sd35h5.gates.modules import describe, gate_tensors, gates_of
 from sd35h5.weights.in_memory.bits import bit_sums, bytes_all_over
 from sd35h5.weights.in_memory.held_adapters import adapter_settings
-from sd35h5.weights.in_memory.held_tensors import held_tensors, layer_settings, plain_name
+from sd35h5.weights.in_memory.held_tensors import held_tensors, layer_settings, plain_name, plain_tensors
 from sd35h5.weights.in_memory.turns import bring
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
     Raises:
         CaptureError: a weight that is nowhere to be had.
     """
-    models = {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
+    models = _models(pipe)
     last = sorted(models, key=lambda name: name == "transformer")  # models that take turns: it computes next
     found = {name: fingerprint(models[name], name) for name in last}
     gates = gates_of(pipe.transformer)
@@ -55,15 +55,21 @@ def glimpse(pipe: StableDiffusion3Pipeline) -> Glimpse:
     writing past PyTorch's count, as merging an adapter does, is seen by these.
     """
     told: list[object] = []
-    models = [(name, each) for name, each in pipe.components.items() if isinstance(each, nn.Module)]
-    tensors = [tensor for name, model in models for _, tensor in held_tensors(model, name)]
-    told.append([adapter_settings(module) for _, model in models for module in model.modules()])
+    tensors: list[Tensor] = []
+    for name, model in _models(pipe).items():
+        plain = plain_tensors(model)
+        if plain is None:
+            tensors += [tensor for _, tensor in held_tensors(model, name)]
+            told.append([adapter_settings(module) for module in model.modules()])
+        else:
+            tensors += plain
+            told.append(len(plain))
     gates = gates_of(pipe.transformer)
     if gates is not None:
         told.append([gate.forced for _, _, gate in gates.all()])
         tensors += gate_tensors(gates).values()
     for tensor in tensors:
-        told.append((0 if tensor.is_inference() else tensor._version, tuple(tensor.shape), tensor.dtype))
+        told.append((0 if tensor.is_inference() else tensor._version, tensor.shape, tensor.dtype))
     return told, bytes_all_over(tensors, _GLIMPSED)
 
 
@@ -72,6 +78,15 @@ def is_alike(first: Glimpse, second: Glimpse) -> bool:
     if first[0] != second[0] or first[1].keys() != second[1].keys():
         return False
     return all(torch.equal(each, second[1][device]) for device, each in first[1].items())
+
+
+def stays_put(pipe: StableDiffusion3Pipeline) -> bool:
+    """Whether all weights are plainly there, during a call as before it: a look at them may be taken beside drawing."""
+    return all(plain_tensors(model) is not None for model in _models(pipe).values())
+
+
+def _models(pipe: StableDiffusion3Pipeline) -> dict[str, nn.Module]:
+    return {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
 
 
 def tokenizer_fingerprints(components: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,12 @@ from sd35h5.weights.in_memory.held_adapters import stand_ins
 
 _PACKAGES = {"optimum": "optimum-quanto"}  # where the module's name is not the package's
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer, type(None))
+_HUNG_INTO = {
+    "forward",
+    "merged_adapters",
+    "_diffusers_hook",
+    "_hf_hook",
+}  # attributes of a module that was changed
 _LAYER_SETTINGS = (  # by which a quantised layer with equal weights computes something else
     "compute_dtype", "activation_qtype", "threshold",
 )  # fmt: skip
@@ -56,6 +62,25 @@ def held_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
         for place, other in enumerate(stand_ins(modules[path])):
             for short, tensor in held_tensors(other, name):
                 yield f"{plain_name(path)}.forward.{place}.{short}", tensor
+
+
+def plain_tensors(model: nn.Module) -> list[Tensor] | None:
+    """All that `held_tensors` yields, in the order of its modules and without names, in a tenth of its time.
+
+    Returns: None of a model that is not plainly there: with offloads, adapters, stand-ins or quantised weights.
+    """
+    found: list[Tensor] = []
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        own = module.__dict__
+        if not _HUNG_INTO.isdisjoint(own):
+            return None
+        found += own["_parameters"].values()
+        found += own["_buffers"].values()
+        waiting += own["_modules"].values()
+    found = [tensor for tensor in found if tensor is not None]
+    return found if all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in found) else None
 
 
 def plain_name(name: str) -> str:
