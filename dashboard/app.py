@@ -26,7 +26,7 @@ from dashboard import cached_reads, exports  # noqa: E402
 from dashboard.choosing import sidebar, watching  # noqa: E402
 
 views = ROOT / "dashboard" / "views"
-page = st.navigation([
+pages = [
     st.Page(views / "overview.py", title="Overview", icon=":material/grid_view:", default=True),
     st.Page(views / "sinks.py", title="Sinks", icon=":material/filter_center_focus:"),
     st.Page(views / "tokens.py", title="Tokens", icon=":material/segment:"),
@@ -35,7 +35,13 @@ page = st.navigation([
     st.Page(views / "compare.py", title="Compare", icon=":material/compare:"),
     st.Page(views / "evidence.py", title="Evidence", icon=":material/fact_check:"),
     st.Page(views / "files.py", title="Files", icon=":material/description:"),
-])  # fmt: skip
+]
+page = st.navigation(pages)
+wanted = st.session_state.pop(
+    "page_to_open", None
+)  # by a sentence's link, which cannot from where it is clicked
+if other := next((one for one in pages if one.url_path == wanted and one != page), None):
+    st.switch_page(other)
 st.session_state["found"] = found
 view = st.session_state["view"] = sidebar.choose(found.runs)
 with cached_reads.sentence(*(() if view is None else (view.run, *view.others))):

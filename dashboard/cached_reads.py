@@ -19,6 +19,7 @@ from dashboard import run_list
 from dashboard.caching import cached
 from dashboard.run_list import Run, without_paths
 from sd35h5 import compare, metrics
+from sd35h5.comparing import telling_runs
 from sd35h5.errors import Sd35h5Error, StoreNotFoundError, UnreadableError
 from sd35h5.figures import overlays
 from sd35h5.metrics import attention_maps, catalogue, pictured_objects, prompt_chips, query_rows, targets
@@ -206,6 +207,12 @@ def true_objects(run: Run, sample: int) -> pd.DataFrame:
 def pairing(reference: Run, other: Run) -> compare.Pairing:
     """Return which samples of two runs belong together, under the names that the page shows."""
     return compare.pair(store(reference), store(other), (reference.name, other.name))
+
+
+@cached()
+def made(run: Run) -> telling_runs.Made:
+    """Return what a run is made of, to tell it from others, and which samples it has."""
+    return telling_runs.made(store(run))
 
 
 @cached()

@@ -46,8 +46,15 @@ def _draw(title: str, view: View, shown: list[view_page.Shown | view_page.Later]
     if one.figure is not None and not isinstance(one.figure, bytes):
         _button(columns[2], "SVG", f"{name}.svg", lambda: view_page.svg(one), "image/svg+xml")
     about = f"{view.run.name} · {panels.about(view)}"
+    answers = tuple(st.session_state["answers"])
     whole = f"{safe_name(view.run.name)}-{safe_name(title)}.html"
-    _button(columns[3], "Whole view as HTML", whole, lambda: view_page.page(title, about, shown), "text/html")
+    _button(
+        columns[3],
+        "Whole view as HTML",
+        whole,
+        lambda: view_page.page(title, about, shown, answers),
+        "text/html",
+    )
     if one.code:
         st.code(one.code, language="python")
 

@@ -30,7 +30,7 @@ def largest(run: cached_reads.Run) -> float:
     return 2.0 if cached_reads.store(run).attributes.get("gate_activation") == "2sigmoid" else 1.0
 
 
-def _heads(view, run: cached_reads.Run, samples: tuple[int, ...], query: str) -> pd.DataFrame:
+def heads(view, run: cached_reads.Run, samples: tuple[int, ...], query: str) -> pd.DataFrame:
     """Return the gate of each chosen head, over the chosen steps."""
     found = cached_metrics.gate_heads(run, view.branch, query, samples, view.steps)
     return found[found["layer"].isin(view.layers) & found["head"].isin(view.heads)].reset_index(drop=True)
@@ -45,7 +45,7 @@ def _told(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     if caution:
         st.warning(f"{caution[:1].upper()}{caution[1:]}.", icon=":material/warning:")
     streams = gate_statistics.gated_streams(cached_reads.store(run))
-    told = {query: _counted(_heads(view, run, samples, query)) for query in streams}
+    told = {query: _counted(heads(view, run, samples, query)) for query in streams}
     st.caption("; ".join(f"{query} queries · {count}" for query, count in told.items()))
 
 
@@ -86,4 +86,4 @@ def _keep(view, one: linked_gates.Stream, top: float) -> None:
 
     title = f"{one.run.name}: mean gate, {one.query} queries"
     code = recipes.gate_heads(view, one.run, one.samples, one.query)
-    panels.keep(Later(title, partial(_heads, view, one.run, one.samples, one.query), heatmap, code))
+    panels.keep(Later(title, partial(heads, view, one.run, one.samples, one.query), heatmap, code))

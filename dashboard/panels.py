@@ -27,7 +27,8 @@ from sd35h5.store.showable import all_showable, showable
 PROMPT_ROOM = 160  # letters
 MANY_TOKENS = 200  # from which on words are shown, each once
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
-STYLE = "<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}</style>"
+STYLE = """<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}
+.st-key-answers {min-height: 3.25rem}</style>"""  # room for sentences, which come after the first chart
 GATE_FACTS = ("target", "activation", "layers", "override")
 CAUTIONS = {  # attribute gate_weights -> what to know before comparing
     "untrained": "untrained gates: all weights are zero, so that each gate is a constant",
@@ -42,7 +43,7 @@ NOTHING = (
 def current(open_refused: bool = False) -> View:
     """Return what the sidebar says; without a run, say what to do and end the page."""
     st.html(STYLE)
-    st.session_state["shown"] = []
+    st.session_state["shown"], st.session_state["answers"] = [], []
     open_refused = open_refused or st.session_state["view"] is None
     refused = st.session_state["found"].refused
     if refused:

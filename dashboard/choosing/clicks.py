@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from dashboard import cached_reads
+from dashboard.choosing import address
 from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.targets import PADS
@@ -92,6 +93,19 @@ def remember_sample(run: cached_reads.Run, key: str) -> None:
     clicked = st.session_state[key]["selection"].get("sample") or []
     if clicked and int(clicked[0]["sample"]) in st.session_state["view"].samples:
         st.session_state[f"sample-{run.name}"] = int(clicked[0]["sample"])
+
+
+def choose(selects: Mapping[str, object], page: object = None) -> None:
+    """Select what a URL would with these parameters, and open another page: one of the navigation's, by its name.
+
+    The next run of the script reads them as it reads those of a URL: what it has not is told, and not chosen.
+    """
+    for name, value in selects.items():
+        lines = value if isinstance(value, list) else [value]
+        if isinstance(name, str) and all(isinstance(line, str) for line in lines):
+            st.session_state["address"][name] = "\n".join(lines)[: address.LONGEST]
+    st.session_state["page_to_open"] = page
+    _begin_charts_anew()
 
 
 def forget_cell() -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from dashboard import cached_reads
 from dashboard.cached_reads import plain
-from dashboard.choosing import address, choose_samples, clicks
+from dashboard.choosing import address, choose_samples, clicks, proposals
 from dashboard.choosing.selection import View
 from sd35h5 import metrics
 from sd35h5.metrics.catalogue import MEASURES, head_axis
@@ -40,7 +40,7 @@ def choose(runs: tuple[cached_reads.Run, ...]) -> View | None:
         return None
     with st.sidebar:
         by_name = {run.name: run for run in runs}
-        first = next((name for name in by_name if "baseline" in name), runs[0].name)
+        first = proposals.reference(by_name)
         address.begin("run", view_address.RUN, before or first, address.run_of(by_name))
         was = st.session_state["run"]
         offered = [*by_name, *([] if was in by_name else [was])]
@@ -73,7 +73,7 @@ def _choose_others(
     address.begin(
         key,
         view_address.WITH,
-        _comparable(run, by_name, rest),
+        proposals.others(run, by_name),
         address.several_of(rest, "\n", address.run_of(rest)),
     )
     gone = [name for name in st.session_state[key] if name not in rest]
@@ -84,16 +84,6 @@ def _choose_others(
     if missing := [name for name in chosen if name not in by_name]:
         st.caption(f":material/link_off: {GONE.format(plain(', '.join(missing)))}")
     return tuple(by_name[name] for name in chosen if name in by_name)
-
-
-def _comparable(run: cached_reads.Run, by_name: dict[str, cached_reads.Run], rest: list[str]) -> list[str]:
-    """Return the runs that pair with this one, at most three: a fresh start shows them side by side."""
-    paired = []
-    for name in rest:
-        with cached_reads.sentence(run, by_name[name]):
-            if len(cached_reads.pairing(run, by_name[name]).pairs):
-                paired.append(name)
-    return paired[:3]
 
 
 def _choose_within(run: cached_reads.Run, others: tuple[cached_reads.Run, ...]) -> View:

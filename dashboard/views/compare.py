@@ -4,8 +4,9 @@ be paired."""
 import streamlit as st
 
 from dashboard import cached_reads, gate_panels, pair_panels, panels
+from dashboard.answering import answer_panel, page_answers
+from dashboard.choosing import proposals
 from dashboard.linked import linked_pairs
-from sd35h5.comparing import paired_samples
 from sd35h5.metrics import gate_statistics
 
 
@@ -22,8 +23,11 @@ def gates(view) -> None:
         gate_panels.draw(view.of_joint, found, "compare-gates")
 
 
-def show(view) -> None:
-    """Lay out the page for the chosen runs; the numbers of the pairs live as long as this call."""
+def show(view, answers) -> None:
+    """Lay out the page for the chosen runs; the numbers of the pairs live as long as this call.
+
+    Args: answers: where its sentences stand.
+    """
     all_pairings = [pair_panels.pairing_of(view, other) for other in view.others]
     st.caption(panels.plain(panels.about(view)))
     pairs = []
@@ -35,21 +39,17 @@ def show(view) -> None:
             )
             continue
         with cached_reads.sentence(view.run, other):
-            one = pair_panels.read(view, other, pairing)
-            title, sides = (
-                panels.METRIC_TITLES[view.metric],
-                (view.within(one.before), view.within(one.after)),
-            )
-            pairs.append(one)
-            st.markdown(panels.plain(paired_samples.sentence(*sides, pairing, title)))
+            pairs.append(pair_panels.read(view, other, pairing))
     if pairs:
-        side_by_side(view, pairs)
+        side_by_side(view, pairs, answers)
     pair_panels.unpaired(view, all_pairings)
 
 
-def side_by_side(view, pairs: list[pair_panels.Paired]) -> None:
+def side_by_side(view, pairs: list[pair_panels.Paired], answers) -> None:
     """Draw everything of the pairs that there are."""
     linked_pairs.draw(view, pairs)
+    with cached_reads.sentence(view.run, *view.others):
+        answer_panel.draw(answers, "changes", page_answers.changes(view, pairs))
     with cached_reads.sentence(view.run, *view.others):
         pair_panels.draw_changes(view, pairs)
         where = "" if view.cell is None else f" · {panels.told_cell(view.cell)}"
@@ -67,8 +67,11 @@ def side_by_side(view, pairs: list[pair_panels.Paired]) -> None:
 
 view = panels.current()
 st.subheader("Compare")
+(answers,) = answer_panel.places()
 if view.others:
-    show(view)
+    show(view, answers)
 else:
-    st.info("Choose at least one run under “Compare with” in the sidebar.", icon=":material/info:")
+    why = proposals.why_none(view.run, {run.name: run for run in st.session_state["found"].runs})
+    told = f"{panels.plain(why)} " if why else ""
+    st.info(f"{told}Choose at least one run under “Compare with” in the sidebar.", icon=":material/info:")
     pair_panels.scatter(view, [])

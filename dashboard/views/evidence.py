@@ -6,6 +6,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.answering import answer_panel, page_answers
 from dashboard.choosing import address, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import curves, heatmaps, overlays, token_charts
@@ -126,8 +127,8 @@ def picture_of(view, step: int) -> None:
     panels.keep(Shown(f"Map at step {at}", picture_bytes(over), numbers, code))
 
 
-def show(view) -> None:
-    """Lay out the page for the shown sample alone."""
+def show(view, answers) -> None:
+    """Lay out the page for the shown sample alone. Args: answers: where its sentences stand."""
     if view.head_axis != "head":
         told = "This metric is of attn2, whose heads are others than those that see the text: choose another metric."
         st.info(told, icon=":material/info:")
@@ -142,6 +143,9 @@ def show(view) -> None:
         st.caption("No cell was clicked yet: this is the heaviest one. Click another in the heatmap.")
         view = replace(view, cell=cell)
     step = cell_and_curve(view, values)
+    uniform = cached_metrics.uniform_mass(view.run, view.target, view.branch, view.samples)
+    table = metrics.by_layer_head(view.within(values))
+    answer_panel.draw(answers, "cell", page_answers.cell(view, values, table, uniform))
     with cached_reads.sentence(view.run):
         prompt_tokens(view, step)
     st.markdown(f"**4 · Where on the image: {panels.plain(str(view.target))}**")
@@ -151,6 +155,7 @@ def show(view) -> None:
 
 view = panels.current()
 st.subheader("Evidence: one cell from curve to image")
+(answers,) = answer_panel.places()
 st.caption(panels.plain(f"{panels.told_prompt(view.run, view.sample)} · {panels.about(view, one=True)}"))
 with cached_reads.sentence(view.run):
-    show(view)
+    show(view, answers)

@@ -4,7 +4,10 @@ lacks."""
 import streamlit as st
 
 from dashboard import cached_reads, panels, recipes
+from dashboard.answering import answer_panel
 from sd35h5.reports import file_tables, missing_tiers
+from sd35h5.reports.answers import run_answers
+from sd35h5.reports.answers.sentence import Sentence
 from sd35h5.reports.info import nbytes
 from sd35h5.reports.view_page import Shown
 from sd35h5.store.showable import as_json
@@ -70,6 +73,13 @@ def held(run: cached_reads.Run) -> None:
     })  # fmt: skip
 
 
+def answer(run: cached_reads.Run) -> list[Sentence]:
+    """Say how large the file is, what takes most of it, and what it lacks."""
+    store = cached_reads.store(run)
+    contents = run_answers.contents(run.name, store.bytes_on_disk(), cached_reads.variables(run), len(store))
+    return [contents, run_answers.tiers(missing_tiers.tiers(store))]
+
+
 def lacking(run: cached_reads.Run) -> None:
     """Give the command line that captures the run again with the tiers that the file lacks."""
     store = cached_reads.store(run)
@@ -117,6 +127,7 @@ def provenance(run: cached_reads.Run) -> None:
 
 view = panels.current(open_refused=True)
 st.subheader(panels.plain(f"{view.run.name}: what is in the file"))
+(answers,) = answer_panel.places()
 with cached_reads.sentence(view.run):
     verdict(view.run)
 left, right = st.columns([3, 5])  # a tier's sentence fits at 1280 pixels
@@ -124,6 +135,8 @@ with left, cached_reads.sentence(view.run):
     sizes(view.run)
 with right, cached_reads.sentence(view.run):
     held(view.run)
+with cached_reads.sentence(view.run):
+    answer_panel.draw(answers, "file", answer(view.run))
 for part in (lacking, schema, provenance):
     with cached_reads.sentence(view.run):
         part(view.run)

@@ -6,12 +6,15 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, gate_panels, panels, recipes
+from dashboard.answering import answer_panel
 from dashboard.choosing import address
 from dashboard.linked import linked_component, linked_gates
 from sd35h5 import metrics
 from sd35h5.figures import curves, gate_charts, scales
 from sd35h5.metrics import gate_statistics
 from sd35h5.metrics.averaging import of_numbers
+from sd35h5.reports.answers import gate_answers
+from sd35h5.reports.answers.sentence import Sentence
 from sd35h5.reports.view_page import Later
 
 
@@ -61,8 +64,8 @@ def at_groups(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     panels.chart(figure, f"{run.name}: gate at each token group", table, code)
 
 
-def passed(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
-    """Draw what the kinds of heaviest keys hold of the mass, and of what is added after the gate."""
+def passed(view, run: cached_reads.Run, samples: tuple[int, ...]) -> pd.DataFrame:
+    """Draw what the kinds of heaviest keys hold of the mass, and of what is added after the gate, and return it."""
     sums = cached_metrics.contribution_sums(run, view.branch, samples)
     layers, heads = view.looked_at
     steps = [place for place, step in enumerate(sums["top_step"].values) if step in view.steps]
@@ -71,16 +74,29 @@ def passed(view, run: cached_reads.Run, samples: tuple[int, ...]) -> None:
     found = gate_statistics.shares_of_sums(part) if steps else pd.DataFrame()
     if found.empty:
         st.info("No step with captured top keys is chosen: widen the range of steps.", icon=":material/info:")
-        return
+        return found
     code = recipes.contributions(view, run, samples)
     panels.chart(gate_charts.contribution_bars(found), f"{run.name}: what passes the gate", found, code)
     st.caption(
         "ring: the kind's part of the mass of the heaviest keys; bar: its part of what they add to the output, "
         "mass × mean gate × value norm. A bar short of its ring: the gate or a small value holds that sink back."
     )
+    return found
 
 
-def detail(view, gated: dict[cached_reads.Run, tuple[int, ...]]) -> None:
+def openness(view, gated: dict[cached_reads.Run, tuple[int, ...]]) -> list[Sentence | None]:
+    """Say how open the gates of at most two runs are, of one also which heads are dead and always open."""
+    told: list[Sentence | None] = []
+    for run, samples in [*gated.items()][:2]:
+        for query in gate_statistics.gated_streams(cached_reads.store(run))[:1]:
+            heads = gate_panels.heads(view, run, samples, query)
+            told.append(gate_answers.openness(run.name, heads, query))
+            if len(gated) == 1:
+                told.append(gate_answers.dead_and_open(heads, query))
+    return told
+
+
+def detail(view, gated: dict[cached_reads.Run, tuple[int, ...]], answers) -> None:
     """Draw one run's gates over steps, at the groups, and what passes them."""
     names = {run.name: run for run in gated}
     address.begin("gates-of", "of", next(iter(names)), address.one_of(names))
@@ -104,34 +120,43 @@ def detail(view, gated: dict[cached_reads.Run, tuple[int, ...]]) -> None:
         at_groups(view, run, samples)
     with right, cached_reads.sentence(run):
         st.markdown(f"**What passes the gate, by kind of key**{where}")
-        passed(view, run, samples)
+        answer_panel.draw(answers, "passing", [gate_answers.passing(run.name, passed(view, run, samples))])
 
 
-def show(view) -> None:
-    """Lay out the page: gated runs below each other, those without in a sentence, one in detail."""
+def show(view, answers) -> None:
+    """Lay out the page: gated runs below each other, those without in a sentence, one in detail.
+
+    Args: answers: where its sentences stand.
+    """
     runs = (view.run, *view.others)
-    gated, without = {}, []
+    gated, without, untold = {}, [], []
     for run in runs:
         samples = gate_panels.partners(view, run)
         if not gate_statistics.gated_streams(cached_reads.store(run)):
-            without.append(run.name)
+            is_told = "gate_type" in cached_reads.store(run).attributes
+            (without if is_told else untold).append(run.name)
         elif not samples:
             st.caption(f"{panels.plain(run.name)}: no sample of it pairs with the chosen ones")
         else:
             gated[run] = samples
     if without:
+        st.caption(f"Without gates: {panels.plain(', '.join(without))}.")
+    if untold:
         st.caption(
-            f"Without gates: {panels.plain(', '.join(without))}. "
-            + ("" if gated else "Choose a gated run, or one beside this under “Compare with”.")
+            f"Whether the model had gates is unknown, the file does not say: {panels.plain(', '.join(untold))}."
         )
     if not gated:
+        st.caption("Choose a gated run, or one beside this under “Compare with”.")
         return
+    first, more = answers
     gate_panels.draw(view, gated, "gates")
-    detail(view, gated)
+    answer_panel.draw(first, "gates", openness(view, gated))
+    detail(view, gated, more)
 
 
 view = panels.current().of_joint
 st.subheader("Gates: what lets attention through")
+answers = answer_panel.places(2)
 st.caption(panels.plain(f"{view.branch} · {panels.about(view).partition(view.branch + ' · ')[2]}"))
 with cached_reads.sentence(view.run):
-    show(view)
+    show(view, answers)

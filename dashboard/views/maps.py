@@ -8,6 +8,7 @@ import streamlit as st
 import xarray as xr
 
 from dashboard import cached_reads, map_pictures, panels, query_panels, recipes
+from dashboard.answering import answer_panel, page_answers
 from dashboard.choosing import address
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
 from sd35h5 import metrics
@@ -227,8 +228,11 @@ def choose_objects(view) -> bool:
     return address.switch(draw, "objects", "objects", False)
 
 
-def show(view) -> query_panels.Chosen | None:
-    """Lay out the maps. Returns: what they show; None where none of them can be drawn."""
+def show(view, answers) -> query_panels.Chosen | None:
+    """Lay out the maps. Returns: what they show; None where none of them can be drawn.
+
+    Args: answers: where its sentences stand.
+    """
     first, second, third = st.columns([3, 3, 4])
     with first:
         word = choose_word(view)
@@ -258,6 +262,7 @@ def show(view) -> query_panels.Chosen | None:
     )
     for one in shown:
         told_objects(one, step)
+    answer_panel.draw(answers, "maps", page_answers.maps(shown[0], word["text"], step))
     sheets(view, shown, step, layer, look, scale)
     for one in shown:
         kept(view, one, step, layer, look, scale)
@@ -277,9 +282,10 @@ def kept(view, one: Panel, step: int, layer: int | None, look: Look, scale: tupl
 
 view = panels.current().of_joint
 st.subheader("Maps: where the image looks at a word")
+(answers,) = answer_panel.places()
 st.caption(f"{panels.plain(panels.told_prompt(view.run, view.sample))} · {view.branch} branch")
 chosen = None
 with cached_reads.sentence(view.run):
-    chosen = show(view)
+    chosen = show(view, answers)
 with cached_reads.sentence(view.run):
     query_panels.draw(view, chosen or query_panels.Chosen(None, None, Look(0.6, True, False)))

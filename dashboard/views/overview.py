@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import cached_reads, panels, recipes
+from dashboard.answering import answer_panel, page_answers
 from dashboard.choosing import choose_samples
 from dashboard.run_list import parts_of
 from sd35h5.reports.info import nbytes
@@ -103,6 +104,7 @@ def _picture(column, run: cached_reads.Run, sample: int | None, name: str) -> No
 
 view = panels.current(open_refused=True)
 found = st.session_state["found"]
+(answers,) = answer_panel.places()
 st.subheader("Runs")
 for start in range(0, len(found.runs), 3):
     for column, run in zip(st.columns(3), found.runs[start : start + 3], strict=False):
@@ -112,6 +114,8 @@ st.subheader("Images")
 with cached_reads.sentence(view.run, *view.others):
     contact_sheet(view)
     panels.keep(Shown("Samples", None, cached_reads.samples(view.run), recipes.run_samples(view.run)))
+with cached_reads.sentence(view.run, *view.others):
+    answer_panel.draw(answers, "runs", page_answers.overview(view, found.runs))
 if view.others:
     st.subheader("What differs between these runs")
     with cached_reads.sentence(view.run, *view.others):

@@ -1,6 +1,7 @@
 """Sinks: heatmap, step curve, tokens, group mass, sink rate over ε and which key is the sink, for the sidebar's
 choice and the clicked cell."""
 
+from contextlib import suppress
 from functools import partial
 
 import altair as alt
@@ -8,15 +9,18 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.answering import answer_panel, page_answers
 from dashboard.choosing import address
 from dashboard.linked import linked_bands, linked_component
 from sd35h5 import metrics
+from sd35h5.errors import Sd35h5Error
 from sd35h5.figures import curves, heatmaps, sink_charts, token_charts
 from sd35h5.figures.linked_view import linked_figure
 from sd35h5.figures.linked_view.linked_figure import Panel
 from sd35h5.metrics import sink_rates
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports import view_address
+from sd35h5.reports.answers.sentence import Sentence
 from sd35h5.reports.view_page import Later, Shown
 from sd35h5.store.showable import showable
 
@@ -29,8 +33,11 @@ PATCHES = 300  # pixels of width of the map of patches
 COUNTS = {f"top {count}": count for count in (12, 24, 48, 96)}
 
 
-def linked(view) -> None:
-    """Draw the metric itself: heatmap, curve over steps, profile over layers and histogram as one figure."""
+def linked(view) -> Sentence:
+    """Draw the metric itself: heatmap, curve over steps, profile over layers and histogram as one figure.
+
+    Returns: which heads have most of it, in a sentence.
+    """
     asked = (view.run, view.metric, view.target, view.branch, view.samples)
     cube = cached_metrics.mean_metric(*asked)
     prompts = cached_reads.prompt_ids(view.run, view.samples)
@@ -50,9 +57,13 @@ def linked(view) -> None:
         chosen = linked_component.draw(view, "sinks", [panel], view.label, title=title, notes=notes)
         keep_figures(view, asked, prompts, uniform)
         view.within(cube)  # refused where no chosen step was captured
+        spread = {}
         if several:
-            found = linked_bands.bands(view, cached_metrics.metric(*asked), prompts)
+            values = cached_metrics.metric(*asked)
+            found = linked_bands.bands(view, values, prompts)
             linked_component.add("sinks", chosen, {name: linked_figure.extras(found)})
+            spread = page_answers.spreads(view, cube, values, prompts)
+        return page_answers.heads(view, cube, uniform, spread)
 
 
 def keep_figures(view, asked: tuple, prompts: list[str], uniform: float | None) -> None:
@@ -180,6 +191,13 @@ def told(found: cached_metrics.HeaviestKeys) -> str:
     return f"most often: {most}." + (f" The same key in {same}." if same else "")
 
 
+def kinds(view) -> Sentence | None:
+    """Say which kind of key is the heaviest; None where the file holds none, or none of the chosen steps."""
+    with suppress(Sd35h5Error):
+        return page_answers.kinds(view)
+    return None
+
+
 def absent(view) -> None:
     """Say which metrics this file does not hold, and what to do about it."""
     missing = cached_reads.absent_metrics(view.run)
@@ -197,9 +215,10 @@ def show(view) -> None:
     """Lay out the page."""
     where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
     st.subheader(panels.plain(f"{view.run.name}: {panels.METRIC_TITLES[view.metric]}"))
+    first, more = answer_panel.places(2)
     st.caption(panels.plain(panels.about(view)))
     with cached_reads.sentence(view.run):
-        linked(view)
+        answer_panel.draw(first, "heads", [linked(view)])
     prompt, view = panels.plain(panels.told_prompt(view.run, view.sample)), view.of_joint
     where = "" if view.cell is None else where
     head = "" if view.cell is None else f" · head {view.cell[1]}"
@@ -213,6 +232,8 @@ def show(view) -> None:
                 st.markdown(title)
                 with cached_reads.sentence(view.run):
                     draw(view)
+    with suppress(Sd35h5Error):  # which the panels tell
+        answer_panel.draw(more, "keys", [kinds(view), page_answers.groups(view)])
     absent(view)
 
 

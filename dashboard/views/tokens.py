@@ -6,6 +6,7 @@ from functools import partial
 import streamlit as st
 
 from dashboard import cached_metrics, cached_reads, panels, recipes
+from dashboard.answering import answer_panel, page_answers
 from dashboard.choosing import address, sidebar
 from sd35h5 import metrics
 from sd35h5.figures import token_charts
@@ -101,6 +102,7 @@ def across_prompts(view) -> None:
 view = panels.current().of_joint
 where = "" if view.cell is None else f" · layer {view.cell[0]}, head {view.cell[1]}"
 st.subheader("Tokens: how much attention each gets")
+(answers,) = answer_panel.places()
 st.caption(
     panels.plain(f"{panels.told_prompt(view.run, view.sample)} · {panels.about(view, one=True)}{where}")
 )
@@ -108,4 +110,5 @@ panels.whole_prompt(view.run, view.sample)
 with cached_reads.sentence(view.run):
     found = read_masses(view)
     prompt(view, found)
+    answer_panel.draw(answers, "tokens", page_answers.tokens(view, found))
     bars(view, found)

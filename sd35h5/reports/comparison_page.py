@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -15,6 +14,7 @@ from sd35h5 import __version__
 from sd35h5.comparing import effects
 from sd35h5.figures.html_page import document
 from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.reports.answers import pair_answers, sentence
 
 if TYPE_CHECKING:
     from sd35h5.comparing.comparison import Comparison
@@ -76,66 +76,30 @@ def page(found: Comparison, pictures: dict[str, Path]) -> str:
 
 def answer(found: Comparison, name: str) -> list[str]:
     """Return three sentences: the change in all, the heads that changed, and what the heaviest key is."""
-    return [_change(found, name), _heads(found, name), _sink(found, name)]
+    return [sentence.text_of(one) for one in (_change(found, name), _heads(found, name), _sink(found, name))]
 
 
-def _change(found: Comparison, name: str) -> str:
-    row = _row(found, name, found.question.metric)
-    one = MEASURES[found.question.metric]
-    of = f" of {_target(found)}" if one.of_target else ""
-    change = (
-        f" ({row.mean_difference / row.reference_mean:+.0%})".replace("-", "−") if row.reference_mean else ""
-    )
-    values = (
-        f"{number(row.reference_mean)} in {found.reference} and {number(row.other_mean)} in {name}{change}"
-    )
-    count = f"{int(row.prompts)} prompt{'s' if row.prompts != 1 else ''}, {int(row.pairs)} pairs"
-    if math.isnan(row.low):
-        return (
-            f"The {one.title}{of} is {values} over {count}; with fewer than {effects.MIN_PROMPTS} prompts no interval "
-            "and no p-value can be given."
+def _change(found: Comparison, name: str) -> sentence.Sentence:
+    row, asked_for = _row(found, name, found.question.metric), found.question
+    told = (row.reference_mean, row.other_mean, row.mean_difference, row.low, row.high, row.p)
+    return pair_answers.change(
+        pair_answers.Change(
+            found.reference, name, asked_for.metric, *told, int(row.prompts), int(row.pairs), asked_for.target
         )
-    verdict = "a change that these prompts do not tell from none"
-    if row.low > 0 or row.high < 0:
-        verdict = f"a {'rise' if row.low > 0 else 'fall'} that holds across prompts"
-    return (
-        f"The {one.title}{of} is {values}, {verdict}: mean difference {number(row.mean_difference)}, 95 % interval "
-        f"{number(row.low)} to {number(row.high)}, p = {number(row.p)}, {count}."
     )
 
 
-def _heads(found: Comparison, name: str) -> str:
-    cells = found.cells[found.cells["run"] == name]
-    sure = cells[cells["q"] <= effects.SIGNIFICANT]
-    down, up = int((sure["mean_difference"] < 0).sum()), int((sure["mean_difference"] > 0).sum())
-    ranked = cells.dropna(subset=["mean_difference"])
-    largest = ranked.loc[ranked["mean_difference"].abs().idxmax()]
-    where = (
-        f"the largest change is in layer {int(largest['layer'])}, head {int(largest['head'])}, from "
-        f"{number(largest['reference_mean'])} to {number(largest['other_mean'])}"
-    )
-    if cells["q"].isna().all():
-        return f"Of {len(cells)} heads, {where}."
-    if sure.empty:
-        return f"No single one of {len(cells)} heads survives correction for that many tests; {where}."
-    return f"Of {len(cells)} heads, {down} fall and {up} rise after correction for that many tests (q ≤ 0.05); {where}."
+def _heads(found: Comparison, name: str) -> sentence.Sentence:
+    return pair_answers.changed_heads(found.cells[found.cells["run"] == name])
 
 
-def _sink(found: Comparison, name: str) -> str:
+def _sink(found: Comparison, name: str) -> sentence.Sentence:
     kinds = {run: part.set_index("kind")["share"] for run, part in found.kinds.groupby("run")}
-    if name in kinds and found.reference in kinds:
-        first, second = kinds[found.reference], kinds[name]
-        same = first.idxmax() == second.idxmax()
-        most = f"{first.idxmax()} ({first.max():.0%} of heads) in {found.reference} and "
-        most += f"{'also ' if same else ''}{second.idxmax()} ({second.max():.0%}) in {name}"
-        bos = [part.get("clip_bos", 0.0) for part in (first, second)]
-        start = f"the CLIP start token is it in {bos[0]:.1%} and {bos[1]:.1%}"
-        return f"The heaviest key is most often {most}; {start}."
+    names = (found.reference, name)
+    if all(run in kinds for run in names):
+        return pair_answers.heaviest_kinds((kinds[names[0]], kinds[names[1]]), names)
     row = _row(found, name, "sink_rate_uniform")
-    return (
-        f"{_target(found).capitalize()} exceeds ten times uniform attention in {row.reference_mean:.0%} of heads in "
-        f"{found.reference} and in {row.other_mean:.0%} in {name}."
-    )
+    return pair_answers.above_uniform((row.reference_mean, row.other_mean), names, found.question.target)
 
 
 def runs(found: Comparison) -> pd.DataFrame:
@@ -167,7 +131,8 @@ def asked(found: Comparison) -> str:
     """Say what the figures are about."""
     question = found.question
     return (
-        f"Asked: the {MEASURES[question.metric].title} ({MEASURES[question.metric].unit}) of {_target(found)}, "
+        f"Asked: the {MEASURES[question.metric].title} ({MEASURES[question.metric].unit}) of "
+        f"{sentence.told_target(question.target)}, "
         f"{question.branch} branch, image queries, mean over steps. Samples are paired when prompt, seed and every "
         "setting but weights and gates are equal; a prompt with several seeds counts once."
     )
@@ -260,15 +225,10 @@ def _row(found: Comparison, name: str, measure: str):
     return next(table[(table["run"] == name) & (table["measure"] == measure)].itertuples())
 
 
-def _target(found: Comparison) -> str:
-    told = str(found.question.target)
-    return "the first token" if told == "token 0" else told
-
-
 def number(value: object) -> str:
     """Return a number with three digits, small ones as 2.3e-06, a missing one as a dash."""
     if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+        return sentence.number(value)
     return str(value)
 
 

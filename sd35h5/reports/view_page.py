@@ -66,9 +66,10 @@ def sized(figure: alt.TopLevelMixin) -> alt.TopLevelMixin:
     return figure if isinstance(getattr(figure, "width", None), int) else figure.properties(width=WIDTH)
 
 
-def page(title: str, about: str, shown: Sequence[Shown | Later]) -> str:
-    """Return the view as HTML: everything that comes from files is escaped."""
-    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(about)}</p>"]
+def page(title: str, about: str, shown: Sequence[Shown | Later], answers: Sequence[str] = ()) -> str:
+    """Return the view as HTML: everything that comes from files is escaped. Args: answers: sentences it opens with."""
+    parts = [f"<h1>{escape(title)}</h1>", *(f'<p class="answer">{escape(one)}</p>' for one in answers)]
+    parts.append(f"<p>{escape(about)}</p>")
     for one in shown:
         parts += [f"<h2>{escape(one.name)}</h2>", _figure(one)]
         if one.code:

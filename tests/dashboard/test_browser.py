@@ -125,7 +125,7 @@ def test_from_overview_to_a_cell_to_its_map_and_the_comparison(page, server, fol
     shoot(page, "maps")
 
     page.get_by_role("link", name="Compare").click()
-    page.get_by_text("mean of 3 pairs").wait_for()
+    page.get_by_text("3 pairs;").or_(page.get_by_text("3 pairs.")).first.wait_for()
     page.get_by_text("Images · “").wait_for()
     page.wait_for_timeout(1200)
     assert [maps(page).nth(place).get_attribute("data-name") for place in range(3)] == [
@@ -176,6 +176,37 @@ def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page
     page.wait_for_function("location.search.includes('steps=2-4')", timeout=20_000)
     page.locator(".lv-told").filter(has_text="layers 3–4 · steps 2–4").wait_for()
     assert page.errors == []
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+def test_a_click_on_a_sentence_selects_what_it_speaks_of_without_leaving_the_page(page, server):
+    page.goto(f"{server}/sinks?steps=1-6")
+    link = page.locator(".answers a").first
+    link.wait_for()
+    layer, head = re.fullmatch(r"[Ll]ayer (\d+), head (\d+)", link.inner_text()).groups()
+    assert f"cell={layer}.{head}" in link.get_attribute("href") and "steps=1-6" in link.get_attribute("href")
+    page.evaluate("window.same = true")
+    link.click()
+    page.get_by_role("button", name=f"layer {layer}, head {head}").wait_for()
+    page.wait_for_function(f"location.search.includes('cell={layer}.{head}')")
+    page.locator(".lv-told").filter(has_text=f"layer {layer}, head {head}").wait_for()
+    page.locator(".answers p").filter(has_text=f"At layer {layer}, head {head}, the heaviest key").wait_for()
+    shoot(page, "answers")
+
+    page.locator(".answers a").filter(has_text="the image").last.click()
+    page.wait_for_function("location.search.includes('target=group%3Aimage')")
+    page.locator(".answers p").first.filter(has_text="the image").wait_for()
+    assert page.evaluate("window.same") and len(page.context.pages) == 1 and "steps=1-6" in page.url
+
+    page.get_by_role("link", name="Overview").click()
+    page.locator(".answers p").nth(1).get_by_role("link", name="demo-headwise").click()
+    page.wait_for_function(
+        "location.pathname == '/compare' && location.search.includes('with=demo-headwise')"
+    )
+    page.locator(".answers p").filter(
+        has_text=f"At layer {layer}, head {head}, the attention mass"
+    ).wait_for()
+    assert page.evaluate("window.same") and page.errors == []
 
 
 @pytest.mark.parametrize("page", ["light"], indirect=True)
@@ -242,16 +273,17 @@ def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(pa
     shoot(page, "tokens")
 
     page.get_by_role("link", name="Evidence").click()
-    page.get_by_text("gets", exact=False).first.wait_for()
+    cited = re.compile("gets .* of an image query's attention,")
+    page.get_by_text(cited).wait_for()
     page.locator("[data-testid=stImage] img").nth(2).wait_for()
     page.wait_for_timeout(1500)
     shoot(page, "evidence")
-    sentence = page.get_by_text("of an image query's attention,", exact=False).first.inner_text()
+    sentence = page.get_by_text(cited).inner_text()
     assert "word “apple” gets" in sentence
 
     fresh = page.context.browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
     fresh.goto(page.url)
-    assert fresh.get_by_text("of an image query's attention,", exact=False).first.inner_text() == sentence
+    assert fresh.get_by_text(cited).inner_text() == sentence
     fresh.close()
 
     page.get_by_text("Take it along").click()

@@ -25,12 +25,14 @@ def imported(tmp_path_factory):
         ("overview", "gate: not told"),
         ("sinks", "old holds no heaviest keys"),
         ("maps", "old was imported from another tool"),
+        ("gates", "Whether the model had gates is unknown, the file does not say: old"),
         ("files", "old was imported from another tool"),
     ],
 )
 def test_a_page_shows_an_imported_file_and_claims_nothing_that_it_does_not_tell(app, imported, page, told):
     text = text_of(app(imported, page=page))
     assert told in text and "samples of both files pair" not in text and "gate: none" not in text
+    assert "Without gates" not in text
 
 
 def test_commands_work_on_an_imported_file(imported, tmp_path, capsys):

@@ -75,6 +75,20 @@ class Linked:
         return mean.transpose("layer", "head").to_series().rename("value").sort_index()
 
 
+def answers_of(test: AppTest) -> list[list[dict]]:
+    """Return the sentences that the page opens with: of each its parts, with their text and what they select."""
+    found = []
+    for element in test.get("bidi_component"):
+        if element.proto.component_name.endswith("answers"):
+            found += json.loads(element.proto.json)["sentences"]
+    return found
+
+
+def said_first(test: AppTest) -> list[str]:
+    """Return the same as texts."""
+    return ["".join(part["text"] for part in parts) for parts in answers_of(test)]
+
+
 def linked_of(test: AppTest) -> list[Linked]:
     """Return the linked figures of the page."""
     found: dict[str, Linked] = {}
@@ -84,6 +98,8 @@ def linked_of(test: AppTest) -> list[Linked]:
             found[facts["name"]] = Linked(
                 facts, {one["name"]: _panel(one, numbers) for one in facts["panels"]}
             )
+            continue
+        if not element.proto.component_name.endswith("linked_said"):
             continue
         told = json.loads(element.proto.json)
         one = found[told["name"]]

@@ -35,7 +35,7 @@ def make_store(
     prompts: Sequence[str] = PROMPTS,
     every: int = 2,
     pool: int = 1,
-    sink: float = 3.0,
+    sink: float | np.ndarray = 3.0,
     gates: bool = False,
     atlas: bool = False,
     second: bool = False,
@@ -54,7 +54,7 @@ def make_store(
         seed: of the random attention; samples have seeds 0, 1, ... as a capture would give them.
         token_branches: those with mass_image; NaN in the others, as in a default capture.
         every: top-k and maps at every so many steps.
-        sink: what the start token's logits have more than the others.
+        sink: what the start token's logits have more than the others, also of each head: (layer, head, 1).
         rows: (stream, position) of chosen queries: 0 the image, row-major patches; 1 the text.
         without: how the names of variables begin that are left out, as in a capture without those tiers.
         nan: "some": what was measured is NaN in the first layer and at the last steps; "all": everywhere.

@@ -143,7 +143,7 @@ def about(store: Store) -> dict[str, str]:
     )
     return {
         "model": showable(PurePath(attributes.get("model_id") or "no name in the file").name, 80),
-        "gate": told["gate_type"] or "none", "intervention": told["intervention"] or "none",
+        "gate": told["gate_type"] or "not told", "intervention": told["intervention"] or "none",
         "created": told["created_utc"],
         "shape": " · ".join(shape), "size": f"{count} · {nbytes(store.bytes_on_disk())}",
     }  # fmt: skip

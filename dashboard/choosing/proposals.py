@@ -1,0 +1,44 @@
+"""What a fresh tab compares: a run, and those beside it that can tell something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from dashboard import cached_reads
+from dashboard.cached_reads import Run
+from sd35h5.comparing import telling_runs
+from sd35h5.errors import Sd35h5Error
+
+TRIED = 8  # runs that are tried as the one that others are compared with
+
+
+def reference(by_name: Mapping[str, Run]) -> str:
+    """Return the run that is shown first: a baseline before others, and one that another tells something beside."""
+    names = telling_runs.candidates(list(by_name))
+    if len(names) == 1:
+        return names[0]
+    for name in names[:TRIED]:
+        if others(by_name[name], by_name):
+            return name
+    return names[0]
+
+
+def others(run: Run, by_name: Mapping[str, Run]) -> list[str]:
+    """Return the runs that are proposed beside this one."""
+    return telling_runs.ranked(_beside(run, by_name))
+
+
+def why_none(run: Run, by_name: Mapping[str, Run]) -> str:
+    """Say why none is proposed beside this one, "" where one is or there is no other."""
+    found = _beside(run, by_name)
+    return telling_runs.why_none(run.name, found) if found and not telling_runs.ranked(found) else ""
+
+
+def _beside(run: Run, by_name: Mapping[str, Run]) -> dict[str, telling_runs.Beside]:
+    found = {}
+    for name, other in by_name.items():
+        if name != run.name:
+            with suppress(Sd35h5Error, OSError):  # told where that run is looked at
+                found[name] = telling_runs.beside(cached_reads.made(run), cached_reads.made(other))
+    return found
