@@ -111,7 +111,9 @@ def draw_changes(view: View, pairs: list[Paired]) -> None:
         where = "" if view.cell is None else f" · {panels.told_cell(view.cell)}"
         st.markdown(f"**How large the change is**{where}")
         table = effects.standardised(pd.concat(whole))
-        figure = pair_charts.effect_intervals(table.assign(measure=title))
+        figure = pair_charts.effect_intervals(
+            table.assign(measure=title), width=None, room=90 if len(table) > 1 else 60
+        )
         code = recipes.compared_effect(view, others)
         panels.chart(figure, "How large the change is", table, code)
         st.caption(panels.plain(told_effects(table)))

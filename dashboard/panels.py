@@ -16,7 +16,7 @@ from dashboard.cached_reads import plain
 from dashboard.choosing import address, clicks
 from dashboard.choosing.selection import View
 from sd35h5 import metrics
-from sd35h5.figures import printing
+from sd35h5.figures import narrow, printing
 from sd35h5.figures.prompt_names import folded
 from sd35h5.metrics import prompt_chips
 from sd35h5.metrics.catalogue import MEASURES
@@ -62,12 +62,13 @@ class Drawn:
     """What Streamlit asks of a chart, not checked against Vega-Lite's schema: that takes a quarter of a change's time,
     and tests check every chart of every page."""
 
-    def __init__(self, figure: alt.TopLevelMixin) -> None:
-        self._figure = figure
+    def __init__(self, figure: alt.TopLevelMixin, stretches: bool) -> None:
+        self._figure, self._stretches = figure, stretches
 
     def to_dict(self) -> dict[str, object]:
         """Return the chart as Vega-Lite, every character of its texts seen."""
-        return all_showable(printing.showable_chart(self._figure).to_dict(validate=False))
+        spec = all_showable(printing.showable_chart(self._figure).to_dict(validate=False))
+        return narrow.fitting(spec) if self._stretches else spec
 
 
 def table(rows: pd.DataFrame, **options) -> None:
@@ -77,7 +78,7 @@ def table(rows: pd.DataFrame, **options) -> None:
 
 def draw(figure: alt.TopLevelMixin, **options) -> None:
     """Draw a chart with Streamlit's options."""
-    st.altair_chart(Drawn(figure), **options)
+    st.altair_chart(Drawn(figure, options.get("width") == "stretch"), **options)
 
 
 def chart(

@@ -7,6 +7,9 @@ import pandas as pd
 
 from sd35h5.figures import scales
 
+#: pixels for the names of measures: at most half of what the page has
+LABEL_ROOM = "min(260, (containerSize()[0] || 520) / 2)"
+
 
 def paired_slopes(frame: pd.DataFrame, label: str, *, title: str = "", height: int = 260) -> alt.LayerChart:
     """Draw one line a paired sample from run to run: columns run, sample, prompt, value; runs in the frame's
@@ -58,11 +61,13 @@ def effect_profile(
     return scales.layered(layers, None, height)
 
 
-def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) -> alt.Chart:
+def effect_intervals(
+    frame: pd.DataFrame, *, title: str = "", width: int | None = 360, room: int = 0
+) -> alt.LayerChart:
     """Draw standardised effects (Cohen's d_z) of several measures, a row a measure and a colour a run.
 
     Args: frame: columns measure, run, effect, low_effect, high_effect (the interval ÷ the standard deviation),
-        mean_difference, p, q.
+        mean_difference, p, q; room: pixels of height for axis and legend, where the page counts them in.
     """
     runs = list(dict.fromkeys(frame["run"]))
     color = alt.Color(
@@ -74,8 +79,18 @@ def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) 
         if len(runs) > 1
         else None,
     )
+    measures = list(dict.fromkeys(frame["measure"]))
+    names = alt.Axis(
+        labelLimit=alt.ExprRef(LABEL_ROOM),
+        labelOverlap=False,
+        labelFontSize=12,
+        grid=False,
+        ticks=False,
+        domain=False,
+    )
     base = alt.Chart(frame).encode(
-        y=alt.Y("run:N", title=None, sort=runs, axis=None),
+        y=alt.Y("measure:N", title=None, sort=measures, axis=names, scale=alt.Scale(paddingInner=0.1)),
+        yOffset=alt.YOffset("run:N", sort=runs),
         color=color,
     )
     points = base.mark_circle(size=70, opacity=1).encode(
@@ -83,15 +98,6 @@ def effect_intervals(frame: pd.DataFrame, *, title: str = "", width: int = 360) 
         tooltip=scales.tips("run", "measure", "effect", "mean_difference", "p", "q"),
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low_effect:Q"), x2=alt.X2("high_effect:Q"))
-    zero = alt.Chart(frame).mark_rule(color="#7f7f7f", strokeDash=[3, 3]).encode(x=alt.XDatum(0))
-    panel = alt.layer(zero, bars, points).properties(width=width, height=16 * len(runs) + 8)
-    return panel.facet(
-        row=alt.Row(
-            "measure:N",
-            title=None,
-            sort=list(dict.fromkeys(frame["measure"])),
-            header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=260, labelFontSize=12),
-        ),
-        spacing=2,
-        **({"title": title} if title else {}),
-    )
+    zero = alt.Chart(frame.head(1)).mark_rule(color="#7f7f7f", strokeDash=[3, 3]).encode(x=alt.XDatum(0))
+    height = len(measures) * (16 * len(runs) + 10)
+    return scales.layered([zero, bars, points], width, height + room, title)

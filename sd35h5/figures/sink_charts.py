@@ -53,11 +53,19 @@ def sink_curve(
     layers: list[alt.Chart] = [line]
     if frame[["low", "high"]].notna().all(axis=1).any():
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
-    for value, note in ((uniform, "uniform"), (epsilon, "ε of causal models")):
+    for line_of_text, (value, note) in enumerate(((uniform, "uniform"), (epsilon, "ε of causal models"))):
         if value:
             rule = alt.Chart(pd.DataFrame({"epsilon": [value], "note": [f"{note}: {value:.2g}"]}))
             layers.append(rule.mark_rule(color=scales.MARK, strokeDash=[4, 3]).encode(x=alt.X("epsilon:Q")))
-            text = rule.mark_text(color=scales.MARK, align="right", dx=-4, dy=8, baseline="top", fontSize=11)
+            # one below the other: in a narrow chart they would meet
+            look = {
+                "align": "right",
+                "dx": -4,
+                "dy": 8 + 15 * line_of_text,
+                "baseline": "top",
+                "fontSize": 11,
+            }
+            text = rule.mark_text(color=scales.MARK, **look)
             layers.append(text.encode(x=alt.X("epsilon:Q"), y=alt.YValue(0), text=alt.Text("note:N")))
     return scales.layered(layers, width, height, title)
 

@@ -136,7 +136,7 @@ def group_bars(frame: pd.DataFrame, *, width: int | None = None) -> alt.Chart:
                 title="mass of the group: share of an image query's attention",
                 axis=alt.Axis(labelExpr=scales.short_numbers(), tickCount=5),
             ),
-            y=alt.Y("group:N", sort=names, title=None, axis=alt.Axis(labelLimit=170)),
+            y=alt.Y("group:N", sort=names, title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False)),
             color=alt.Color(
                 "group:N",
                 legend=None,
@@ -148,7 +148,7 @@ def group_bars(frame: pd.DataFrame, *, width: int | None = None) -> alt.Chart:
             ],
         )
     )  # fmt: skip
-    return scales.sized(bars, width, max(80, 24 * len(names)) + 50, "")
+    return scales.sized(bars, width, max(80, 24 * len(names)) + 70, "")
 
 
 def sample_bars(frame: pd.DataFrame, label: str, *, top: int = 40, width: int | None = None) -> alt.Chart:

@@ -74,7 +74,7 @@ def size_bars(table: pd.DataFrame, *, most: int = 14) -> alt.Chart:
             x=alt.X("megabytes:Q", title="MB (10⁶ bytes)", axis=alt.Axis(tickCount=6)),
             y=alt.Y("variable:N", sort=largest["variable"].tolist(), title=None, axis=alt.Axis(labelLimit=260)),
             yOffset=alt.YOffset("kind:N", sort=kinds),
-            color=alt.Color("kind:N", sort=kinds, title=None, legend=alt.Legend(orient="top"),
+            color=alt.Color("kind:N", sort=kinds, title=None, legend=alt.Legend(orient="top", columns=2),
                             scale=alt.Scale(domain=kinds, range=["#0072B2", "#999999"])),
             tooltip=["variable:N", "kind:N", alt.Tooltip("bytes:Q", format=",")],
         )

@@ -4,17 +4,21 @@ tests/artifacts/."""
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from making import page_boxes
 from making.browsing import IN_BROWSER, ROOT, chromium, dashboard_of
 from making.linked_pages import along, drag, place_of, told, values_told
 from making.stores import make_store
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from sd35h5 import metrics, open_store
 from sd35h5.reports import analyze
 
+ALL_PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
 ARTIFACTS = ROOT / "tests" / "artifacts"
 CELLS = "[data-testid=stVegaLiteChart] path[aria-roledescription]"
 
@@ -178,6 +182,11 @@ def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page
     assert page.errors == []
 
 
+def asked(frame: bytes) -> list[bytes]:
+    """Return a message to the server, none where it is the watch over the folder, which asks every five seconds."""
+    return [] if BackMsg.FromString(frame).rerun_script.is_auto_rerun else [frame]
+
+
 @pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_a_click_on_a_sentence_selects_what_it_speaks_of_without_leaving_the_page(page, server):
     page.goto(f"{server}/sinks?steps=1-6")
@@ -212,7 +221,7 @@ def test_a_click_on_a_sentence_selects_what_it_speaks_of_without_leaving_the_pag
 @pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_no_gesture_asks_the_server_until_the_hand_rests(page, server, folder):
     sent = []
-    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append(frame)))
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.extend(asked(frame))))
     page.goto(f"{server}/sinks")
     maps(page).first.wait_for()
     page.get_by_text("Which key is the sink?").wait_for()
@@ -304,4 +313,32 @@ def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(pa
     with open_store(folder / "demo-headwise.h5") as store:
         streams = [metrics.gate_statistic(store, query=query) for query in ("image", "text")]
     assert gates[3, 2] == pytest.approx([float(each[:, :, 3, 2].mean()) for each in streams], rel=1e-3)
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+@pytest.mark.parametrize(
+    "names", [("sinks", "compare"), pytest.param(ALL_PAGES, marks=pytest.mark.long)], ids=["two", "all"]
+)
+def test_nothing_runs_out_of_its_box_on_a_phone_or_at_twice_the_size(page, server, names):
+    for name in names:
+        page.goto(f"{server}/{name}")
+        page_boxes.settled(page)
+        for width in (375, 640):  # 640: what 1280 pixels are when everything is shown at 200 %
+            assert page_boxes.out_of_box(page, width) == [], (name, width)
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+def test_a_run_that_comes_and_goes_is_shown_and_forgotten_without_a_reload(page, server, folder):
+    page.goto(server)
+    page_boxes.settled(page)
+    card = page.get_by_text("later/newcomer", exact=True)
+    assert not card.count()
+    (folder / "later").mkdir()
+    shutil.copy(folder / "demo-headwise.h5", folder / "later" / "newcomer.hdf5")
+    card.first.wait_for()
+    shutil.rmtree(folder / "later")
+    card.first.wait_for(state="detached")
+    page.get_by_text("demo-headwise", exact=True).first.wait_for()
     assert page.errors == []
