@@ -10,11 +10,10 @@ import xarray as xr
 from dashboard import cached_metrics, cached_reads, pair_panels, panels
 from dashboard.caching import made_once
 from dashboard.choosing.selection import View
-from dashboard.linked import linked_bands
 from dashboard.map_pictures import Panel
 from dashboard.pair_panels import Paired
 from sd35h5 import compare, metrics
-from sd35h5.comparing import effects, telling_runs
+from sd35h5.comparing import telling_runs
 from sd35h5.metrics import pictured_objects
 from sd35h5.metrics.averaging import finite_mean, prompt_means
 from sd35h5.metrics.catalogue import MEASURES
@@ -26,10 +25,9 @@ from sd35h5.reports.answers import (
     sink_answers,
     token_answers,
 )
+from sd35h5.reports.answers import spreads as of_heads
 from sd35h5.reports.answers.sentence import Sentence
 from sd35h5.reports.answers.sink_answers import Spread
-
-RESAMPLES = 1999  # of an interval in a sentence: of many prompts, too, it is there with the page
 
 
 def heads(view: View, cube: xr.DataArray, uniform: float | None, spread: dict) -> Sentence:
@@ -41,31 +39,13 @@ def heads(view: View, cube: xr.DataArray, uniform: float | None, spread: dict) -
 def spreads(
     view: View, cube: xr.DataArray, values: xr.DataArray, prompts: Sequence[str]
 ) -> dict[tuple[int, int], Spread]:
-    """Return the interval over prompts of the heads that `heads` names; none with few prompts, or where the means over
-    samples that the page shows are no means over prompts.
-
-    Args: values: (sample, step, layer, head), of which `cube` is the mean.
-    """
-    count = len(set(prompts))
-    if (
-        view.metric != "first_token_mean"
-        or count < effects.MIN_PROMPTS
-        or not linked_bands.are_balanced(prompts)
-    ):
+    """Return the interval over prompts of the head that `heads` names first. Args: values: whose mean `cube` is."""
+    if view.metric != "first_token_mean":
         return {}
     cells = sink_answers.leading_cells(metrics.by_layer_head(view.within(cube)))[:1]
-
-    def made() -> dict[tuple[int, int], Spread]:
-        found = {}
-        for layer, head in cells:
-            part = finite_mean(view.within(values).sel(layer=layer, head=head), ["step"])
-            units = prompt_means(part.values[:, None], prompts).to_numpy()
-            low, high = effects.bootstrap_interval(units, RESAMPLES)
-            found[layer, head] = Spread(float(low[0]), float(high[0]), count)
-        return found
-
     asked = (view.run, view.metric, view.target, view.branch, view.samples, view.steps)
-    return made_once(("spread of heads", *asked, *cells), made)
+    key = ("spread of heads", *asked, *cells)
+    return made_once(key, lambda: of_heads.spreads(cells, view.within(values), prompts))
 
 
 def kinds(view: View) -> Sentence | None:

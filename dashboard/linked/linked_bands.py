@@ -3,7 +3,6 @@ prompt where prompts have unlike many samples."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -43,14 +42,9 @@ def _ends(table: pd.DataFrame) -> tuple:
     return table["low"].to_numpy(), table["high"].to_numpy()
 
 
-def are_balanced(prompts: Sequence[str]) -> bool:
-    """Return whether every prompt has as many samples, so that a mean over samples is one over prompts."""
-    return len(set(Counter(prompts).values())) <= 1
-
-
 def by_prompt(values: xr.DataArray, prompts: Sequence[str]) -> xr.DataArray | None:
     """Return the mean over prompts of each prompt's mean, None where that is the mean over samples."""
-    if are_balanced(prompts):
+    if averaging.are_balanced(prompts):
         return None
     of_prompts = values.assign_coords(prompt_id=("sample", list(prompts))).groupby("prompt_id").mean("sample")
     return of_prompts.mean("prompt_id")

@@ -17,7 +17,7 @@ from sd35h5.errors import Sd35h5Error
 from sd35h5.figures import curves, heatmaps, sink_charts, token_charts
 from sd35h5.figures.linked_view import linked_figure
 from sd35h5.figures.linked_view.linked_figure import Panel
-from sd35h5.metrics import sink_rates
+from sd35h5.metrics import averaging, sink_rates
 from sd35h5.metrics.catalogue import MEASURES
 from sd35h5.reports import view_address
 from sd35h5.reports.answers.sentence import Sentence
@@ -49,7 +49,7 @@ def linked(view) -> Sentence:
             f"line: mean over {len(set(prompts))} prompts; band: 10th to 90th percentile across prompts"
         )
     lines = None
-    if not linked_bands.are_balanced(prompts):
+    if not averaging.are_balanced(prompts):
         lines = linked_bands.by_prompt(cached_metrics.metric(*asked), prompts)
     panel = Panel(name, cube, lines, uniform=uniform)
     with linked_component.place():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,11 @@ def groups_over_layers(values: xr.DataArray) -> pd.DataFrame:
     mean = finite_mean(values, ["step", "head"]).transpose("layer", "group")
     table = mean.to_series().rename("value").reset_index()
     return table.astype({"layer": int})[["group", "layer", "value"]]
+
+
+def are_balanced(prompts: Sequence[str]) -> bool:
+    """Return whether every prompt has as many samples, so that a mean over samples is one over prompts."""
+    return len(set(Counter(prompts).values())) <= 1
 
 
 def prompt_means(values: np.ndarray, prompts: Sequence[str]) -> pd.DataFrame:

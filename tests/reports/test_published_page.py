@@ -14,8 +14,11 @@ import pytest
 from making.browsing import CHROMIUM, chromium
 from making.stores import make_store
 
-from sd35h5 import metrics, open_store
+from sd35h5 import compare, metrics, open_store
 from sd35h5.errors import StoreError
+from sd35h5.metrics import sink_rates
+from sd35h5.reports.answers import sink_answers
+from sd35h5.reports.answers.sentence import as_json
 from sd35h5.reports.publishing import joined_modules, shell, single_page
 from sd35h5.reports.publishing.pieces import Piece
 from sd35h5.reports.publishing.publish import publish
@@ -65,6 +68,24 @@ def test_the_numbers_of_a_page_are_those_of_the_metrics(made):
         wanted = metrics.token_maps(store, 0, row["map_tokens"]).mean("layer")
         assert [one["tokens"] for one in about["words"]] == [".".join(map(str, row["tokens"]))]
         np.testing.assert_allclose(maps[0], wanted, rtol=1e-3)
+
+
+def test_a_page_says_what_the_dashboard_says(made):
+    with open_store(made / "demo-baseline.h5") as one, open_store(made / "gated.h5") as other:
+        table = metrics.by_layer_head(metrics.first_token_mean(one))
+        heads = sink_answers.heads(
+            table, "first_token_mean", uniform=float(sink_rates.uniform_mass(one).mean())
+        )
+        pairing = compare.pair(one, other, ("demo-baseline", "gated"))
+        means = [float(side.mean()) for side in compare.paired_values(one, other, pairing)]
+    data = made / "site" / "data"
+    assert _array(data / "r0/numbers/cond/first_token_mean.t0.all.arrow")[1]["said"] == as_json(heads)
+    table = pa.ipc.open_stream((data / "pairs/r0-r1/cond/first_token_mean.arrow").read_bytes()).read_all()
+    for name, runs in (("said", ("demo-baseline", "gated")), ("said_back", ("gated", "demo-baseline"))):
+        said = "".join(part["text"] for part in json.loads(table.schema.metadata[name.encode()]))
+        ends = means if name == "said" else means[::-1]
+        assert f"is {ends[0]:.3g} in {runs[0]} and {ends[1]:.3g} in {runs[1]} (" in said
+        assert "with fewer than 6 prompts no interval" in said
 
 
 def test_tables_lie_beside_the_page_with_all_runs(made):
@@ -157,6 +178,13 @@ def test_one_file_is_walked_through_offline_and_asks_nobody_for_anything(made):
         page.locator(".lv canvas[data-window]").first.wait_for()
         assert "layer 1, head 1" in page.locator("aside .chip").inner_text()
         assert "entropy over text keys" in page.locator("h2").first.inner_text()
+        assert not page.locator(".answer").count()  # sentences are of all layers
+
+        page.goto(f"{(made / 'one.html').as_uri()}?page=sinks")
+        named = page.locator(".answer a").first.inner_text()
+        page.locator(".answer a").first.click()
+        page.locator("aside .chip", has_text=re.sub("^Layer", "layer", named)).wait_for()
+        assert "cell=" in page.url
         browser.close()
     assert not wrong
     assert {url.split(":")[0] for url in asked} <= {"file", "blob", "data"}

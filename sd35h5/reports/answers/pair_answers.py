@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -42,6 +42,14 @@ class Change:
     pairs: int
     target: Target = FIRST_TOKEN
     where: str = ""
+
+    @property
+    def back(self) -> Change:
+        """The same change, seen from the other run."""
+        return replace(
+            self, reference=self.other, other=self.reference, before=self.after, after=self.before,
+            difference=-self.difference, low=-self.high, high=-self.low,
+        )  # fmt: skip
 
 
 def change(one: Change) -> Sentence:

@@ -49,6 +49,11 @@ def text_of(parts: Sentence) -> str:
     return "".join(part.text for part in parts)
 
 
+def as_json(parts: Sentence) -> list[dict[str, object]]:
+    """Return a sentence as pages take it that draw it themselves: of each part its text and what it selects."""
+    return [{"text": part.text, "selects": dict(part.selects)} for part in parts]
+
+
 def at_most(found: Iterable[Sentence | None]) -> list[Sentence]:
     """Return the first MOST of the sentences that there are."""
     return [one for one in found if one][:MOST]

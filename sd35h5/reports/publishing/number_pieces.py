@@ -10,11 +10,14 @@ import xarray as xr
 
 from sd35h5 import metrics
 from sd35h5.errors import NothingMeasuredError
-from sd35h5.metrics.averaging import finite_mean
+from sd35h5.metrics.averaging import by_layer_head, finite_mean
 from sd35h5.metrics.catalogue import computed
-from sd35h5.metrics.piecewise import AT_ONCE, few_at_a_time
+from sd35h5.metrics.piecewise import AT_ONCE, few_at_a_time, in_pieces
 from sd35h5.metrics.ready_means import mean_over_samples
 from sd35h5.metrics.targets import FIRST_TOKEN, Target
+from sd35h5.reports.answers import sink_answers
+from sd35h5.reports.answers.sentence import Sentence, as_json
+from sd35h5.reports.answers.spreads import spreads
 from sd35h5.reports.publishing import arrow_files
 from sd35h5.reports.publishing.pieces import Piece
 from sd35h5.reports.publishing.published_runs import ALL, PublishedRun, numbers_name, uniform
@@ -59,7 +62,31 @@ def _mean(
     except NothingMeasuredError:
         return None
     even = uniform(run, metric, target, branch, samples)
-    return arrow_files.numbers(mean.values, exact=True, uniform=even, count=len(samples), **told_steps(mean))
+    said = as_json(_heads(run, metric, target, branch, samples, mean, even))
+    return arrow_files.numbers(
+        mean.values, exact=True, uniform=even, count=len(samples), said=said, **told_steps(mean)
+    )
+
+
+def _heads(
+    run: PublishedRun, metric: str, target: Target, branch: str, samples: Sequence[int], mean: xr.DataArray,
+    even: float | None,
+) -> Sentence:  # fmt: skip
+    """Say which heads have most of it; of the first token with the interval over prompts, as the dashboard does."""
+    table, found = by_layer_head(mean), {}
+    if metric == "first_token_mean" and target == FIRST_TOKEN:
+        cells = sink_answers.leading_cells(table)[:1]
+        prompts = run.store.samples["prompt_id"].iloc[list(samples)].tolist()
+        if cells and len(set(prompts)) > 1:
+            layer, head = cells[0]
+            each = in_pieces(
+                lambda some: computed(run.store, metric, target, branch, some).sel(
+                    layer=[layer], head=[head]
+                ),
+                samples,
+            )
+            found = spreads(cells, each, prompts)
+    return sink_answers.heads(table, metric, target, even, found)
 
 
 def _each(run: PublishedRun, metric: str, branch: str, some: list[int]) -> bytes | None:
@@ -77,4 +104,7 @@ def _groups(run: PublishedRun, branch: str) -> bytes | None:
     except NothingMeasuredError:
         return None
     mean = finite_mean(mass, ["step"]).transpose("group", "layer", "head")
-    return arrow_files.numbers(mean.values, exact=True, groups=[str(name) for name in mean["group"].values])
+    whole = finite_mean(mean, ["layer", "head"]).to_series()
+    said = sink_answers.groups({str(name): float(value) for name, value in whole.items()})
+    names = [str(name) for name in mean["group"].values]
+    return arrow_files.numbers(mean.values, exact=True, groups=names, said=as_json(said or ()))

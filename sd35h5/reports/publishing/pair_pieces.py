@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from sd35h5.comparing import effects, paired_samples
 from sd35h5.errors import StoreError
-from sd35h5.metrics.averaging import finite_mean
-from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.metrics.averaging import finite_mean, prompt_means
+from sd35h5.reports.answers import pair_answers
+from sd35h5.reports.answers.sentence import as_json
 from sd35h5.reports.publishing import arrow_files
 from sd35h5.reports.publishing.pieces import Piece
 from sd35h5.reports.publishing.published_runs import PublishedRun, without_folders
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 RESAMPLES = 9999
-WHOLE = ("mean_difference", "low", "high")
+WHOLE = ("mean_difference", "low", "high", "p")
 MOST_DIFFERENCES = 200  # characters of a setting
 
 
@@ -102,12 +103,19 @@ def _change(
     mean = finite_mean(change, ["sample", "step"]).to_series().rename("change").reset_index()
     table = cells.merge(mean[["layer", "head", "change"]], on=["layer", "head"])
     whole = effects.overall_effect(change, prompts, RESAMPLES)
-    back = dataclasses.replace(pairing, reference=pairing.other, other=pairing.reference)
-    title = MEASURES[metric].title
+    sides = [
+        float(prompt_means(_of_samples(each)[:, None], prompts).mean().iloc[0]) for each in (before, after)
+    ]
+    told = pair_answers.Change(
+        pairing.reference, pairing.other, metric, *sides, *(float(whole[name]) for name in WHOLE),
+        int(whole["prompts"]), len(pairing.pairs),
+    )  # fmt: skip
     return arrow_files.table(
         table[["layer", "head", "change", "q"]].astype({"layer": "int32", "head": "int32"}),
-        said=paired_samples.sentence(before, after, pairing, title),
-        said_back=paired_samples.sentence(after, before, back, title),
-        whole={name: None if np.isnan(whole[name]) else float(whole[name]) for name in WHOLE},
+        said=as_json(pair_answers.change(told)), said_back=as_json(pair_answers.change(told.back)),
         prompts=int(whole["prompts"]), enough=effects.MIN_PROMPTS, significant=effects.SIGNIFICANT,
     )  # fmt: skip
+
+
+def _of_samples(values: xr.DataArray) -> np.ndarray:
+    return finite_mean(values, [dim for dim in values.dims if dim != "sample"]).values

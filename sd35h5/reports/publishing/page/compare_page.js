@@ -1,5 +1,6 @@
 /** Compare: a run and others, paired: their heatmaps on one scale with one hand, what changed and how sure that is. */
 
+import {answer} from "./answers.js";
 import {toldAbout} from "./choosing.js";
 import {told} from "./linked_view.js";
 import {cubeOf, whyNot} from "./cubes.js";
@@ -85,11 +86,7 @@ function sentence(page, one) {
   if (one.why) return note(one.why);
   if (!one.change) return h("p", {className: "answer"}, words(page.choice.run.name), " and ", words(one.other.name),
     `: ${one.own ? one.own.length : one.pair.pairs} pairs. Intervals are kept for all samples and the first token.`);
-  const {about} = one.change, whole = about.whole, sign = one.forward ? 1 : -1;
-  const ends = whole.low === null ? null : [whole.low * sign, whole.high * sign].sort((low, high) => low - high);
-  const sure = ends ? ` Mean difference ${told(whole.mean_difference * sign, 3)}, 95 % interval ${told(ends[0], 3)} to `
-    + `${told(ends[1], 3)} over ${about.prompts} prompts.` : "";
-  return h("p", {className: "answer"}, words(one.forward ? about.said : about.said_back), sure);
+  return answer(page, one.forward ? one.change.about.said : one.change.about.said_back);
 }
 
 function marksMean(shown) {

@@ -1,5 +1,6 @@
 /** Sinks: the metric as one linked figure, the heaviest tokens and where the mass goes, for the pinned cell. */
 
+import {answer, isWhole} from "./answers.js";
 import {legend, stacked} from "./charts.js";
 import {toldAbout} from "./choosing.js";
 import {cubeOf, whyNot} from "./cubes.js";
@@ -15,14 +16,18 @@ export async function drawSinks(place, page, closing) {
   tell();
   page.main.addEventListener("chosen", tell);
   closing.push(() => page.main.removeEventListener("chosen", tell));
-  place.append(h("h2", {}, words(choice.run.name), `: ${metric.title}`), about);
+  const said = h("div", {});
+  place.append(h("h2", {}, words(choice.run.name), `: ${metric.title}`), said, about);
   const cube = await cubeOf(data, choice);
+  if (cube.said && isWhole(choice)) said.append(answer(page, cube.said));
   if (cube.why) place.append(note(cube.why));
   else place.append(linkedFigure(page, [{name: choice.run.name, cube, color: list.colors.runs[0]}], {
     title: metric.title, label: metric.label, scales: {values: {colors: list.colors.cells, label: metric.label}},
   }, closing));
   place.append(h("div", {className: "columns"},
     await following(page, () => heaviest(page), closing), await following(page, () => groups(page), closing)));
+  const mass = await data.numbers(`${choice.run.key}/numbers/${choice.branch}/groups.arrow`);
+  if (mass?.said.length && isWhole(choice)) said.append(answer(page, mass.said));
 }
 
 async function heaviest(page) {
