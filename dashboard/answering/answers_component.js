@@ -7,10 +7,13 @@ export default function ({data, parentElement, setTriggerValue}) {
   const choose = part => setTriggerValue("chosen", {selects: part.selects, page: part.page});
   box.replaceChildren(...data.sentences.map(parts => {
     const line = document.createElement("p");
-    line.append(...parts.map(part => part.link ? link(part, choose) : part.text));
+    line.append(...parts.map(part => part.link ? link(part, choose) : tied(part.text)));
     return line;
   }));
 }
+
+/** A number and its sign stay on one line. */
+const tied = text => text.replace(/ (?=[%×])/g, "\u00a0");
 
 function link(part, choose) {
   const made = document.createElement("a");
