@@ -232,11 +232,7 @@ class SampleRecorder:
         self, image: np.ndarray | None, key: str, events: Sequence[Mapping[str, object]] = (),
         provenance: Mapping[str, str] | None = None,
     ) -> Path:  # fmt: skip
-        """Write what was gathered and make the file appear. Returns: the sealed file.
-
-        Args:
-            key: the pairing key. events: what became of the steps. provenance: what the header had not yet.
-        """
+        """Write what was gathered and make the file appear; arguments as of `Sealing`. Returns: the sealed file."""
         self._transfer.finish()
         if not self._is_gathered:
             self._put_gathered()

@@ -35,6 +35,7 @@ from sd35h5.store.showable import showable, well_formed_json
 from sd35h5.store.writer import Header
 from sd35h5.weights.in_memory.fingerprint import (
     Glimpse,
+    begun_fingerprints,
     fingerprints,
     glimpse,
     is_alike,
@@ -113,6 +114,7 @@ class Session:
         self._tokenizers = tokenizer_fingerprints(pipe.components)
         self._seen: Glimpse | None = None  # the model at the last call, and at the one under way
         self._now: Glimpse | None = None
+        self._awaited: Callable[[], dict[str, str]] = dict
         self._continue_header()
 
     def check_model(self) -> None:
@@ -121,7 +123,10 @@ class Session:
         Raises:
             CaptureError: the samples that are there are another model's.
         """
-        found = {**fingerprints(self.pipe), **self._tokenizers}
+        self._identify(fingerprints(self.pipe))
+
+    def _identify(self, found: Mapping[str, str]) -> None:
+        found = {**found, **self._tokenizers}
         now = self._gone | components(self.pipe, self._sources, found, self.compiled)
         refuse_another_model(self._known, now, self._out)
         self.components = now
@@ -138,16 +143,14 @@ class Session:
             self.check_model()
 
     def look_first(self) -> None:
-        """At a call's first step, while the device computes it: take fingerprints that nothing waited for.
-
-        Raises:
-            CaptureError: as `check_model`.
-        """
+        """At a call's first step: have the device take the fingerprints behind it, if nobody asked for them before."""
         if not self.components:
-            self.check_model()
+            self._awaited = begun_fingerprints(self.pipe)
 
     def told_of_model(self) -> dict[str, str]:
-        """Which model draws, as a provenance text."""
+        """Which model has drawn, as a provenance text."""
+        if not self.components:
+            self._identify(self._awaited())
         return {"components": json.dumps(well_formed_json(self.components))}
 
     def look(self) -> None:

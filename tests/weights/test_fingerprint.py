@@ -103,7 +103,7 @@ def test_the_sums_are_those_of_exact_integers():
     exact = sum(int(s) * w for s, w in zip(columns, weights[:SIDE], strict=True))
     exact += sum(int(s) * w for s, w in zip(rows, weights[SIDE:], strict=False))
     wrapped = (exact + 2**63) % 2**64 - 2**63
-    assert bit_sums([torch.from_numpy(words)]) == [wrapped]
+    assert bit_sums([torch.from_numpy(words)])() == [wrapped]
 
 
 def _odd(index: int) -> int:

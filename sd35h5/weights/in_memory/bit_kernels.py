@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sd35h5.weights.in_memory.copying import sent
+
 _ROWS = 8  # of a program
 _BLOCK = 4096  # bytes of a program
 
@@ -20,7 +22,7 @@ def piece_numbers(tensors: Sequence[Tensor], weights: Tensor, side: int) -> Tens
     for tensor in tensors:
         rows, address = tensor.nbytes // (4 * side), tensor.data_ptr()
         pieces += [(address + 4 * side * first, min(rows - first, side)) for first in range(0, rows, side)]
-    table = torch.tensor(pieces, device=weights.device)
+    table = sent(torch.tensor(pieces), weights.device)
     numbers = torch.zeros(len(pieces), dtype=torch.int64, device=weights.device)
     with _device_of(weights):
         _add_rows[(len(pieces), triton.cdiv(side, _ROWS))](
@@ -35,7 +37,9 @@ def gathered(tensors: Sequence[Tensor], firsts: Sequence[int], strides: Sequence
     counts = -(-(sizes - firsts) // strides)
     addresses = np.array([tensor.data_ptr() for tensor in tensors]) + firsts
     ends = np.cumsum(counts)
-    table = torch.from_numpy(np.stack([addresses, strides, counts, ends - counts], 1)).to(tensors[0].device)
+    table = sent(
+        torch.from_numpy(np.stack([addresses, strides, counts, ends - counts], 1)), tensors[0].device
+    )
     found = torch.empty(int(ends[-1]), dtype=torch.uint8, device=table.device)
     with _device_of(table):
         _gather[(len(tensors), triton.cdiv(int(counts.max()), _BLOCK))](table, found, BLOCK=_BLOCK)

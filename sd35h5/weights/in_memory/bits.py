@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sd35h5.devices import takes_triton
+from sd35h5.weights.in_memory.copying import sent
 
 SIDE = 4096  # words of 32 bits in a row, and rows in a piece: 64 MiB, whose sums are a thousandth of it
 ROW_BYTES = 4 * SIDE
@@ -25,18 +26,20 @@ class Looks(NamedTuple):
 
 
 @torch.no_grad()
-def bit_sums(tensors: Iterable[Tensor]) -> list[int]:
+def bit_sums(tensors: Iterable[Tensor]) -> Callable[[], list[int]]:
     """Numbers that change with any bit of any tensor, and with their order: one a piece of 64 MiB.
 
     A piece's words are summed along its rows and its columns, exactly, in one look at each; these sums are weighted by
     odd numbers of 64 bits and added, wrapping. The numbers of all pieces come over in one go.
+
+    Returns: what waits for them; a GPU has them on its list once this returns, and nothing waited for it.
     """
     numbers: list[Tensor] = []
     rests: list[
         tuple[Tensor, int]
     ] = []  # what fills no row: joined, so that thousands of small tensors take few calls
     for (device, together), group in groupby(_laid_out(tensors), key=lambda each: (each[0].device, each[1])):
-        looks, weights = looks_on(device), odd_numbers(2 * SIDE).to(device)
+        looks, weights = looks_on(device), sent(odd_numbers(2 * SIDE), device)
         batch = []
         for data, _ in group:
             whole = data.nbytes // ROW_BYTES * ROW_BYTES
@@ -50,13 +53,17 @@ def bit_sums(tensors: Iterable[Tensor]) -> list[int]:
     if rests:
         ends = _joined(rests)
         ends = nn.functional.pad(ends, (0, -len(ends) % ROW_BYTES))
-        weights = odd_numbers(2 * SIDE).to(ends.device)
+        weights = sent(odd_numbers(2 * SIDE), ends.device)
         numbers.append(looks_on(ends.device).piece_numbers([ends], weights, SIDE))
-    devices = {each.device for each in numbers}
-    told = {
-        device: iter(torch.cat([n for n in numbers if n.device == device]).tolist()) for device in devices
-    }
-    return [next(told[each.device]) for each in numbers for _ in range(len(each))]
+
+    def awaited() -> list[int]:
+        devices = {each.device for each in numbers}
+        told = {
+            device: iter(torch.cat([n for n in numbers if n.device == device]).tolist()) for device in devices
+        }
+        return [next(told[each.device]) for each in numbers for _ in range(len(each))]
+
+    return awaited
 
 
 @torch.no_grad()

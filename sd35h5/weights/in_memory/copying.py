@@ -1,6 +1,7 @@
-"""Weights to a GPU through pinned memory: all threads read pages of a file while the piece before goes over.
+"""From the host to a GPU through pinned memory, so that neither waits for the other: weights, and small tables.
 
-A copy straight from mapped pages waits for one thread that faults them in and copies them to the driver's buffer.
+Of weights, all threads read pages of a file while the piece before goes over. A copy straight from mapped pages waits
+for one thread that faults them in and copies them to the driver's buffer.
 """
 
 from __future__ import annotations
@@ -57,3 +58,8 @@ class Copying:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on a device, without waiting for what it computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

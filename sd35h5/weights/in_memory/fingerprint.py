@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,14 +37,23 @@ def fingerprints(pipe: StableDiffusion3Pipeline) -> dict[str, str]:
     Raises:
         CaptureError: a weight that is nowhere to be had.
     """
+    return begun_fingerprints(pipe)()
+
+
+def begun_fingerprints(pipe: StableDiffusion3Pipeline) -> Callable[[], dict[str, str]]:
+    """Have a GPU look at all weights behind what it computes. Returns: what waits for the fingerprints.
+
+    Raises:
+        CaptureError: a weight that is nowhere to be had.
+    """
     models = _models(pipe)
     last = sorted(models, key=lambda name: name == "transformer")  # models that take turns: it computes next
-    found = {name: fingerprint(models[name], name) for name in last}
+    found = {name: _begun(models[name], name) for name in last}
     gates = gates_of(pipe.transformer)
     if gates is not None:
         told = describe(gates) | {"forced": [gate.forced for _, _, gate in gates.all()]}
         found["gates"] = _digest(told, sorted(gate_tensors(gates).items()))
-    return found
+    return lambda: {name: awaited() for name, awaited in found.items()}
 
 
 @torch.no_grad()
@@ -111,6 +120,10 @@ def fingerprint(model: nn.Module, name: str = "the model") -> str:
     Raises:
         CaptureError: a weight that is nowhere to be had.
     """
+    return _begun(model, name)()
+
+
+def _begun(model: nn.Module, name: str) -> Callable[[], str]:
     bring(model)  # a device reads faster than a host
     config = getattr(model, "config", None) or {}
     told: dict[str, Any] = {key: _setting(config, key) for key in _COMPUTING}
@@ -122,7 +135,7 @@ def fingerprint(model: nn.Module, name: str = "the model") -> str:
     return _digest(told, held_tensors(model, name))
 
 
-def _digest(told: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _digest(told: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> Callable[[], str]:
     """SHA-256 over what is told, each tensor's name, shape and dtype, and the sums of all their bits."""
     shapes = []
 
@@ -132,7 +145,7 @@ def _digest(told: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> s
             yield tensor
 
     numbers = bit_sums(noted())
-    return hashlib.sha256(_json([dict(told), shapes, numbers])).hexdigest()
+    return lambda: hashlib.sha256(_json([dict(told), shapes, numbers()])).hexdigest()
 
 
 def _setting(config: Any, key: str) -> Any:
