@@ -10,18 +10,10 @@ from dashboard.cached_reads import Run
 from sd35h5.comparing import telling_runs
 from sd35h5.errors import Sd35h5Error
 
-TRIED = 8  # runs that are tried as the one that others are compared with
-
 
 def reference(by_name: Mapping[str, Run]) -> str:
-    """Return the run that is shown first: a baseline before others, and one that another tells something beside."""
-    names = telling_runs.candidates(list(by_name))
-    if len(names) == 1:
-        return names[0]
-    for name in names[:TRIED]:
-        if others(by_name[name], by_name):
-            return name
-    return names[0]
+    """Return the run that is shown first."""
+    return telling_runs.reference_of(list(by_name), lambda name: bool(others(by_name[name], by_name)))
 
 
 def others(run: Run, by_name: Mapping[str, Run]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sd35h5.store.reader import Store
 
 MOST = 3  # runs that are proposed beside another
+TRIED = 8  # runs that are tried as the one that others are compared with
 _GATES = ("gate_type", "gate_activation", "gate_target", "gate_layers", "gate_override", "gate_weights")
 _INTERVENTIONS = ("intervention", "intervention_control")
 _TOLD = (*_GATES, *_INTERVENTIONS)
@@ -98,9 +99,12 @@ def ranked(found: Mapping[str, Beside]) -> list[str]:
     return sorted(telling, key=lambda name: -found[name].pairs)[:MOST]
 
 
-def candidates(names: Sequence[str]) -> list[str]:
-    """Return the runs in the order in which they are tried as the one that others are compared with."""
-    return sorted(names, key=lambda name: "baseline" not in name)
+def reference_of(names: Sequence[str], tells: Callable[[str], bool]) -> str:
+    """Return the run that others are compared with: a baseline before others, and one that another tells something
+    beside. Args: tells: whether another run does beside this one; asked of at most TRIED."""
+    ordered = sorted(names, key=lambda name: "baseline" not in name)
+    telling = filter(tells, ordered[:TRIED] if len(ordered) > 1 else [])
+    return next(telling, ordered[0])
 
 
 def why_none(reference: str, found: Mapping[str, Beside]) -> str:

@@ -85,6 +85,12 @@ def test_runs_with_most_equal_prompts_and_seeds_come_first_and_those_without_nev
     assert telling_runs.ranked(found) == ["many", "few"]
 
 
+def test_a_baseline_that_something_can_be_told_beside_is_shown_first():
+    tells = {"a-baseline": False, "b-baseline": True, "gated": True}
+    assert telling_runs.reference_of([*tells][::-1], tells.get) == "b-baseline"
+    assert telling_runs.reference_of(["gated", "a-baseline"], lambda name: False) == "a-baseline"
+
+
 def test_a_fresh_tab_compares_the_runs_that_can_tell_something(app, tmp_path):
     _store(tmp_path / "a-baseline.h5", steps=3)  # pairs with none
     _store(tmp_path / "demo-baseline.h5")

@@ -19,10 +19,11 @@ from sd35h5.errors import StoreError
 from sd35h5.metrics import sink_rates
 from sd35h5.reports.answers import sink_answers
 from sd35h5.reports.answers.sentence import as_json
-from sd35h5.reports.publishing import joined_modules, shell, single_page
+from sd35h5.reports.publishing import joined_modules, pair_pieces, shell, single_page
+from sd35h5.reports.publishing.listing import page_list
 from sd35h5.reports.publishing.pieces import Piece
 from sd35h5.reports.publishing.publish import publish
-from sd35h5.reports.publishing.published_runs import without_folders
+from sd35h5.reports.publishing.published_runs import published_run, without_folders
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> \u202eevil cat"
 
@@ -86,6 +87,25 @@ def test_a_page_says_what_the_dashboard_says(made):
         ends = means if name == "said" else means[::-1]
         assert f"is {ends[0]:.3g} in {runs[0]} and {ends[1]:.3g} in {runs[1]} (" in said
         assert "with fewer than 6 prompts no interval" in said
+
+
+def test_a_page_begins_with_runs_that_can_tell_something(tmp_path):
+    small = {"samples": 1, "layers": 2, "heads": 1, "steps": 2, "branches": ("cond",)}
+    changes = {
+        "baseline-again": {},
+        "baseline": {},
+        "gated": {"gates": True},
+        "longer": {"gates": True, "steps": 3},
+    }
+    stores = {
+        name: open_store(make_store(tmp_path / f"{name}.h5", **small | more))
+        for name, more in changes.items()
+    }
+    runs = [published_run(place, name, store, (), {}) for place, (name, store) in enumerate(stores.items())]
+    told = json.loads(page_list(runs, pair_pieces.pairings(stores), (), set(), {}))
+    assert told["first"] == "baseline-again"
+    telling = [(one["first"], one["second"]) for one in told["pairs"] if one["tells"]]
+    assert telling == [("r0", "r2"), ("r1", "r2")]
 
 
 def test_tables_lie_beside_the_page_with_all_runs(made):

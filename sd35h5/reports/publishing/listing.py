@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from sd35h5 import __version__
+from sd35h5.comparing import telling_runs
 from sd35h5.comparing.paired_samples import Pairing
 from sd35h5.figures import overlays, scales
 from sd35h5.metrics.piecewise import AT_ONCE
@@ -30,10 +32,11 @@ def page_list(
     left_out: dict[str, dict],
 ) -> bytes:
     """Return what the page reads first: which runs there are, what is held of them, names and colours."""
-    first = next((run.name for run in runs if "baseline" in run.name), runs[0].name)  # as the dashboard opens
+    made = {run.name: telling_runs.made(run.store) for run in runs}
+    first = telling_runs.reference_of(list(made), partial(_is_told_beside, made))  # as the dashboard opens
     told = {
         "made_by": f"sd35h5 {__version__}", "title": title(runs), "first": first, "runs": [listed(run) for run in runs],
-        "pairs": pair_pieces.listed(found), "absent": sorted(absent), "left_out": left_out,
+        "pairs": pair_pieces.listed(found, list(made.values())), "absent": sorted(absent), "left_out": left_out,
         "at_once": AT_ONCE, "parameters": view_address.PARAMETERS, "none": view_address.NONE, "pages": shell.PAGES,
         "tables": list(tables),
         "colors": {
@@ -43,3 +46,8 @@ def page_list(
         },
     }  # fmt: skip
     return as_json(all_showable(told), allow_nan=False).encode()
+
+
+def _is_told_beside(made: Mapping[str, telling_runs.Made], name: str) -> bool:
+    """Whether another run tells something beside this one."""
+    return any(telling_runs.beside(made[name], one).tells for other, one in made.items() if other != name)

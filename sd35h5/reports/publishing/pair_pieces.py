@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from sd35h5.comparing import effects, paired_samples
+from sd35h5.comparing import effects, paired_samples, telling_runs
 from sd35h5.errors import StoreError
 from sd35h5.metrics.averaging import finite_mean, prompt_means
 from sd35h5.reports.answers import pair_answers
@@ -46,12 +46,17 @@ def sets_of(place: int, found: dict[tuple[int, int], paired_samples.Pairing]) ->
     return sets
 
 
-def listed(found: dict[tuple[int, int], paired_samples.Pairing]) -> list[dict[str, Any]]:
-    """Return what the page's list holds of the pairs."""
+def listed(
+    found: dict[tuple[int, int], paired_samples.Pairing], made: Sequence[telling_runs.Made]
+) -> list[dict[str, Any]]:
+    """Return what the page's list holds of the pairs. Args: made: what each run is made of."""
     return [
-        {"first": f"r{first}", "second": f"r{second}", "pairs": len(one.pairs), "unpaired": len(one.unpaired)}
+        {
+            "first": f"r{first}", "second": f"r{second}", "pairs": len(one.pairs), "unpaired": len(one.unpaired),
+            "tells": telling_runs.beside(made[first], made[second]).tells,
+        }
         for (first, second), one in found.items()
-    ]
+    ]  # fmt: skip
 
 
 def pair_pieces(

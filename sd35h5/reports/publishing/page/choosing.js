@@ -52,10 +52,11 @@ export function metricsOf(run, target) {
   return run.metrics.filter(one => one.image_too || target !== "group:image");
 }
 
-/** The runs that pair with this one, at most three: what a fresh page shows beside it. */
+/** The runs that tell something beside this one, those with most pairs first, at most three: what a fresh page shows. */
 export function usualOthers(list, run) {
-  const paired = list.runs.filter(other => other !== run && run.sets[other.key]);
-  return paired.slice(0, 3).map(other => other.name);
+  const beside = list.pairs.filter(one => one.tells && [one.first, one.second].includes(run.key));
+  return beside.sort((one, other) => other.pairs - one.pairs).slice(0, 3).map(({first, second}) =>
+    list.runs.find(one => one.key === (first === run.key ? second : first)).name);
 }
 
 /** What the URL says of a choice, "" for what is the default. */
