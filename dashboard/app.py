@@ -22,7 +22,7 @@ libraries.start()
 found = run_list.find(tuple(sys.argv[1:]), ROOT)
 libraries.join()
 
-from dashboard import cached_reads, exports  # noqa: E402
+from dashboard import cached_reads, exports, starring  # noqa: E402
 from dashboard.choosing import sidebar, watching  # noqa: E402
 
 views = ROOT / "dashboard" / "views"
@@ -34,6 +34,7 @@ pages = [
     st.Page(views / "gates.py", title="Gates", icon=":material/valve:"),
     st.Page(views / "compare.py", title="Compare", icon=":material/compare:"),
     st.Page(views / "evidence.py", title="Evidence", icon=":material/fact_check:"),
+    st.Page(views / "findings.py", title="Findings", icon=":material/star:"),
     st.Page(views / "files.py", title="Files", icon=":material/description:"),
 ]
 page = st.navigation(pages)
@@ -46,6 +47,7 @@ st.session_state["found"] = found
 view = st.session_state["view"] = sidebar.choose(found.runs)
 with cached_reads.sentence(*(() if view is None else (view.run, *view.others))):
     page.run()
+starring.offer(page)
 exports.offer(page.title)
 watching.watch(tuple(sys.argv[1:]), ROOT, found.marks)
 server_process.leave_libraries_alone()

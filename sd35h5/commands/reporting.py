@@ -1,4 +1,4 @@
-"""analyze, compare, export: tables, charts, reports and pictures of what was captured."""
+"""analyze, compare, export, findings: tables, charts, reports and pictures of what was captured."""
 
 from __future__ import annotations
 
@@ -72,6 +72,14 @@ def add(commands: Subparsers) -> None:
         "for pandas, DuckDB and the hub's viewer, in place of images",
     )  # fmt: skip
 
+    one = command(commands, findings, "run.h5 --out findings.html", several=True)
+    option(
+        one,
+        "--out",
+        type=Path,
+        help="HTML file for the findings with their figures; lines to read without it",
+    )
+
 
 def _scheduler(one: argparse.ArgumentParser) -> None:
     option(
@@ -124,3 +132,14 @@ def export(args: argparse.Namespace) -> int:
     if len(args.path) > 1:
         raise StoreError("images are exported of one run: name one, or pass --parquet for tables of several")
     return print_paths(export(args.path[0], args.out_dir, maps=args.maps))
+
+
+def findings(args: argparse.Namespace) -> int:
+    """Tell which views of runs were kept in the dashboard, or write them with figures as one HTML page."""
+    from sd35h5.reports.findings import findings_page
+
+    if args.out:
+        return print_paths([findings_page.write_page(args.path, args.out)])
+    for path in args.path:
+        print(*findings_page.lines(path), sep="\n")
+    return 0

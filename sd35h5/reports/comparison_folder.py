@@ -8,6 +8,7 @@ from pathlib import Path
 from sd35h5.comparing.comparison import Question, measure
 from sd35h5.errors import StoreError
 from sd35h5.reports import comparison_files, comparison_page
+from sd35h5.reports.findings import findings_page
 from sd35h5.reports.output_files import make_folder, open_runs, write
 from sd35h5.spreading.hands import hands
 
@@ -35,6 +36,6 @@ def compare_runs(
             found = measure(stores, question, who)
         out = make_folder(out_dir)
         written, pictures = comparison_files.write_tables(found, out), comparison_files.draw(found, out)
-        page = out / "report.html"
-        write(page, comparison_page.page(found, pictures).encode())
+        page, kept = out / "report.html", findings_page.section(stores)
+        write(page, comparison_page.page(found, pictures, kept).encode())
     return [page, *written, *pictures.values()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +53,8 @@ SIGNED = (
 _STATISTICS = ("reference_mean", "other_mean", "mean_difference", "low", "high", "effect", "p", "q")
 
 
-def page(found: Comparison, pictures: dict[str, Path]) -> str:
-    """Return the report as HTML without scripts or links to other files."""
+def page(found: Comparison, pictures: dict[str, Path], findings: Iterable[str] = ()) -> str:
+    """Return the report as HTML without scripts or links to other files. Args: findings: HTML of what was kept."""
     names = ", ".join(found.others)
     parts = [
         f"<h1>{escape(names)} against {escape(found.reference)}</h1>",
@@ -68,6 +68,7 @@ def page(found: Comparison, pictures: dict[str, Path]) -> str:
         "<h2>Heads that changed most</h2>", _table(shown_cells(found)),
         "<h2>Caveats</h2>", "<ul>", *(f"<li>{escape(line)}</li>" for line in caveats(found)), "</ul>",
         *_unpaired(found),
+        *findings,
         "<h2>Provenance</h2>", _table(provenance(found)),
         f"<p>{escape(SIGNED)}</p>",
     ]  # fmt: skip

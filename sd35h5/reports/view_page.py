@@ -22,13 +22,17 @@ class Shown:
     """One figure of a view.
 
     name: what it shows, as text. figure: the chart, or a picture as PNG bytes, or None for a table alone. table: the
-    numbers behind it. code: Python that reads the same numbers from the file, as `table`.
+    numbers behind it. code: Python that reads the same numbers from the file, as `table`. note, about, address: of a
+    view that was kept, as text.
     """
 
     name: str
     figure: alt.TopLevelMixin | bytes | None
     table: pd.DataFrame
     code: str
+    note: str = ""
+    about: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,26 @@ def page(title: str, about: str, shown: Sequence[Shown | Later], answers: Sequen
     parts = [f"<h1>{escape(title)}</h1>", *(f'<p class="answer">{escape(one)}</p>' for one in answers)]
     parts.append(f"<p>{escape(about)}</p>")
     for one in shown:
-        parts += [f"<h2>{escape(one.name)}</h2>", _figure(one)]
-        if one.code:
-            parts.append(f"<details><summary>Python</summary><pre>{escape(one.code)}</pre></details>")
+        parts += section(one)
     return document(title, [*parts, f"<p>sd35h5 {__version__}</p>"])
 
 
+def section(one: Shown | Later) -> list[str]:
+    """Return a figure with its name, what was kept of its view, and its Python, as escaped HTML."""
+    parts = [f"<h2>{escape(one.name)}</h2>"]
+    if isinstance(one, Shown) and one.address:
+        note = escape(one.note).replace("\n", "<br>")
+        parts += [f'<p class="answer">{note}</p>'] if note else []
+        parts.append(f"<p>{escape(one.about)}</p><p>The view: <code>{escape(one.address)}</code></p>")
+    parts.append(_figure(one))
+    if one.code:
+        parts.append(f"<details><summary>Python</summary><pre>{escape(one.code)}</pre></details>")
+    return parts
+
+
 def _figure(shown: Shown | Later) -> str:
+    if shown.figure is None and isinstance(shown, Shown) and shown.address:
+        return ""
     if shown.figure is None:
         return f'<div class="scroll">{shown.table.head(100).to_html(index=False, border=0)}</div>'
     if isinstance(shown.figure, bytes):

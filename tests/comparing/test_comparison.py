@@ -18,6 +18,7 @@ from sd35h5.comparing.comparison import Question
 from sd35h5.errors import StoreError
 from sd35h5.reports import comparison_page
 from sd35h5.reports.comparison_folder import compare_runs
+from sd35h5.reports.findings import findings_file, kept_views
 from sd35h5.store.score_joining import join_scores
 
 MANY = tuple(
@@ -32,6 +33,12 @@ def folder(tmp_path_factory):
     make_store(folder / "base.h5", samples=7, prompts=MANY, steps=2, sink=4.0, seed=1)
     make_store(folder / "gated.h5", samples=7, prompts=MANY, steps=2, sink=1.0, gates=True, seed=2)
     make_store(folder / "longer.h5", samples=2, prompts=MANY, steps=3, sink=4.0)
+    with open_store(folder / "gated.h5") as store:
+        address = kept_views.address("sinks", [("run", "gated")])
+        kept = kept_views.finding(
+            None, "a <i>dark</i> head", "Sinks", address, "", "gated.h5", store.samples, 0
+        )
+    findings_file.add(findings_file.beside(folder / "gated.h5"), kept)
     return folder
 
 
@@ -50,6 +57,11 @@ def test_the_report_is_one_file_with_every_figure_in_it(report):
     assert len(pictures) == 6
     assert page.count("data:image/png;base64,") == len(pictures)
     assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+def test_the_report_holds_what_was_kept_of_its_runs(report):
+    assert "<h1>Findings</h1>" in report[1] and "a &lt;i&gt;dark&lt;/i&gt; head" in report[1]
+    assert "The view: <code>sinks?run=gated</code>" in report[1]
 
 
 def test_the_pictures_of_each_pair_are_compared_beside_the_mass_that_was_altered(report, folder, tmp_path):
