@@ -33,6 +33,7 @@ from sd35h5.metrics.gate_statistics import (
     mean_group_gates,
 )
 from sd35h5.metrics.heaviest_keys import kind_shares, patch_shares, stability, top_keys, value_norm_ratio
+from sd35h5.metrics.map_regions import Region, region_heads, region_layers, region_steps, region_words
 from sd35h5.metrics.patch_masses import border_share, entropy_all, patch_gini, patch_top
 from sd35h5.metrics.per_sample import correlations, points, sample_values
 from sd35h5.metrics.prompt_chips import group_totals, sample_means, token_chips
@@ -107,6 +108,11 @@ __all__ = [
     "patch_shares",
     "patch_top",
     "points",
+    "Region",
+    "region_heads",
+    "region_layers",
+    "region_steps",
+    "region_words",
     "row_choices",
     "row_maps",
     "row_tokens",

@@ -26,6 +26,9 @@ SECTIONS: dict[str, tuple[Callable, ...]] = {
     "Over image patches": (
         metrics.entropy_all, metrics.patch_top, metrics.patch_gini, metrics.border_share,
     ),
+    "What acts in a region of the picture": (
+        metrics.region_words, metrics.region_steps, metrics.region_layers, metrics.region_heads,
+    ),
     "Gates": (
         metrics.gate_statistic, metrics.gate_heads, metrics.group_gates, metrics.contribution,
         metrics.contribution_shares,
