@@ -163,6 +163,33 @@ def cell_maps(
     return attention_maps.cell_maps(store(run), sample, map_tokens, layer, head, branch)
 
 
+@cached("Reading …")
+def region_words(
+    run: Run, sample: int, region: metrics.Region, branch: str, step: int, layer: int | None
+) -> pd.DataFrame:
+    """Return the words with the part of their map at a step that lies in a region; of a layer, or of all."""
+    layers = None if layer is None else [layer]
+    return metrics.region_words(store(run), sample, region, branch, [step], layers)
+
+
+@cached("Reading …")
+def region_steps(
+    run: Run, sample: int, map_tokens: tuple[int, ...], region: metrics.Region, branch: str, layer: int | None
+) -> pd.DataFrame:
+    """Return the steps with the part of a word's map that lies in a region; of a layer, or of all."""
+    layers = None if layer is None else [layer]
+    return metrics.region_steps(store(run), sample, map_tokens, region, branch, layers)
+
+
+@cached("Reading …")
+def region_heads(
+    run: Run, sample: int, map_tokens: tuple[int, ...], region: metrics.Region, branch: str, step: int
+) -> pd.DataFrame:
+    """Return the heads with the part of their map of a word that lies in a region, the layers where there are none."""
+    ranked = metrics.region_heads if attention_maps.HEAD_MAPS in store(run) else metrics.region_layers
+    return ranked(store(run), sample, map_tokens, region, branch, [step])
+
+
 @cached()
 def row_choices(run: Run, sample: int, branch: str) -> pd.DataFrame:
     """Return the queries of a sample whose rows are in the file."""

@@ -19,6 +19,7 @@ from dashboard.recipe_parts import (
     values,
     within,
 )
+from sd35h5 import metrics
 
 
 def heatmap(view: View) -> str:
@@ -146,6 +147,20 @@ def token_map(
     """Return what reads a token's map at a step: y, x, value."""
     where = f"store, {sample}, {list(map_tokens)!r}, {view.branch!r}"
     return f"{opened(run)}values = metrics.token_maps({where})\n{map_table(step, at_layer(layer))}"
+
+
+def region(
+    view: View, run: cached_reads.Run, sample: int, where: metrics.Region, ranked: str, **more: object
+) -> str:
+    """Return what ranks words, heads, layers or steps by what of their map lies in a region.
+
+    Args: ranked: the metric's name; more: its arguments besides store, sample, region and branch.
+    """
+    asked = ", ".join(f"{name}={value!r}" for name, value in {"branch": view.branch, **more}.items())
+    return (
+        f"{opened(run)}region = metrics.{where!r}\n"
+        f"table = metrics.{ranked}(store, {sample}, region=region, {asked})"
+    )
 
 
 def row_map(view: View, row: int, step: int, layer: int | None) -> str:

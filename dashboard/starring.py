@@ -13,6 +13,12 @@ from sd35h5.store.showable import showable
 
 KEY = "star"
 KEPT = "findings"  # the page that lists them
+#: what the URL says on every page, which `panels.about` tells in words
+OF_ALL_PAGES = {
+    view_address.RUN, view_address.WITH, view_address.SAMPLES, view_address.SAMPLE, view_address.TAGS,
+    view_address.FIND, view_address.BRANCH, view_address.TARGET, view_address.METRIC, view_address.CELL,
+    *view_address.SPANS.values(),
+}  # fmt: skip
 #: in the bar above the page, beside Streamlit's menu and what it says while it works: there it overlaps nothing
 STYLE = f"<style>.st-key-{KEY} {{position: fixed; top: 0.6rem; right: 9rem; width: auto; z-index: 999991}}</style>"
 
@@ -40,8 +46,10 @@ def offer(page: StreamlitPage) -> None:
 def keep(page: StreamlitPage, view: View, note: str, figure) -> None:
     """Write a view beside its run."""
     samples, cell = cached_reads.samples(view.run), panels.told_cell(view.cell) if view.cell else ""
-    about = " · ".join(filter(None, (view.run.name, panels.about(view), cell)))
-    address = kept_views.address(page.url_path, parameters(view))
+    asked = parameters(view)
+    own = [f"{name.replace('_', ' ')} {value}" for name, value in asked if name not in OF_ALL_PAGES]
+    about = " · ".join(filter(None, (view.run.name, panels.about(view), cell, *own)))
+    address = kept_views.address(page.url_path, asked)
     made = kept_views.finding(figure, note, page.title, address, about, view.run.path, samples, view.sample)
     findings_file.add(findings_file.beside(view.run.path), made)
 

@@ -68,6 +68,28 @@ def remember_range(key: str, along: str) -> None:
         _begin_charts_anew()
 
 
+def remember_region(key: str, keys: tuple[str, str], sizes: tuple[int, int]) -> None:
+    """Keep the patches that were brushed in a picture as the first and last of their rows and columns.
+
+    Args: key: of the chart; keys: of the state of rows and columns; sizes: how many there are.
+    """
+    brushed = st.session_state[key]["selection"].get("brush") or {}
+    if not (brushed.get("y0") and brushed.get("x0")):
+        return
+    for name, field, size in zip(keys, ("y0", "x0"), sizes, strict=True):
+        first, last = math.floor(min(brushed[field]) + 0.5), math.ceil(max(brushed[field]) - 0.5)
+        first = min(max(first, 0), size - 1)
+        st.session_state[name] = (first, min(max(last, first), size - 1))
+    _begin_charts_anew()
+
+
+def remember_choice(key: str, name: str, field: str, state: str) -> None:
+    """Put what was clicked in a chart, the `field` of its selection `name`, into the state of a widget."""
+    clicked = st.session_state[key]["selection"].get(name) or []
+    if clicked:
+        st.session_state[state] = int(clicked[0][field])
+
+
 def remember_token(view: View, key: str, by_word: bool = False) -> None:
     """Make the clicked token, or its word, the token of all pages."""
     clicked = st.session_state[key]["selection"].get("token") or []

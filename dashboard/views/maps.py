@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 import xarray as xr
 
-from dashboard import cached_reads, map_pictures, panels, query_panels, recipes
+from dashboard import cached_reads, map_pictures, panels, query_panels, recipes, region_panels
 from dashboard.answering import answer_panel, page_answers
 from dashboard.choosing import address
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
@@ -31,11 +31,15 @@ def choose_word(view) -> dict:
         format_func=lambda row: table.loc[row, "label"],
         help="a word is the sum of its CLIP and T5 tokens",
     )
-    key = f"word-{view.run.name}-{view.sample}-{view.target}"
     place = address.choice(
-        draw, key, view_address.WORD, int(chosen[0]), address.one_of(names, names.get), names.get
+        draw, word_key(view), view_address.WORD, int(chosen[0]), address.one_of(names, names.get), names.get
     )
     return table.loc[place].to_dict()
+
+
+def word_key(view) -> str:
+    """Return the key of the choice of a word."""
+    return f"word-{view.run.name}-{view.sample}-{view.target}"
 
 
 def panel(view, run: cached_reads.Run, word: dict, layer: int | None, with_objects: bool) -> Panel | None:
@@ -248,12 +252,10 @@ def show(view, answers) -> query_panels.Chosen | None:
     left, right = st.columns([8, 2], vertical_alignment="bottom")
     with right:
         plays = st.toggle("Play steps", key="plays")
-    step = steps[-1]
+    step, step_key = steps[-1], f"map-step-{len(steps)}-{steps[-1]}"
     if len(steps) > 1:
         draw = partial(left.select_slider, "Step", steps, disabled=plays)
-        step = address.choice(
-            draw, f"map-step-{len(steps)}-{steps[-1]}", view_address.AT, step, address.one_of(steps)
-        )
+        step = address.choice(draw, step_key, view_address.AT, step, address.one_of(steps))
     scale = look.scale([one.values for one in shown])
     stills(shown, step, look, scale, plays)
     st.image(overlays.color_bar(*scale, 320, clear=True))
@@ -263,6 +265,10 @@ def show(view, answers) -> query_panels.Chosen | None:
     for one in shown:
         told_objects(one, step)
     answer_panel.draw(answers, "maps", page_answers.maps(shown[0], word["text"], step))
+    keys = (word_key(view), step_key, f"map-layer-{view.cell}")
+    asked = region_panels.Asked(shown[0], word["text"], step, layer, *keys)
+    with cached_reads.sentence(shown[0].run):
+        region_panels.draw(view, asked, look, scale)
     sheets(view, shown, step, layer, look, scale)
     for one in shown:
         kept(view, one, step, layer, look, scale)

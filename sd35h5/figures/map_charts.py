@@ -50,8 +50,8 @@ def map_heatmap(
     frame = values.astype(np.float32).rename("value").to_dataframe()[["value"]].reset_index()
     frame = frame[["y", "x", "value"]].astype({"y": np.float32, "x": np.float32})
     height = max(40, round(width * rows / columns))
-    x = alt.X("x0:Q", title=None, scale=_across(columns), axis=_axis(columns, width))
-    y = alt.Y("y0:Q", title=None, scale=_across(rows, True), axis=_axis(rows, height))
+    x = alt.X("x0:Q", title=None, scale=patch_scale(columns), axis=patch_axis(columns, width))
+    y = alt.Y("y0:Q", title=None, scale=patch_scale(rows, True), axis=patch_axis(rows, height))
     scale = alt.Scale(scheme="inferno", domain=list(domain), clamp=True)
     color, edge = (kind("value:Q", scale=scale, legend=None) for kind in (alt.Color, alt.Stroke))
     cells = (
@@ -75,12 +75,12 @@ def map_heatmap(
     )  # fmt: skip
     layers: list[alt.Chart] = [cells]
     if boxes is not None and len(boxes):
-        layers += _outlines(_in_patches(boxes), x, y)
+        layers += outlines(_in_patches(boxes), x, y)
     if mark is not None:
         row, column = mark
         square = [("query", column - 0.5, row - 0.5, column + 0.5, row + 0.5, True)]
         names = ["name", "x0", "y0", "x1", "y1", "chosen"]
-        layers += _outlines(pd.DataFrame(square, columns=names), x, y)
+        layers += outlines(pd.DataFrame(square, columns=names), x, y)
     return scales.layered(layers, width + LEFT, height + BELOW, title)
 
 
@@ -95,11 +95,13 @@ def _patches(axis: str) -> str:
     return f"{first} == {last} ? '' + {first} : {first} + '–' + {last}"
 
 
-def _across(patches: int, reverse: bool = False) -> alt.Scale:
+def patch_scale(patches: int, reverse: bool = False) -> alt.Scale:
+    """Return the scale of an axis of so many patches, each as wide as 1 around its number."""
     return alt.Scale(domain=[-0.5, patches - 0.5], nice=False, zero=False, reverse=reverse)
 
 
-def _axis(patches: int, pixels: int) -> alt.Axis:
+def patch_axis(patches: int, pixels: int) -> alt.Axis:
+    """Return an axis of patches that is so long, of which it names as many as can be read."""
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 4096) if step * pixels / patches >= 18)
     return alt.Axis(values=list(range(0, patches, every)), format="d", labelAngle=0, grid=False)
 
@@ -110,7 +112,7 @@ def _in_patches(boxes: pd.DataFrame) -> pd.DataFrame:
     return boxes[["name", "chosen"]].assign(**edges)
 
 
-def _outlines(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+def outlines(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return outlines with a dark edge below, so that they stand out on every colour; the pointer reads what is
     below."""
     base = alt.Chart(frame).encode(x=x, y=y, x2=alt.X2("x1:Q"), y2=alt.Y2("y1:Q"))

@@ -178,8 +178,8 @@ def _reduced(values: xr.DataArray, store: Store, region: Region) -> xr.Dataset:
     there = np.isfinite(cells.values).all((-2, -1))
     numbers = np.where(there[..., None, None], cells.values.astype(np.float64), 0.0)
     return xr.Dataset({
-        "inside": empty.copy(data=np.einsum("...yx,y,x->...", numbers, in_y, in_x)),
-        "whole": empty.copy(data=np.einsum("...yx,y,x->...", numbers, all_y, all_x)),
+        "inside": empty.copy(data=numbers @ in_x @ in_y),
+        "whole": empty.copy(data=numbers @ all_x @ all_y),
         "count": empty.copy(data=there.astype(np.float64)),
     })  # fmt: skip
 

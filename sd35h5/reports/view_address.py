@@ -17,6 +17,7 @@ WORD, LAYER, AT, SHEET, OPACITY, SMOOTH, STRETCH = (
     "smooth",
     "stretch",
 )
+REGION_Y, REGION_X = "region_y", "region_x"  # rows and columns of patches
 NONE = "-"  # an empty list: browsers and servers drop names without a value
 
 #: what published pages read, by the name that their code knows it under

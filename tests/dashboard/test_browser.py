@@ -17,6 +17,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from sd35h5 import metrics, open_store
 from sd35h5.reports import analyze
+from sd35h5.reports.findings import findings_file
 
 ALL_PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
 ARTIFACTS = ROOT / "tests" / "artifacts"
@@ -342,3 +343,47 @@ def test_a_run_that_comes_and_goes_is_shown_and_forgotten_without_a_reload(page,
     card.first.wait_for(state="detached")
     page.get_by_text("demo-headwise", exact=True).first.wait_for()
     assert page.errors == []
+
+
+def test_a_brushed_region_ranks_what_acts_there_and_a_kept_view_opens_again(page, server, folder):
+    page.goto(f"{server}/maps?at=6")
+    page.get_by_text("What acts here").wait_for()
+    picture = page.locator("[data-testid=stVegaLiteChart] .mark-image").first
+    picture.scroll_into_view_if_needed()
+    page.wait_for_timeout(800)
+    box = picture.bounding_box()  # 6 × 4 patches: from the middle of (1, 0) to that of (3, 2)
+    across, down = box["width"] / 4, box["height"] / 6
+    page.mouse.move(box["x"] + across * 0.5, box["y"] + down * 1.5)
+    page.mouse.down()
+    for part in (0.4, 0.7, 1.0):
+        page.mouse.move(box["x"] + across * (0.5 + 2 * part), box["y"] + down * (1.5 + 2 * part))
+    page.mouse.up()
+    page.wait_for_function("/region_y=1-3.*region_x=0-2/.test(location.search)")
+    page.get_by_text("rows 1–3, columns 0–2: 9 patches").wait_for()
+    with open_store(folder / "demo-baseline.h5") as store:
+        first = metrics.region_words(store, 0, metrics.Region(1, 3, 0, 2), steps=[6]).iloc[0]
+    bars = page.locator("[data-testid=stVegaLiteChart]").filter(has_text=f"{first['text']} · ").last
+    bars.locator("path[aria-roledescription=bar]").first.click()
+    page.get_by_text(f"are of “{first['text']}”").wait_for()
+    page.wait_for_timeout(1200)
+    shoot(page, "what-acts-here")
+
+    page.locator(".st-key-star button").first.click()
+    page.get_by_role("textbox", name="Note").fill("here something looks")
+    page.get_by_role("button", name="Keep this view").click()
+    page.get_by_text("Kept: it is on the page Findings.").wait_for()
+    (kept,) = findings_file.read(findings_file.beside(folder / "demo-baseline.h5"))
+    assert "region_y=1-3" in kept.address and kept.note == "here something looks"
+
+    page.get_by_role("link", name="Findings").click()
+    page.get_by_text("here something looks").wait_for()
+    page.locator("[data-testid=stImage] img").first.wait_for()
+    page.wait_for_timeout(1200)
+    shoot(page, "findings")
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Open the view").click()
+    again = opened.value
+    again.get_by_text("rows 1–3, columns 0–2: 9 patches").wait_for(timeout=60_000)
+    again.get_by_text(f"are of “{first['text']}”").wait_for()
+    assert not page.errors
+    findings_file.remove(findings_file.beside(folder / "demo-baseline.h5"), kept.id)

@@ -13,7 +13,10 @@ from sd35h5.reports import view_page
 
 LAYERS, HEADS, STEPS = 3, 2, 4
 PROMPTS = ("a red apple left of a cat", "a </pre><script>alert(1)</script> car", 'a "quoted" cat')
-NARROW = {"cell": "2.1", "steps": "1-3", "layers": "1-2", "samples": "0,2", "target": "word:cat"}
+NARROW = {
+    "cell": "2.1", "steps": "1-3", "layers": "1-2", "samples": "0,2", "target": "word:cat", "region_y": "1-3",
+    "region_x": "2",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,8 @@ def by_heads(values) -> np.ndarray:
 
 def test_the_heads_of_the_sidebar_are_those_of_the_metric(app, folder):
     test = app(folder, page="sinks", url=CHOSEN)
-    assert test.slider(key=f"heads-{OWN}").value == (3, 4) and "layer 1, head 4" in test.button[1].label
+    assert test.slider(key=f"heads-{OWN}").value == (3, 4)
+    assert "layer 1, head 4" in [button.label for button in test.sidebar.button]
     said = text_of(test)
     assert "heads 3–4 of attn2" in said and "Heads are those of attn2" in said
     with open_store(folder / "demo-baseline.h5") as store:

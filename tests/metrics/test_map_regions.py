@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from making.pages import frame_with, text_of
 from making.stores import make_store
 
 from sd35h5 import metrics, open_store
@@ -179,3 +180,42 @@ def test_no_more_is_read_at_once_than_a_block_and_its_size_does_not_matter(store
         sizes.clear()
         assert metrics.region_heads(store, 0, (2, 3), REGION).equals(whole)
         assert max(sizes) == layers * a_layer and sum(sizes) == 2 * 3 * a_layer
+
+
+URL = {"region_y": "1-3", "region_x": "0-2", "word": "2.78", "at": "0"}
+
+
+def test_maps_ranks_what_acts_in_the_region_of_the_url(app, path, store):
+    test = app(path, page="maps", url=URL)
+    said = text_of(test).replace("\\", "")
+    assert "rows 1–3, columns 0–2: 9 patches, 38% of the picture" in said and "are of “red”" in said
+    kept = {one.name.partition(": ")[2]: one for one in test.session_state["shown"]}
+    for name, expected in {
+        "words": metrics.region_words(store, 0, REGION, steps=[0]),
+        "heads": metrics.region_heads(store, 0, (2, 3), REGION, steps=[0]),
+        "steps": metrics.region_steps(store, 0, (2, 3), REGION),
+    }.items():
+        table = kept[f"{name} that act in the region"].table
+        assert table.reset_index(drop=True).equals(expected[list(table)]), name
+    bars = frame_with(test, "times_uniform", "place")
+    assert list(bars["text"][bars["chosen"]]) == ["red"]
+    np.testing.assert_allclose(bars["share"], metrics.region_words(store, 0, REGION, steps=[0])["share"])
+
+
+def test_the_python_of_the_rankings_gives_their_numbers(app, path, monkeypatch):
+    shown = app(path, page="maps", url=URL | {"layer": "2"}).session_state["shown"]
+    monkeypatch.chdir(path.parent)
+    ranked = [one for one in shown if "act in the region" in one.name]
+    assert len(ranked) == 3
+    for one in ranked:
+        names: dict[str, object] = {}
+        exec(one.code, names)
+        assert names["table"][list(one.table)].equals(one.table), one.name
+
+
+def test_a_region_that_is_the_whole_picture_ranks_nothing_and_a_bad_one_is_told(app, path):
+    for url in ({"region_y": "0-5"}, {"region_y": "4-9", "region_x": "<b>"}):
+        test = app(path, page="maps", url=url)
+        assert "Drag over the picture" in text_of(test)
+        assert not any("act in the region" in one.name for one in test.session_state["shown"])
+    assert test.session_state["address_refused"] == ["region_y", "region_x"]
