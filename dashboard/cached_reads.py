@@ -22,7 +22,8 @@ from sd35h5 import compare, metrics
 from sd35h5.comparing import telling_runs
 from sd35h5.errors import Sd35h5Error, StoreNotFoundError, UnreadableError
 from sd35h5.figures import overlays
-from sd35h5.metrics import attention_maps, catalogue, pictured_objects, prompt_chips, query_rows, targets
+from sd35h5.metrics import attention_maps, catalogue, prompt_chips, query_rows, targets
+from sd35h5.metrics.picture import pictured_objects
 from sd35h5.reports import file_tables
 from sd35h5.store.opening import reason
 from sd35h5.store.processes.guarded_store import open_through

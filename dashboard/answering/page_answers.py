@@ -14,9 +14,9 @@ from dashboard.map_pictures import Panel
 from dashboard.pair_panels import Paired
 from sd35h5 import compare, metrics
 from sd35h5.comparing import telling_runs
-from sd35h5.metrics import pictured_objects
 from sd35h5.metrics.averaging import finite_mean, prompt_means
 from sd35h5.metrics.catalogue import MEASURES
+from sd35h5.metrics.picture import pictured_objects
 from sd35h5.reports.answers import (
     cell_answers,
     map_answers,

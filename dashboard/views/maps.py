@@ -13,7 +13,8 @@ from dashboard.choosing import address
 from dashboard.map_pictures import LARGE, SMALL, Look, Panel
 from sd35h5 import metrics
 from sd35h5.figures import overlays
-from sd35h5.metrics import attention_maps, pictured_objects
+from sd35h5.metrics import attention_maps
+from sd35h5.metrics.picture import pictured_objects
 from sd35h5.reports import view_address
 from sd35h5.reports.view_page import Shown
 

@@ -33,9 +33,9 @@ from sd35h5.metrics.gate_statistics import (
     mean_group_gates,
 )
 from sd35h5.metrics.heaviest_keys import kind_shares, patch_shares, stability, top_keys, value_norm_ratio
-from sd35h5.metrics.map_regions import Region, region_heads, region_layers, region_steps, region_words
 from sd35h5.metrics.patch_masses import border_share, entropy_all, patch_gini, patch_top
 from sd35h5.metrics.per_sample import correlations, points, sample_values
+from sd35h5.metrics.picture.map_regions import Region, region_heads, region_layers, region_steps, region_words
 from sd35h5.metrics.prompt_chips import group_totals, sample_means, token_chips
 from sd35h5.metrics.query_rows import row_choices, row_maps, row_tokens
 from sd35h5.metrics.ready_means import mean_over_samples

@@ -10,8 +10,8 @@ from making.stores import make_store
 
 from sd35h5 import metrics, open_store
 from sd35h5.errors import StoreError
-from sd35h5.metrics import map_regions
 from sd35h5.metrics.attention_maps import HEAD_MAPS, MAPS
+from sd35h5.metrics.picture import map_regions
 
 ROWS, COLUMNS = 6, 4  # patches of a picture of 96 × 64
 REGION = metrics.Region(1, 3, 0, 2)

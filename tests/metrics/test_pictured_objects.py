@@ -12,7 +12,7 @@ from making.pages import open_page, text_of
 from making.stores import make_store
 
 from sd35h5 import open_store
-from sd35h5.metrics import pictured_objects
+from sd35h5.metrics.picture import pictured_objects
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "data" / "recipe"

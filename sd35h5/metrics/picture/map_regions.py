@@ -78,6 +78,7 @@ def region_steps(
     """Rank the denoising steps by the part of a word's map that lies in a region of the picture.
 
     Formula: share as in `region_words`, of each step. Units: 1. Source: maps/image_to_text.
+    Caveat: of captured steps only, and of early ones the picture is not yet what is seen there at the end.
     Args: map_tokens: the word's positions, of `map_choices`; layers: true indices, all captured ones when None.
     Returns: step, mass, share, times_uniform, highest share first.
     """
@@ -96,6 +97,7 @@ def region_layers(
     """Rank the layers by the part of a word's map that lies in a region of the picture.
 
     Formula: share as in `region_words`, of each layer. Units: 1. Source: maps/image_to_text.
+    Caveat: a mean over heads: a layer with one head that looks there and many that do not ranks low.
     Args: map_tokens: the word's positions, of `map_choices`; steps: true indices, all captured ones when None.
     Returns: layer, mass, share, times_uniform, highest share first.
     """
@@ -115,6 +117,7 @@ def region_heads(
 
     Formula: share as in `region_words`, of each layer and head alone. Units: 1.
     Source: maps/image_to_text_per_head (--map_heads all, rounded, ≤ 0.05 %), read by blocks of some layers.
+    Caveat: a head that hardly looks at the word can rank first with a map of little mass: compare mass.
     Args: map_tokens: the word's positions, of `map_choices`; steps: true indices, all captured ones when None.
     Returns: layer, head, mass, share, times_uniform, highest share first; captured layers only.
     """
