@@ -44,9 +44,10 @@ GROUPS = (
     ),
     capture_cli.Action,
 )
-NOT_OURS = {  # pip's, Slurm's, torchrun's, accelerate's and dask's
+NOT_OURS = {  # pip's, Slurm's, torchrun's, accelerate's, dask's
     *("--no-deps", "--extra-index-url", "--array", "--time", "--wrap", "--nproc_per_node", "--num_processes"),
     *("--port", "--nthreads", "--memory-limit"),
+    *("--rm", "--server"),  # docker's, and Streamlit's --server.baseUrlPath
 }
 OF_ALL = {"--help"}
 BENCHMARK = {"--random", "--rate", "--shape", "--size"}

@@ -105,6 +105,22 @@ def test_the_dashboard_starts_from_any_folder_and_listens_on_this_machine_only(t
         process.wait(timeout=20)
 
 
+def test_the_dashboard_takes_none_of_the_inotify_watches_that_shared_machines_lack():
+    settings = tomllib.loads((ROOT / "dashboard" / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    assert settings["server"]["fileWatcherType"] == "none"
+
+
+def test_the_container_holds_what_the_dashboard_needs_and_starts_it():
+    lines = [line.split() for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines() if line]
+    copied = {name for words in lines if words[0] == "COPY" for name in words[1:-1]}
+    setup = PROJECT["project"]
+    assert {"pyproject.toml", setup["readme"], *setup["license-files"], "sd35h5", "dashboard"} <= copied
+    assert {f"{name}.py" for name in PROJECT["tool"]["setuptools"]["py-modules"]} <= copied
+    assert all((ROOT / name).exists() for name in copied)
+    (entry,) = (" ".join(words[1:]) for words in lines if words[0] == "ENTRYPOINT")
+    assert entry.strip('["]') in setup["scripts"]
+
+
 @pytest.mark.parametrize("name", ["sd35h5", "sd35h5-capture", "sd35h5-dashboard"])
 def test_console_scripts_point_at_functions(name):
     module, function = PROJECT["project"]["scripts"][name].split(":")
