@@ -28,6 +28,7 @@ PROMPT_ROOM = 160  # letters
 MANY_TOKENS = 200  # from which on words are shown, each once
 #: Streamlit's wide layout leaves 5 rem on each side, which charts need at 1280 pixels
 STYLE = """<style>[data-testid=stMainBlockContainer] {padding: 4rem 2rem 2rem 2rem}
+[data-testid=stVegaLiteChart] {overflow: auto hidden}
 .st-key-answers {min-height: 3.25rem}</style>"""  # room for sentences, which come after the first chart
 GATE_FACTS = ("target", "activation", "layers", "override")
 CAUTIONS = {  # attribute gate_weights -> what to know before comparing

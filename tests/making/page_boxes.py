@@ -18,7 +18,7 @@ MEASURE = """() => {
     for (let one = element.parentElement; one; one = one.parentElement) {
       if (one instanceof SVGSVGElement) return one
       const scrolls = ["auto", "scroll"].includes(getComputedStyle(one).overflowX)
-      if (scrolls && one.scrollWidth > one.clientWidth + 1) return null
+      if (scrolls && !one.matches("[data-testid=stMain]") && one.scrollWidth > one.clientWidth + 1) return null
     }
     return document.documentElement
   }
@@ -50,7 +50,8 @@ MEASURE = """() => {
     const down = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top)
     if (across > 4 && down > 4) told.push(`“${first}” lies over “${second}” by ${across} × ${down}`)
   }))
-  if (document.documentElement.scrollWidth > wide) told.push("the page scrolls sideways")
+  for (const page of document.querySelectorAll("html, [data-testid=stMain]"))
+    if (page.scrollWidth > page.clientWidth) told.push("the page scrolls sideways")
   return {told, texts: texts.length}
 }"""
 QUIET = "!document.querySelector('[data-testid=stStatusWidget], [data-testid=stSkeleton], [data-stale=true]')"
