@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sd35h5.weights.in_memory.copying import sent
 
-_ROWS = 8  # of a program
+_ROWS, _COLUMNS = 64, 1024  # of a program: few enough for many of them to wait for memory at once
 _BLOCK = 4096  # bytes of a program
 
 
@@ -25,8 +25,8 @@ def piece_numbers(tensors: Sequence[Tensor], weights: Tensor, side: int) -> Tens
     table = sent(torch.tensor(pieces), weights.device)
     numbers = torch.zeros(len(pieces), dtype=torch.int64, device=weights.device)
     with _device_of(weights):
-        _add_rows[(len(pieces), triton.cdiv(side, _ROWS))](
-            table, weights, numbers, SIDE=side, ROWS=_ROWS, num_warps=8
+        _add_rows[(len(pieces), triton.cdiv(side, _ROWS), side // min(side, _COLUMNS))](
+            table, weights, numbers, SIDE=side, ROWS=_ROWS, COLUMNS=min(side, _COLUMNS)
         )
     return numbers
 
@@ -52,23 +52,22 @@ def _device_of(tensor: Tensor) -> torch.cuda.device:
 
 
 @triton.jit
-def _add_rows(table, weights, numbers, SIDE: tl.constexpr, ROWS: tl.constexpr):
-    """Add some rows' words of a piece, each times the sum of its column's and its row's weight, to its number.
+def _add_rows(table, weights, numbers, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Add some rows' words of some columns of a piece, each times the sum of its column's and its row's weight, to its
+    number.
 
     That is the sum of weighted sums over rows and over columns; wrapping makes the order of additions indifferent.
     """
     piece, first = tl.program_id(0), tl.program_id(1) * ROWS
     words = tl.load(table + 2 * piece).to(tl.pointer_type(tl.int32))
-    rows = tl.load(table + 2 * piece + 1)
+    rows = tl.load(table + 2 * piece + 1).to(tl.int32)
     if first < rows:
-        column = tl.arange(0, SIDE)
+        column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
         of_column = tl.load(weights + column)
-        total = tl.zeros((SIDE,), tl.int64)
-        for number in tl.static_range(ROWS):
-            row = first + number
-            of_row = tl.load(weights + SIDE + row, mask=row < SIDE, other=0)
-            at = row * SIDE + column
-            word = tl.load(words + at, mask=at < rows * SIDE, other=0)
+        total = tl.zeros((COLUMNS,), tl.int64)
+        for row in range(first, min(first + ROWS, rows)):
+            of_row = tl.load(weights + SIDE + row)
+            word = tl.load(words + row * SIDE + column)
             total += word.to(tl.int64) * (of_column + of_row)
         tl.atomic_add(numbers + piece, tl.sum(total))
 
