@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from making.equal_arrays import differing
 from making.older_tool import random_maps, write_older
 from PIL import Image
 
@@ -123,6 +125,57 @@ def test_an_import_that_was_broken_off_goes_on_with_the_same_command(root, tmp_p
     with open_store(out) as store:
         assert len(store) == 3
     assert _run(root, "--out", out) == 0  # nothing is left to do
+
+
+def _with_other_values(dump: Path) -> None:
+    """Let every probability of a dump be no number, and its list stay as it is."""
+    raw = bytearray(dump.read_bytes())
+    with zipfile.ZipFile(dump) as archive:
+        for record in archive.infolist():
+            if "/data/" in record.filename:
+                lengths = raw[record.header_offset + 26 : record.header_offset + 30]
+                start = (
+                    record.header_offset
+                    + 30
+                    + sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
+                )
+                raw[start : start + record.file_size] = b"\xff" * record.file_size
+    dump.write_bytes(raw)
+
+
+def test_an_import_goes_on_where_it_stopped_without_reading_again_what_is_sealed(root, tmp_path, capsys):
+    assert _run(root, "--out", tmp_path / "whole.h5") == 0
+    out, torn = tmp_path / "run.h5", root / "010" / "images" / "00.png"
+    picture = torn.read_bytes()
+    torn.write_bytes(picture[:50])
+    assert _run(root, "--out", out) == 1
+    assert "2 of 3 samples are sealed" in capsys.readouterr().err
+    torn.write_bytes(picture)
+    for folder in ("000", "001"):
+        _with_other_values(root / folder / "attn_maps.pt")
+    assert _run(root, "--out", out) == 0
+    assert differing(out, tmp_path / "whole.h5") == [] and not parts_of(out).exists()
+    with open_store(out) as store:
+        assert store.samples["sample_id"].is_unique and len(store) == 3
+    assert _run(root, "--out", tmp_path / "other.h5") == 1  # who reads them finds no probabilities
+    assert (
+        "000/attn_maps.pt, timestep 1000, layer 0 has values that are not finite" in capsys.readouterr().err
+    )
+
+
+def test_a_dump_that_was_saved_on_a_gpu_is_read_without_one(tmp_path, monkeypatch):
+    maps = random_maps()
+    write_older(tmp_path / "here", maps, [A])
+    with monkeypatch.context() as there:
+        there.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        write_older(tmp_path / "there", maps, [A])
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):  # so it was saved
+            torch.load(tmp_path / "there" / "attn_maps.pt")
+    for name in ("here", "there"):
+        assert _run(tmp_path / name, "--out", tmp_path / f"{name}.h5") == 0
+    told = differing(tmp_path / "here.h5", tmp_path / "there.h5")
+    assert told == ["samples/content_sha256", "samples/pairing_key"]  # the key is of the dump's bytes
 
 
 def test_prompts_are_asked_for_where_no_tokens_json_tells_them(tmp_path, capsys):
