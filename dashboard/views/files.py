@@ -85,9 +85,13 @@ def lacking(run: cached_reads.Run) -> None:
     store = cached_reads.store(run)
     table = missing_tiers.tiers(store)
     st.markdown("**Capture what is missing**")
-    absent = table.loc[~table["held"], "tier"].tolist()
+    absent, cut = table.loc[~table["held"], "tier"].tolist(), missing_tiers.left_out(store)
+    for file in dict.fromkeys(cut.values()):
+        names = ", ".join(name for name in cut if cut[name] == file)
+        st.caption(f"Left out of this slice, and in {panels.plain(file)}, of which it was cut: {names}.")
+    absent = [name for name in absent if name not in cut]
     if not absent:
-        st.caption("Every tier is in the file.")
+        st.caption("Nothing else is missing." if cut else "Every tier is in the file.")
         return
     wanted = st.multiselect(
         "Capture also", absent, default=[name for name in absent if name != "raw"], key=f"tiers-{run.name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ FLAGS = (
 #: what a prompt may say for itself -> where a stored config has them all
 OWN = {"negative_prompt": "negative_prompts", "seed": "seeds", "tags": "tags"}
 PROMPTS_FILE = "prompts.json"
+_DEEPEST = 50  # cuts behind each other that are looked at
 MOST_PROMPTS = 12  # on a command line; more are read from a file
 
 
@@ -65,19 +66,52 @@ def tiers(store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["tier", "held", "what"])
 
 
+def left_out(store: Store) -> dict[str, str]:
+    """Return the tiers that are not in a slice, or in a merge of slices, but in what it was cut from: tier -> the name
+    of that file, or of several, as `provenance/origin` tells it."""
+    found: dict[str, str] = {}
+    cuts = list(_cuts(store.provenance.get("origin")))
+    for tier in TIERS:
+        if tier.variable not in store:
+            names = [name for name, variables in cuts if tier.variable in variables]
+            found |= {tier.name: ", ".join(dict.fromkeys(names))} if names else {}
+    return found
+
+
+def _cuts(origin: Any, deep: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The slices that a file comes from. Yields: what each was cut from, and what it left out."""
+    if not isinstance(origin, dict) or deep > _DEEPEST:
+        return
+    sources = origin.get("of") if isinstance(origin.get("of"), list) else [origin.get("of")]
+    for source in [each for each in sources if isinstance(each, dict)]:
+        absent = origin.get("left_out")
+        if isinstance(absent, dict) and isinstance(source.get("file"), str):
+            yield source["file"], absent
+        yield from _cuts(source.get("origin"), deep + 1)
+
+
 def capture_command(store: Store, names: Iterable[str], out: str) -> str:
     """Return the command line that captures the store again, with these tiers in addition.
 
     Every option is written, also where it is the default. Values come from a file: they are quoted, and one that
     could be read as another option is refused. Prompts with names of their own, and many, are read from a file
     (see `prompts_file`).
-    Raises: StoreError where the configuration was not made by the command line, or is another tool's.
+    Raises: StoreError where the configuration was not made by the command line, or is another tool's, or where a slice
+        left out what the file that it was cut from holds.
     """
     config = dict(store.config)
     if config.get("imported"):
         raise StoreError(
             f"{store.name} was imported from another tool, which kept neither queries nor keys nor how it drew: what "
             "is missing takes a capture of its own, with capture_cli.py"
+        )
+    if cut := {name: file for name, file in left_out(store).items() if name in names}:
+        told = "; ".join(
+            f"{', '.join(name for name in cut if cut[name] == file)}: in {file}"
+            for file in dict.fromkeys(cut.values())
+        )
+        raise StoreError(
+            f"{store.name} is a slice, or made of slices, that left out {told}: cut it from there again"
         )
     if config.get("offload") is True:  # it had one form once
         config["offload"] = "model"

@@ -50,6 +50,20 @@ def test_every_page_draws_a_slice(folder, monkeypatch, page):
     assert not test.error, [error.value for error in test.error]
 
 
+def test_the_files_page_says_what_a_slice_left_out_and_offers_to_capture_the_rest_alone(
+    folder, tmp_path, monkeypatch
+):
+    cut(folder / "baseline.h5", tmp_path / "part.h5", Wanted(tiers=("sinks",)))
+    test = open_page(monkeypatch, tmp_path, page="files")
+    assert not test.error
+    (said,) = [each.value for each in test.caption if each.value.startswith("Left out of this slice")]
+    assert (
+        said == "Left out of this slice, and in baseline.h5, of which it was cut: topk, maps, rows, images."
+    )
+    (offered,) = [each for each in test.multiselect if each.label == "Capture also"]
+    assert offered.options == ["maps, per head", "text", "atlas", "raw"]
+
+
 def test_charts_of_a_slice_say_the_true_layers_heads_and_steps(folder, monkeypatch):
     test = open_page(monkeypatch, folder / "parts" / "baseline.h5", page="sinks")
     tables = [one.table for one in test.session_state["shown"]]

@@ -18,6 +18,9 @@ from sd35h5 import open_store
 from sd35h5.errors import StoreError
 from sd35h5.planning.options import CaptureConfig
 from sd35h5.reports import file_tables, missing_tiers
+from sd35h5.store.cutting.joining import join
+from sd35h5.store.cutting.slicing import cut
+from sd35h5.store.cutting.wanted_part import Wanted
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "data" / "example-headwise.h5"
 
@@ -99,6 +102,34 @@ def test_a_configuration_cannot_smuggle_options_into_the_command(tmp_path):
 def test_a_file_of_the_time_when_offload_had_one_form_gives_a_command_that_runs(tmp_path):
     store = with_config(tmp_path, {"model_id": "m", "prompts": ["a cat"], "offload": True})
     assert parsed(missing_tiers.capture_command(store, [], "more.h5"))["offload"] == "model"
+
+
+def test_what_a_slice_left_out_is_told_with_its_file_and_is_not_captured_anew(tmp_path):
+    for name, sink in (("a", 3.0), ("b", 2.0)):
+        make_store(tmp_path / f"{name}.h5", sink=sink)  # sinks, topk, maps and images
+        cut(tmp_path / f"{name}.h5", tmp_path / f"{name}-part.h5", Wanted(tiers=("sinks", "topk")))
+    cut(tmp_path / "a-part.h5", tmp_path / "again.h5", Wanted(tiers=("sinks",), layers="1"))
+    join([tmp_path / "a-part.h5", tmp_path / "b-part.h5"], tmp_path / "both.h5")
+    both = dict.fromkeys(("maps", "images"), "a.h5, b.h5")
+    cuts = {"a": {}, "a-part": dict.fromkeys(both, "a.h5"), "both": both,
+            "again": {"topk": "a-part.h5"} | dict.fromkeys(both, "a.h5")}  # fmt: skip
+    for name, expected in cuts.items():
+        with open_store(tmp_path / f"{name}.h5") as store:
+            assert missing_tiers.left_out(store) == expected
+    with open_store(tmp_path / "again.h5") as store:
+        with pytest.raises(
+            StoreError, match="left out topk: in a-part.h5; maps, images: in a.h5: cut it from there"
+        ):
+            missing_tiers.capture_command(store, ["topk", "maps", "images", "rows"], "more.h5")
+
+
+@pytest.mark.parametrize(
+    "origin", [3, {"of": 3}, {"of": [{"file": 3}], "left_out": 3}, {"of": {"origin": {"of": {}}}}]
+)
+def test_an_origin_of_another_form_leaves_nothing_out(tmp_path, origin):
+    store = with_config(tmp_path, {"model_id": "m", "prompts": ["a cat"]})
+    store.provenance["origin"] = origin
+    assert missing_tiers.left_out(store) == {}
 
 
 def test_a_capture_from_python_is_told_to_be_one(tmp_path):

@@ -11,6 +11,7 @@ from sd35h5.store.reader import Store
 
 MOST_HASHES = 100_000  # that are told one by one: provenance has its cap
 OF_FILE = ("file_uuid", "kind", "created_utc", "writer", "schema_version")
+NOT_CHOSEN = "its tier was not chosen"
 NOTES = {
     "heads": "maps and rows that are means over heads are means over all heads",
     "tokens": "group masses, entropies and heaviest keys are over all keys; the axis token is whole, and what was "
@@ -52,7 +53,7 @@ def source_of(store: Store, samples: Sequence[int]) -> dict[str, Any]:
 
 
 def origin_of_slice(store: Store, chosen: Cut, wanted: Wanted) -> dict[str, Any]:
-    """What a slice says of where it comes from: the file and its hashes, the selection, what is no longer there."""
+    """What a slice says of where it comes from: the file and its hashes, the selection, what is left out."""
     asked = wanted.told()
     notes = [NOTES[name] for name in ("heads", "tokens") if name in asked]
     notes += [NOTES["attn2"]] * ("heads" in asked and "head_attn2" in chosen.scales)
@@ -61,11 +62,10 @@ def origin_of_slice(store: Store, chosen: Cut, wanted: Wanted) -> dict[str, Any]
         "of": source_of(store, chosen.samples.tolist()),
         "selection": asked,
     }
-    return (
-        told
-        | ({"left_out": dict(chosen.left_out)} if chosen.left_out else {})
-        | ({"notes": notes} if notes else {})
+    left_out = {name: NOT_CHOSEN for name in store.variables if name not in chosen.variables} | dict(
+        chosen.left_out
     )
+    return told | ({"left_out": left_out} if left_out else {}) | ({"notes": notes} if notes else {})
 
 
 def merged_provenance(
