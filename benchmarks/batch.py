@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np
 import psutil
-from making.equal_arrays import arrays
+from making.equal_arrays import arrays, differing
 from making.worker_kills import workers_killed
 from parts.machine import RESULTS, machine
 
@@ -67,19 +67,6 @@ def resident(pid: int) -> int:
         return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
     except psutil.Error:  # it ends
         return 0
-
-
-def differing(first: Path, second: Path) -> list[str]:
-    """Names of arrays that are not equal to the bit."""
-    one, other = arrays(first), arrays(second)
-    names = sorted(one.keys() | other.keys())
-    return [
-        name for name in names if name not in one or name not in other or not _equal(one[name], other[name])
-    ]
-
-
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def on_workers(folder: Path, variant: str, limit: int, steps: int, kills: int) -> dict[str, object]:

@@ -53,6 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except MemoryError:
+        if args.debug:
+            raise
+        print(
+            f"error: {args.command} ran out of memory: end other programs, or run it where there is more",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:  # `... | head`, or where the output goes is full
         if error.filename is None:  # what is left of the output is not tried again at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

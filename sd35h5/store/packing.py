@@ -13,19 +13,20 @@ import numpy as np
 from sd35h5.errors import StoreError, StoreNotFoundError
 from sd35h5.store import schema
 from sd35h5.store.content_hash import sample_hash, variables_in
-from sd35h5.store.derived.summary import create_summary, fill_summary
+from sd35h5.store.derived.summary import create_summary, fill_summary, summaries_in
 from sd35h5.store.opening import opened, reading
 from sd35h5.store.runs import RUN_FILE, empty, out_of, packed_indices, part_files, read_run
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
 from sd35h5.store.seals.storage_rules import filters_of
+from sd35h5.store.sharing.room import Room, bytes_of
 from sd35h5.store.sharing.whole_files import whole_file
 from sd35h5.store.showable import as_text
 from sd35h5.store.skeleton import create_variable, write_head
 
 _FIRST_LOOKS = ("tokens/", "sinks/mass_group", "sinks/entropy_text")
-_AT_ONCE = 64  # files that are open
+AT_ONCE = 64  # files that are open
 
 
 def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
@@ -47,8 +48,8 @@ def pack(parts: Path, out: Path, keep_parts: bool = True) -> Path:
         if kept and not is_begun and _config(out) != _config(sources[0][1]):
             raise StoreError(f"{out.name} holds samples of another configuration: pack into another file")
         sources += kept
-    with whole_file(out, f"{out.name} cannot be packed") as target:
-        _pack_into(target, sorted(sources), _begun_config(parts))
+    with whole_file(out, f"{out.name} cannot be packed") as (target, room):
+        _pack_into(target, room, sorted(sources), _begun_config(parts))
     if not keep_parts:
         empty(parts)
     return out
@@ -65,7 +66,7 @@ def _config(path: Path) -> object:
 
 
 def _pack_into(
-    target: h5py.File, sources: list[tuple[int, Path, int]], provenance: Mapping[str, str]
+    target: h5py.File, room: Room, sources: list[tuple[int, Path, int]], provenance: Mapping[str, str]
 ) -> None:
     """Copy samples, each (index, file, position in the file), in their order.
 
@@ -93,20 +94,21 @@ def _pack_into(
             _create(part, target, sizes, tables)
     create_summary(target)
     recut: list[int] = []  # positions in the target of samples that a version with other chunks wrote
-    for some in (paths[first : first + _AT_ONCE] for first in range(0, len(paths), _AT_ONCE)):
+    for some in (paths[first : first + AT_ONCE] for first in range(0, len(paths), AT_ONCE)):
         with ExitStack() as stack:
             parts = {path: stack.enter_context(opened(path)) for path in some}
-            for name in filter(_is_first_look, variables_in(target)):
-                _copy_chunks(
-                    [(part[name], rows[path]) for path, part in parts.items() if name in part], target[name]
-                )
+            for name in filter(is_first_look, variables_in(target)):
+                held = [(part[name], rows[path]) for path, part in parts.items() if name in part]
+                _copy_chunks(held, target[name], room)
             for path, part in parts.items():
-                if not _copy_part(part, target, tables, rows[path]):
+                if not _copy_part(part, target, room, tables, rows[path]):
                     recut += [row for position, row in rows[path].items() if _is_sealed_as(part, position)]
     for name, values in tables.items():
+        room.take(bytes_of(values))
         target[name][...] = values
     for row in recut:
         target["samples/content_sha256"][row] = sample_hash(target, row)
+    room.take(sum(target[name].nbytes for name in summaries_in(target)))
     fill_summary(target)
     seal_file(target)
 
@@ -125,7 +127,7 @@ def _create(
 
 
 def _copy_part(
-    part: h5py.File, target: h5py.File, tables: dict[str, np.ndarray], rows: Mapping[int, int]
+    part: h5py.File, target: h5py.File, room: Room, tables: dict[str, np.ndarray], rows: Mapping[int, int]
 ) -> bool:
     """Copy one file's variables, small ones into `tables`, but those of a first look.
 
@@ -134,12 +136,12 @@ def _copy_part(
     for name in variables_in(part):
         if name in tables:
             tables[name][list(rows.values())] = values_of(part[name])[list(rows)]
-        elif not _is_first_look(name):
-            _copy_chunks([(part[name], rows)], target[name])
+        elif not is_first_look(name):
+            _copy_chunks([(part[name], rows)], target[name], room)
     return all(part[name].chunks == target[name].chunks for name in variables_in(part) if name not in tables)
 
 
-def _is_first_look(name: str) -> bool:
+def is_first_look(name: str) -> bool:
     """Whether the same chunk of many samples is read at once, by a heatmap say: these then lie together."""
     return not variable(name).is_text and name.startswith(_FIRST_LOOKS)
 
@@ -177,12 +179,15 @@ def precision_of(dataset: h5py.Dataset) -> str:
     return "rounded" if "quantization_nsb" in dataset.attrs else "exact"
 
 
-def _copy_chunks(sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], target: h5py.Dataset) -> None:
+def _copy_chunks(
+    sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], target: h5py.Dataset, room: Room
+) -> None:
     """Copy samples of files, each with (position in it -> in the target): the same chunk of all, then the next."""
     chunks: list[tuple[tuple[int, ...], int, h5py.Dataset, tuple[int, ...]]] = []
     for source, rows in sources:
         if source.chunks != target.chunks or filters_of(source) != filters_of(target):
             for position, row in rows.items():  # written by another tool: through the filters
+                room.take(target[row].nbytes)
                 target[row] = source[position]
             continue
         found: list[h5py.h5d.StoreInfo] = []
@@ -191,6 +196,7 @@ def _copy_chunks(sources: Sequence[tuple[h5py.Dataset, Mapping[int, int]]], targ
         chunks += [(offset[1:], rows[offset[0]], source, offset) for offset in offsets if offset[0] in rows]
     for rest, row, source, offset in sorted(chunks, key=lambda chunk: chunk[:2]):
         mask, data = source.id.read_direct_chunk(offset)
+        room.take(len(data))
         target.id.write_direct_chunk((row, *rest), data, mask)
 
 

@@ -38,6 +38,7 @@ from sd35h5.store.packing import pack
 from sd35h5.store.runs import begin_run, part_name, read_run, sealed_indices
 from sd35h5.store.schema import SCALES, Variable, variable
 from sd35h5.store.seals.file_seal import seal_file
+from sd35h5.store.sharing.room import file_with_room
 from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.skeleton import create_variable, publish, write_head, write_provenance
 
@@ -120,7 +121,7 @@ class SampleWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._temporary, self._lock = own_temporary(self.path)
-            self._file = h5py.File(self._temporary, "w", libver=schema.LIBVER, locking=False)
+            self._file, self._room = file_with_room(self._temporary)
         except OSError as error:
             raise StoreError(
                 f"sample {index} cannot be begun in {self.path.parent}: {reason(error)}"
@@ -181,6 +182,7 @@ class SampleWriter:
                 write_provenance(self._file, "events", json.dumps([*before, *events]))
             seal_file(self._file)
             self._file.close()
+            self._room.give_back()
             publish(self._temporary, self.path)
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
@@ -290,6 +292,7 @@ class SampleWriter:
             digest = block_hash(spec, values)
             if digest or not spec.rounded:  # layers without maps take no room
                 data = encode_chunk(values, chunk, fill_of(spec))
+                self._room.take(len(data))
                 dataset.write_direct_chunk(origin, data)
                 self._sync(len(data))
             self._hashes[spec.name][origin] = digest

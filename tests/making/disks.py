@@ -13,13 +13,27 @@ import pytest
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """Mount a file system of so many bytes at a folder; the test is skipped where that is not allowed."""
-    folder.mkdir(exist_ok=True)
-    if not _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder)):
-        pytest.skip("no file system can be mounted here")
-    try:
+    with mounted(folder, size) as is_there:
+        if not is_there:
+            pytest.skip("no file system can be mounted here")
         yield folder
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[bool]:
+    """Mount a file system of so many bytes at a folder. Yields: whether that is allowed here."""
+    folder.mkdir(exist_ok=True)
+    is_there = _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
+    try:
+        yield is_there
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        if is_there:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def enlarge(folder: Path, size: str) -> None:
+    """Give a `small_disk` more room."""
+    assert _mount("-o", f"remount,size={size}", str(folder))
 
 
 @contextmanager

@@ -372,9 +372,9 @@ def test_what_a_dead_writer_left_goes_and_what_a_living_one_writes_stays(tmp_pat
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; from making.samples import *\nfrom sd35h5.errors import StoreError\n"
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
-        "writer = SampleWriter(Path(sys.argv[3]), 0, header('exact', token=np.arange(3_000)))\n"
-        "noise = np.random.default_rng(0).random((2, 3, 4, 2, 3_000))\n"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+        "writer = SampleWriter(Path(sys.argv[3]), 0, header('exact', token=np.arange(8_000)))\n"
+        "noise = np.random.default_rng(0).random((2, 3, 4, 2, 8_000))\n"
         "try:\n    writer.put('sinks/mass_image', noise); put_required(writer); writer.seal()\n"
         "except StoreError as error: print(error)\nwriter.abandon()"
     )

@@ -17,6 +17,7 @@ from making.samples import content, header, put_required
 import sd35h5
 from sd35h5.capturing import recorder
 from sd35h5.errors import StoreError
+from sd35h5.store.processes import children
 from sd35h5.store.processes.writer_client import ProcessWriter
 from sd35h5.store.verifying import verify
 from sd35h5.store.writer import SampleWriter
@@ -135,6 +136,17 @@ def test_it_ends_with_its_caller_and_leaves_no_half_sample(tmp_path, end):
         caller.send_signal(end)
     _wait_until(lambda: not Path(f"/proc/{far}").exists())
     assert not list(tmp_path.glob("*.h5*"))
+
+
+def test_a_sample_that_is_abandoned_before_its_process_is_ready_costs_no_word():
+    line = children.command("sd35h5.store.processes.writer_process")
+    environment = children.with_import_path(os.environ)
+    with subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as far:
+        far.stdout.close()
+        assert far.stderr.read() == b""
+    assert far.returncode == 1
 
 
 def _wait_until(true, seconds: float = 30) -> None:

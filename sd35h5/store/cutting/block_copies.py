@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import h5py
 import numpy as np
 
+from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.store.blocks import block_hash, extent, fill_of, is_all_fill, origins
 from sd35h5.store.bounded_queue import Drain
 from sd35h5.store.chunks import decode_chunk, encode_chunk
+from sd35h5.store.opening import DAMAGED
 from sd35h5.store.sample_files import read_hyperslab
 from sd35h5.store.schema import Variable
 from sd35h5.store.seals.storage_rules import FILTERS, filters_of
+from sd35h5.store.sharing.room import Room
 
 Pick = slice | np.ndarray
 
@@ -42,6 +46,7 @@ class Row:
 
     source: h5py.Dataset
     target: h5py.Dataset
+    room: Room
     spec: Variable
     position: int
     row: int
@@ -65,6 +70,18 @@ def copy_row(one: Row, drain: Drain, is_hashed: bool) -> dict[tuple[int, ...], s
     Args: is_hashed: False copies without inflating what can be copied, and the hashes stay empty.
     """
     hashes: dict[tuple[int, ...], str] = {}
+    for _, job, nbytes in row_jobs(one, hashes if is_hashed else None):
+        drain.submit(job, nbytes)
+    return hashes
+
+
+def row_jobs(
+    one: Row, hashes: dict[tuple[int, ...], str] | None = None
+) -> Iterator[tuple[tuple[int, ...], Callable[[], None], int]]:
+    """What is to be done for each block of a sample. Yields: its origin, a job, and how many bytes that holds.
+
+    Args: hashes: is filled in by the jobs, unless it is None.
+    """
     chunk, shape, of = one.target.chunks, (1, *one.target.shape[1:]), one.source
     is_ours = of.chunks is not None and of.chunks[0] == 1 and filters_of(of) == FILTERS
     by_chunk = [
@@ -79,9 +96,19 @@ def copy_row(one: Row, drain: Drain, is_hashed: bool) -> dict[tuple[int, ...], s
         kept = None if kept is None or kept.all() else kept
         starts = zip(by_chunk, origin[1:], chunk[1:], strict=True)
         pieces = [blocks[start // length] for blocks, start, length in starts] if is_ours else None
-        job = partial(_copy_block, one, origin, whole, pieces, kept, hashes if is_hashed else None)
-        drain.submit(job, int(np.prod(whole)) * one.target.dtype.itemsize)
-    return hashes
+        job = partial(_try_block, one, origin, whole, pieces, kept, hashes)
+        yield origin, job, int(np.prod(whole)) * one.target.dtype.itemsize
+
+
+def _try_block(one: Row, *block: object) -> None:
+    """Copy one block. Raises: StoreError where its chunks are no chunks."""
+    try:
+        _copy_block(one, *block)
+    except ValueError as error:
+        if isinstance(error, Sd35h5Error):
+            raise
+        name = Path(one.source.file.filename).name
+        raise StoreError(f"{name} cannot be read: {error}; {DAMAGED}") from error
 
 
 def _copy_block(
@@ -97,7 +124,7 @@ def _copy_block(
     if whole and kept is None and of.chunks == one.target.chunks:
         data = _stored(one, tuple(along[0].start for along in pieces))
         if data is not None:
-            one.target.id.write_direct_chunk(place, data)
+            _write(one, place, data)
             if hashes is not None:
                 within = tuple(slice(0, length) for length in shape)
                 hashes[origin] = block_hash(one.spec, decode_chunk(data, of.chunks, of.dtype, within))
@@ -106,9 +133,14 @@ def _copy_block(
     if kept is not None:
         block = np.where(kept, block, np.array(fill_of(one.spec), block.dtype))
     if not is_all_fill(one.spec, block):
-        one.target.id.write_direct_chunk(place, encode_chunk(block, one.target.chunks, fill_of(one.spec)))
+        _write(one, place, encode_chunk(block, one.target.chunks, fill_of(one.spec)))
         if hashes is not None:
             hashes[origin] = block_hash(one.spec, block)
+
+
+def _write(one: Row, place: tuple[int, ...], data: bytes) -> None:
+    one.room.take(len(data))
+    one.target.id.write_direct_chunk(place, data)
 
 
 def _gathered(one: Row, shape: tuple[int, ...], pieces: list[list[Piece]]) -> np.ndarray:

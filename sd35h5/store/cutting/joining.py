@@ -19,6 +19,7 @@ from sd35h5.store.cutting.row_copies import copy_samples
 from sd35h5.store.cutting.wanted_part import Cut
 from sd35h5.store.reader import Store
 from sd35h5.store.sample_files import Parts, find_parts
+from sd35h5.store.sharing.room import Room
 from sd35h5.store.skeleton import write_head
 
 IDS = ("sample_id", "prompt_id")
@@ -63,8 +64,8 @@ def join(paths: Sequence[Path], out: Path, overwrite: bool = False, skip_equal: 
         refuse_other_models(stores)
         scales = common_scales(parts)
         joined = _joined(stores, skip_equal)
-        with new_file(out, sum(each.bytes_on_disk(None) for each in parts)) as target:
-            _write(target, stores, parts, scales, joined)
+        with new_file(out, sum(each.bytes_on_disk(None) for each in parts)) as (target, room):
+            _write(target, room, stores, parts, scales, joined)
     finally:
         for each in parts:
             each.close()
@@ -115,6 +116,7 @@ def _free(name: str, store: Store, used: set[str]) -> str:
 
 def _write(
     target: h5py.File,
+    room: Room,
     stores: Sequence[Store],
     parts: Sequence[Parts],
     scales: Mapping[str, np.ndarray],
@@ -131,4 +133,4 @@ def _write(
     variables = dict.fromkeys(name for each in parts for name in each.variables)
     whole = Cut(np.arange(len(joined.taken)), {}, tuple(variables), scales)
     samples = [parts[number].sources[position][1:] for number, position in joined.taken]
-    copy_samples(target, whole, samples, "merge", joined.names)
+    copy_samples(target, room, whole, samples, "merge", joined.names)

@@ -11,8 +11,10 @@ from pathlib import Path
 import h5py
 
 from sd35h5.errors import StoreError
+from sd35h5.store.opening import reason
 from sd35h5.store.runs import RUN_FILE, out_of, parts_of
 from sd35h5.store.schema import PARTS_SUFFIX
+from sd35h5.store.sharing.room import Room
 from sd35h5.store.sharing.run_progress import run_progress
 from sd35h5.store.sharing.whole_files import whole_file
 from sd35h5.store.verifying import refuse_problems
@@ -49,19 +51,22 @@ def refuse_place(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
 
 
 @contextmanager
-def new_file(out: Path, nbytes: int) -> Iterator[h5py.File]:
+def new_file(out: Path, nbytes: int) -> Iterator[tuple[h5py.File, Room]]:
     """Make a file under a name of its own; it is written through to the disk and renamed at the end.
 
     Args: nbytes: how large it will be, roughly: refused where the disk has less.
     Raises: StoreError, one sentence; nothing is left then.
     """
-    free = shutil.disk_usage(out.parent).free
+    try:
+        free = shutil.disk_usage(out.parent).free
+    except OSError as error:
+        raise StoreError(f"{out.name} cannot be made: {reason(error)}") from error
     if nbytes + _SLACK > free:
         raise StoreError(
-            f"{out.name} takes about {_mb(nbytes)} MB, its disk has {_mb(free)} MB free: make room first"
+            f"{out.name} takes about {_mb(nbytes + _SLACK)} MB, its disk has {_mb(free)} MB free: make room first"
         )
-    with whole_file(out, f"{out.name} cannot be made") as target:
-        yield target
+    with whole_file(out, f"{out.name} cannot be made") as made:
+        yield made
 
 
 def verified(path: Path) -> Path:
@@ -71,5 +76,5 @@ def verified(path: Path) -> Path:
     return path
 
 
-def _mb(nbytes: int) -> int:
-    return round(nbytes / 1e6)
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.{0 if nbytes > 1e7 else 1}f}"

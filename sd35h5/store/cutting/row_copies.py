@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from heapq import merge
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from sd35h5.errors import Sd35h5Error, StoreError
+from sd35h5.errors import StoreError
 from sd35h5.long_work import counted
 from sd35h5.store import schema
 from sd35h5.store.blocks import block_hash, content_hash
 from sd35h5.store.bounded_queue import Drain, half_of_the_cores
 from sd35h5.store.content_hash import block_hashes, hashed_in, sample_hash, sizes_in, variables_in
-from sd35h5.store.cutting.block_copies import Row, chunks_for, copy_row
+from sd35h5.store.cutting.block_copies import Row, chunks_for, copy_row, row_jobs
 from sd35h5.store.cutting.wanted_part import MAP_INDEX, TABLES, Cut
-from sd35h5.store.derived.summary import create_summary, fill_summary
-from sd35h5.store.opening import DAMAGED, opened, reading
-from sd35h5.store.packing import by_value, empty_values, precision_of, values_of
+from sd35h5.store.derived.summary import create_summary, fill_summary, summaries_in
+from sd35h5.store.opening import opened, reading
+from sd35h5.store.packing import AT_ONCE, by_value, empty_values, is_first_look, precision_of, values_of
 from sd35h5.store.sample_files import check_version
 from sd35h5.store.schema import Variable, variable
 from sd35h5.store.seals.file_seal import refuse_broken_seal, seal_file
+from sd35h5.store.sharing.room import Room, bytes_of
 from sd35h5.store.showable import showable
 from sd35h5.store.skeleton import create_variable
 
@@ -32,8 +36,9 @@ Names = Mapping[int, Mapping[str, str]]  # row -> variable -> the text that it h
 
 
 def copy_samples(
-    target: h5py.File, chosen: Cut, samples: Sequence[tuple[Path, int]], what: str, names: Names | None = None
-) -> None:
+    target: h5py.File, room: Room, chosen: Cut, samples: Sequence[tuple[Path, int]], what: str,
+    names: Names | None = None,
+) -> None:  # fmt: skip
     """Copy samples into a file that has its head, in their order, and derive what is derived.
 
     All variables are created before the first value, so that a file's list lies together.
@@ -53,21 +58,73 @@ def copy_samples(
     create_summary(target)
     drain = Drain(2 * half_of_the_cores())  # no GPU waits for the others
     try:
+        _copy_texts(target, room, chosen, samples)
+        _copy_first_looks(target, room, chosen, samples, drain)
         for _ in counted(
-            _each_copied(target, chosen, samples, tables, drain, names or {}), what, len(samples)
+            _each_copied(target, room, chosen, samples, tables, drain, names or {}), what, len(samples)
         ):
             continue
         drain.finish()
     finally:
         drain.cancel()
     for name, values in tables.items():
+        room.take(bytes_of(values))
         target[name][...] = values
+    room.take(sum(target[name].nbytes for name in summaries_in(target)))
     fill_summary(target)
     seal_file(target)
 
 
+def _copy_texts(target: h5py.File, room: Room, chosen: Cut, samples: Sequence[tuple[Path, int]]) -> None:
+    """Copy the texts that are no tables before anything large: what holds them lies together, before that."""
+    names = [name for name in variables_in(target) if variable(name).is_text and not variable(name).is_table]
+    for path, some in groupby(enumerate(samples), lambda pair: pair[1][0]):
+        with reading(path) as file:
+            for row, (_, position) in some:
+                for name in filter(file.__contains__, names):
+                    source = file[name]
+                    texts = source.asstr()[position][np.ix_(*_places(source, variable(name), chosen))]
+                    room.take(bytes_of(texts))
+                    target[name][row] = texts
+
+
+def _copy_first_looks(
+    target: h5py.File, room: Room, chosen: Cut, samples: Sequence[tuple[Path, int]], drain: Drain
+) -> None:
+    """Copy what a heatmap needs of all samples, as `packing` lays it: the same block of each, then the next."""
+    by_file = [(path, list(some)) for path, some in groupby(enumerate(samples), lambda pair: pair[1][0])]
+    names = [name for name in variables_in(target) if is_first_look(name)]
+    for first in range(0, len(by_file), AT_ONCE):
+        with ExitStack() as stack:
+            some = [
+                (stack.enter_context(opened(path)), rows) for path, rows in by_file[first : first + AT_ONCE]
+            ]
+            try:
+                for name in names:
+                    rows = [
+                        _row(file, target, room, name, chosen, position, row)
+                        for file, own in some if name in file for row, (_, position) in own
+                    ]  # fmt: skip
+                    for _, job, nbytes in merge(*map(row_jobs, rows), key=itemgetter(0)):
+                        drain.submit(job, nbytes)
+                drain.wait()
+            except BaseException:
+                drain.cancel()  # its threads still read the files, which are closed behind this
+                raise
+
+
+def _row(
+    file: h5py.File, target: h5py.File, room: Room, name: str, chosen: Cut, position: int, row: int
+) -> Row:
+    """One sample of a variable, from a file into the target."""
+    spec, source = variable(name), file[name]
+    kept = _kept(file, spec, chosen, position)
+    return Row(source, target[name], room, spec, position, row, _places(source, spec, chosen), kept)
+
+
 def _each_copied(
     target: h5py.File,
+    room: Room,
     chosen: Cut,
     samples: Sequence[tuple[Path, int]],
     tables: Tables,
@@ -78,12 +135,11 @@ def _each_copied(
         with opened(path) as file:
             try:
                 yield from copy_file(
-                    file, target, chosen, {row: place for row, (_, place) in some}, tables, drain, names
+                    file, target, room, chosen, {row: place for row, (_, place) in some}, tables, drain, names
                 )
-            except ValueError as error:  # of decode_chunk, from a thread
-                if isinstance(error, Sd35h5Error):
-                    raise
-                raise StoreError(f"{path.name} cannot be read: {error}; {DAMAGED}") from error
+            except BaseException:
+                drain.cancel()  # its threads still read the file, which is closed behind this
+                raise
 
 
 def create(file: h5py.File, target: h5py.File, chosen: Cut, tables: Tables) -> None:
@@ -104,8 +160,8 @@ def create(file: h5py.File, target: h5py.File, chosen: Cut, tables: Tables) -> N
 
 
 def copy_file(
-    file: h5py.File, target: h5py.File, chosen: Cut, places: Mapping[int, int], tables: Tables, drain: Drain,
-    names: Names,
+    file: h5py.File, target: h5py.File, room: Room, chosen: Cut, places: Mapping[int, int], tables: Tables,
+    drain: Drain, names: Names,
 ) -> Iterator[None]:  # fmt: skip
     """Copy samples of one file. Yields: after each.
 
@@ -125,14 +181,13 @@ def copy_file(
         is_sealed_so = is_whole and is_alike and not changed
         hashes = {}
         for name in held:
-            spec, source = variable(name), file[name]
-            along = _places(source, spec, chosen)
-            if name in large:
-                kept = _kept(file, spec, chosen, position)
-                one = Row(source, target[name], spec, position, row, along, kept)
+            spec = variable(name)
+            if is_first_look(name):
+                hashes[name] = {} if is_sealed_so else block_hashes(target[name], spec, sizes, row)
+            elif name in large:
+                one = _row(file, target, room, name, chosen, position, row)
                 hashes[name] = copy_row(one, drain, not is_sealed_so)
             elif name not in tables:
-                target[name][row] = source.asstr()[position][np.ix_(*along)]
                 hashes[name] = block_hashes(target[name], spec, sizes, row)
             elif not name.startswith("scores/"):
                 hashes[name] = {(0,) * len(spec.dims): block_hash(spec, tables[name][row : row + 1])}

@@ -43,10 +43,10 @@ def cut(path: Path, out: Path, wanted: Wanted, overwrite: bool = False) -> Cut:
         chosen = resolve(
             wanted, _indices(parts), store.table(), parts.scales, parts.variables, _mapped(parts)
         )
-        with new_file(out, _size(parts, chosen)) as target:
+        with new_file(out, _size(parts, chosen)) as (target, room):
             _write_head(target, store, parts, chosen, wanted)
             samples = [parts.sources[sample][1:] for sample in chosen.samples]
-            copy_samples(target, chosen, samples, "slice")
+            copy_samples(target, room, chosen, samples, "slice")
     finally:
         parts.close()
     return chosen

@@ -75,16 +75,24 @@ def main() -> int:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    try:
+        return answering()
+    except BrokenPipeError:  # who asked has ended, or abandoned the sample before this process was ready
+        return 1
+
+
+def answering() -> int:
+    """Serve stdin, answers on what was stdout. Returns: the exit code."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as sink:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
         sink.write(READY.decode())
         sink.flush()
         try:
             sealed = serve(sys.stdin.buffer, sink, [SharedBuffer(int(number)) for number in sys.argv[1:]])
-        except Sd35h5Error as error:
+        except (Sd35h5Error, MemoryError) as error:
             sink.write(json.dumps({"error": str(error)}) + "\n")
             return 1
-        except (ValueError, BrokenPipeError):  # the other side ended within a call
+        except ValueError:  # the other side ended within a call
             return 1
         if sealed:  # who abandons does not listen
             sink.write(json.dumps({"sealed": sealed}) + "\n")

@@ -11,13 +11,15 @@ import h5py
 from sd35h5.errors import Sd35h5Error, StoreError
 from sd35h5.store import schema
 from sd35h5.store.opening import reason
+from sd35h5.store.sharing.room import MARGIN, Room, file_with_room
 from sd35h5.store.sharing.temporaries import own_temporary
 from sd35h5.store.skeleton import publish
 
 
 @contextmanager
-def whole_file(out: Path, cannot: str) -> Iterator[h5py.File]:
+def whole_file(out: Path, cannot: str) -> Iterator[tuple[h5py.File, Room]]:
     """Yield a file that becomes `out` once it is filled, written through to the disk; after an error nothing is left.
+    With it comes its room, which is taken before anything large is written.
 
     Args: cannot: how the sentence begins that tells what the system refused.
     Raises: StoreError, one sentence.
@@ -28,8 +30,12 @@ def whole_file(out: Path, cannot: str) -> Iterator[h5py.File]:
         raise StoreError(f"{cannot}: {reason(error)}") from error
     try:
         block = schema.METADATA_BLOCK_BYTES
-        with h5py.File(temporary, "w", libver=schema.LIBVER, locking=False, meta_block_size=block) as target:
-            yield target
+        target, room = file_with_room(
+            temporary, 2 * MARGIN, meta_block_size=block
+        )  # lists come before values
+        with target:
+            yield target, room
+        room.give_back()
         publish(temporary, out)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
