@@ -14,6 +14,7 @@ from sd35h5 import compare, metrics, open_store
 from sd35h5.__main__ import main
 from sd35h5.errors import StoreError
 from sd35h5.metrics.averaging import places_of
+from sd35h5.store.cutting.joining import join
 from sd35h5.store.cutting.slicing import cut
 from sd35h5.store.cutting.wanted_part import Wanted
 
@@ -137,3 +138,52 @@ def test_slices_compare_with_the_same_slice_and_no_other(folder, tmp_path, capsy
         and set(written["head"]) == {2}
         and set(written["step"]) == set(STEPS)
     )
+
+
+def _merged(folder: Path, made: Path) -> Path:
+    """Both runs as merges of their samples, those of the second one in the other order."""
+    (made / "merged").mkdir()
+    for name, order in (("baseline", "01"), ("gated", "10")):
+        halves = [made / f"{name}-{sample}.h5" for sample in order]
+        for sample, half in zip(order, halves, strict=True):
+            cut(folder / f"{name}.h5", half, Wanted(samples=sample))
+        join(halves, made / "merged" / f"{name}.h5")
+    return made / "merged"
+
+
+def test_merges_pair_wherever_their_samples_stand_and_compare_as_the_whole(folder, tmp_path):
+    found = []
+    for place in (folder, _merged(folder, tmp_path)):
+        with open_store(place / "baseline.h5") as one, open_store(place / "gated.h5") as other:
+            pairing = compare.pair(one, other)
+            found.append(
+                [pairing.pairs["other_sample"].tolist(), *compare.paired_values(one, other, pairing)]
+            )
+    assert [each[0] for each in found] == [[0, 1], [1, 0]]
+    for whole, merged in zip(found[0][1:], found[1][1:], strict=True):
+        np.testing.assert_array_equal(whole, merged)
+
+
+@pytest.mark.long
+def test_merges_are_analysed_compared_and_drawn_as_the_whole(folder, tmp_path, monkeypatch):
+    written = []
+    for place in (folder, _merged(folder, tmp_path)):
+        out, files = (
+            tmp_path / "out" / place.name,
+            [str(place / f"{name}.h5") for name in ("baseline", "gated")],
+        )
+        assert main(["compare", *files, "--out_dir", str(out), "--resamples", "100"]) == 0
+        assert main(["analyze", files[1], "--out_dir", str(out / "analyzed")]) == 0
+        written.append({path.name: pd.read_csv(path) for path in sorted(out.rglob("*.csv"))})
+    assert (
+        written[0].keys() == written[1].keys()
+        and {"overall.csv", "first_token_metrics.csv"} <= written[0].keys()
+    )
+    for name, table in written[0].items():  # a merge numbers its samples anew
+        columns = [column for column in table if column not in ("sample", "other_sample")]
+        keys = [column for column in columns if table[column].dtype.kind in "iO"]
+        whole, merged = (each[name][columns].sort_values(keys, ignore_index=True) for each in written)
+        pd.testing.assert_frame_equal(whole, merged, rtol=1e-5)
+    for page in ("overview", "compare"):
+        test = open_page(monkeypatch, tmp_path / "merged", page=page)
+        assert not test.error, [error.value for error in test.error]
