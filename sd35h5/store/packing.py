@@ -196,8 +196,7 @@ def _copy_chunks(
         chunks += [(offset[1:], rows[offset[0]], source, offset) for offset in offsets if offset[0] in rows]
     for rest, row, source, offset in sorted(chunks, key=lambda chunk: chunk[:2]):
         mask, data = source.id.read_direct_chunk(offset)
-        room.take(len(data))
-        target.id.write_direct_chunk((row, *rest), data, mask)
+        room.write_chunk(target.id, (row, *rest), data, mask)
 
 
 def _check_alike(

@@ -110,8 +110,7 @@ class SampleWriter:
     ) -> None:
         self.path = Path(parts) / part_name(index)
         self._header = header
-        self._rounds = header.precision == "rounded" and not rounded_already
-        self._copies = not owned
+        self._rounds, self._copies = header.precision == "rounded" and not rounded_already, not owned
         self._pending: dict[str, dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]] = {}
         self._datasets: dict[str, h5py.Dataset] = {}  # h5py takes 0.3 ms to look one up by name
         self._hashes: dict[str, dict[tuple[int, ...], str]] = {}  # "" until the threads are done with it
@@ -181,8 +180,7 @@ class SampleWriter:
                 before = json.loads(self._header.provenance.get("events", "[]"))
                 write_provenance(self._file, "events", json.dumps([*before, *events]))
             seal_file(self._file)
-            self._file.close()
-            self._room.give_back()
+            self._room.close(self._file)
             publish(self._temporary, self.path)
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
@@ -292,8 +290,7 @@ class SampleWriter:
             digest = block_hash(spec, values)
             if digest or not spec.rounded:  # layers without maps take no room
                 data = encode_chunk(values, chunk, fill_of(spec))
-                self._room.take(len(data))
-                dataset.write_direct_chunk(origin, data)
+                self._room.write_chunk(dataset, origin, data)
                 self._sync(len(data))
             self._hashes[spec.name][origin] = digest
 

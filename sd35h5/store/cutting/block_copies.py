@@ -139,8 +139,7 @@ def _copy_block(
 
 
 def _write(one: Row, place: tuple[int, ...], data: bytes) -> None:
-    one.room.take(len(data))
-    one.target.id.write_direct_chunk(place, data)
+    one.room.write_chunk(one.target.id, place, data)
 
 
 def _gathered(one: Row, shape: tuple[int, ...], pieces: list[list[Piece]]) -> np.ndarray:

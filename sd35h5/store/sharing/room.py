@@ -75,8 +75,16 @@ class Room:
                 os.posix_fallocate(descriptor, self._taken, needed - self._taken)
                 self._taken = needed
 
-    def give_back(self) -> None:
-        """Cut the closed file to what HDF5 has written."""
+    def write_chunk(
+        self, dataset: h5py.h5d.DatasetID, origin: tuple[int, ...], data: bytes, mask: int = 0
+    ) -> None:
+        """Take the room of a chunk and write it, as it is."""
+        self.take(len(data))
+        dataset.write_direct_chunk(origin, data, mask)
+
+    def close(self, file: h5py.File) -> None:
+        """Close the file, and cut it to what HDF5 has written."""
+        file.close()
         with self._path.open("rb") as file:
             end = stored_end(file.read(_HEAD_BYTES))
         if end is not None and end < self._path.stat().st_size:

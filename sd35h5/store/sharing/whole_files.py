@@ -35,7 +35,7 @@ def whole_file(out: Path, cannot: str) -> Iterator[tuple[h5py.File, Room]]:
         )  # lists come before values
         with target:
             yield target, room
-        room.give_back()
+        room.close(target)
         publish(temporary, out)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
