@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -243,9 +244,14 @@ def test_compare_lists_what_cannot_be_paired_with_the_field(app, folder):
     assert table["field that differs"].str.contains("steps").all()
 
 
-def test_compare_without_another_run_says_what_to_do(app, folder):
-    test = app(folder / "demo-baseline.h5", page="compare")
-    assert "Compare with" in text_of(test)
+def test_compare_without_another_run_says_what_to_do(app, folder, tmp_path):
+    again = shutil.copy(folder / "demo-baseline.h5", tmp_path / "again.h5")
+    test = app(folder / "demo-baseline.h5", again, page="compare")
+    assert test.session_state["view"].others == () and not linked_of(test)
+    said = text_of(test).replace("\\", "")
+    assert (
+        "Compare with" in said and "tells anything beside demo-baseline: again is not known to differ" in said
+    )
 
 
 @pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"])

@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("answers")
     prompts = tuple(f"a {thing}" for thing in ("car", "cat", "dog", "sun", "hat", "pen", "cup"))
     shape = {"samples": PROMPTS, "prompts": prompts, "layers": LAYERS, "heads": HEADS, "steps": STEPS, "every": 1,
-             "branches": ("cond",)}  # fmt: skip
+             "branches": ("cond",), "height": 64, "width": 48}  # fmt: skip
     make_store(folder / "planted.h5", sink=planted(4.0), **shape)
     make_store(folder / "less.h5", sink=planted(2.0), gates=True, seed=1, **shape)
     make_store(folder / "even.h5", sink=0.0, seed=2, **shape)
