@@ -19,6 +19,9 @@ from sd35h5.metrics import targets
 from sd35h5.reports import view_address
 from sd35h5.reports.view_page import Shown
 
+BRUSHED = "region-picture"
+#: a finger that drags over the picture brushes, and does not scroll the page
+STYLE = f"<style>.st-key-{BRUSHED} :is(svg, canvas) {{touch-action: none}}</style>"
 COLUMNS = ["mass", "share", "times_uniform"]
 
 
@@ -67,7 +70,7 @@ def draw(view: View, asked: Asked, look: Look, scale: tuple[float, float]) -> No
 
 def choose(rows: int, columns: int, asked: Asked, look: Look, scale) -> metrics.Region | None:
     """Draw the picture, and the region as two ranges for keyboards and fingers. Returns: None for the whole picture."""
-    keys, place = (f"region-y-{rows}", f"region-x-{columns}"), st.container()
+    keys, place = (f"region-y-{rows}", f"region-x-{columns}"), st.container(key=BRUSHED)
     down = _range("Rows", keys[0], view_address.REGION_Y, rows)
     across = _range("Columns", keys[1], view_address.REGION_X, columns)
     is_whole = down == (0, rows - 1) and across == (0, columns - 1)
@@ -82,6 +85,7 @@ def choose(rows: int, columns: int, asked: Asked, look: Look, scale) -> metrics.
     figure = region_charts.picture_to_brush(np.asarray(pixels), rows, columns, chosen=chosen, width=CHART[3])
     key = clicks.chart_key(f"region-{asked.panel.run.name}-{asked.panel.sample}")
     with place:
+        st.html(STYLE)
         panels.draw(
             figure, width="content", key=key, selection_mode="brush",
             on_select=partial(clicks.remember_region, key, keys, (rows, columns)),

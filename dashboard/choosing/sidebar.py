@@ -206,7 +206,8 @@ def _choose_range(name: str, numbers: tuple[int, ...]) -> tuple[int, ...]:
     if numbers == tuple(range(ends[0], ends[1] + 1)):
         low, high = st.slider(f"{name.capitalize()}s", *ends, key=key)
     else:
-        low, high = st.select_slider(f"{name.capitalize()}s", numbers, key=key)
+        # without a value, Streamlit takes it for a slider of one end from its second run on
+        low, high = st.select_slider(f"{name.capitalize()}s", numbers, value=ends, key=key)
     return tuple(number for number in numbers if low <= number <= high)
 
 

@@ -92,6 +92,16 @@ def test_a_range_and_a_cell_of_a_slice_are_chosen_by_true_index(folder, monkeypa
     np.testing.assert_allclose(shown[expected.index], expected, rtol=1e-5)
 
 
+def test_a_range_with_gaps_stays_one_when_the_page_is_drawn_again(folder, monkeypatch):
+    test = open_page(monkeypatch, folder / "parts" / "baseline.h5", page="files")
+    for layers in ((1, 4), (3, 4)):
+        test.select_slider(key="layers-3-1-4").set_value(layers).run()
+        test.run()
+        assert not test.exception and test.session_state["view"].layers == tuple(
+            layer for layer in LAYERS if layer >= layers[0]
+        )
+
+
 def test_numbers_of_a_slice_are_those_of_the_whole(folder):
     with open_store(folder / "baseline.h5") as whole, open_store(folder / "parts" / "baseline.h5") as part:
         assert part.numbers("layer") == tuple(LAYERS) and places_of(part, "layer", [4]) == [2]
