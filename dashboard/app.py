@@ -12,6 +12,7 @@ if str(ROOT) not in sys.path:  # streamlit puts dashboard/ there, not the checko
     sys.path.insert(0, str(ROOT))
 
 from dashboard import run_list, server_process  # noqa: E402
+from dashboard.choosing import watching  # noqa: E402
 
 server_process.return_memory()
 # the tab's icon is a character: one by name, as the pages below have, the browser would fetch from fonts.gstatic.com
@@ -19,11 +20,13 @@ st.set_page_config(page_title="sd35h5", page_icon="👁️", layout="wide")
 # the first visitor waits for the libraries and for the check of the files, which other processes do: for both at once
 libraries = Thread(target=import_module, args=("dashboard.exports",))
 libraries.start()
-found = run_list.find(tuple(sys.argv[1:]), ROOT)
+arguments = tuple(sys.argv[1:])
+there = watching.look(arguments, ROOT)  # before: what comes while files are checked is seen by the watch
+found = run_list.find(arguments, ROOT)
 libraries.join()
 
 from dashboard import cached_reads, exports, starring  # noqa: E402
-from dashboard.choosing import sidebar, watching  # noqa: E402
+from dashboard.choosing import sidebar  # noqa: E402
 
 views = ROOT / "dashboard" / "views"
 pages = [
@@ -45,9 +48,9 @@ if other := next((one for one in pages if one.url_path == wanted and one != page
     st.switch_page(other)
 st.session_state["found"] = found
 view = st.session_state["view"] = sidebar.choose(found.runs)
+watching.watch(arguments, ROOT, there)  # before the page, which ends the script where there is no run
 with cached_reads.sentence(*(() if view is None else (view.run, *view.others))):
     page.run()
 starring.offer(page)
 exports.offer(page.title)
-watching.watch(tuple(sys.argv[1:]), ROOT, found.marks)
 server_process.leave_libraries_alone()

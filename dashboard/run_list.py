@@ -26,7 +26,6 @@ from sd35h5.store.verifying import verify
 
 PARTS = ".parts"
 VERIFIED_AT_ONCE = 3
-WATCHED_EVERY = 5.0  # seconds
 LEADS_OUT = (
     "It is a link, or holds one, that leads out of the folders that were given: "
     "start the dashboard with the folder it leads to, too, or put the file itself here."
@@ -54,11 +53,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found at the given paths: runs that can be opened, (name, sentence) of what cannot, and all marks."""
+    """What was found at the given paths: runs that can be opened, and (name, sentence) of what cannot."""
 
     runs: tuple[Run, ...]
     refused: tuple[tuple[str, str], ...]
-    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,6 @@ class Listing:
     marks: tuple[Mark, ...]
     folders: tuple[Path, ...]
     refused: tuple[tuple[str, str], ...]
-
-
-@st.cache_data(ttl=WATCHED_EVERY / 2, max_entries=4, show_spinner=False)
-def listed_lately(arguments: tuple[str, ...], root: Path) -> tuple[Mark, ...]:
-    """Return the marks of `listed` as they were a moment ago: tabs that watch the same folders look once."""
-    return listed(arguments, root).marks
 
 
 @st.cache_resource(show_spinner=False)
@@ -97,12 +89,12 @@ def find(arguments: tuple[str, ...], root: Path) -> Found:
         if said[mark]
     ]
     refused = [(well_formed(name), well_formed(sentence)) for name, sentence in (*seen.refused, *unsound)]
-    return Found(runs, tuple(refused), seen.marks)
+    return Found(runs, tuple(refused))
 
 
 def listed(arguments: tuple[str, ...], root: Path) -> Listing:
     """Look at names and times only, of the given paths or of those that are usual: no file is opened."""
-    places = _given(arguments) if arguments else _usual(root)
+    places = given(arguments, root)
     homes = [home for place in places for home in homes_of(place)]
     refused: list[tuple[str, str]] = []
     found: dict[Path, Path] = {}  # of each store the folder in which it was found
@@ -145,11 +137,10 @@ def _kept_back(path: Path, homes: Sequence[str]) -> str:
     return LEADS_OUT if leads_out(path, homes) else ""
 
 
-def _given(arguments: tuple[str, ...]) -> list[Path]:
-    return [Path(argument).expanduser().absolute() for argument in arguments]
-
-
-def _usual(root: Path) -> list[Path]:
+def given(arguments: tuple[str, ...], root: Path) -> list[Path]:
+    """Return where to look: at the given paths, or in runs/ and the example stores when there are none."""
+    if arguments:
+        return [Path(argument).expanduser().absolute() for argument in arguments]
     folders = dict.fromkeys([Path.cwd() / "runs", root / "runs"])
     return [folder for folder in folders if folder.is_dir()] + sorted((root / "data").glob("example-*.h5"))
 

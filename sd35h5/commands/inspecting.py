@@ -61,7 +61,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def runs(args: argparse.Namespace) -> int:
-    """List the captures of a folder: how far each is, how fast, how large, and how many samples failed."""
+    """List the captures of a folder, and below it: how far each is, how fast, how large, how many samples failed."""
     from sd35h5.reports.run_table import as_data, as_text, rows_of
 
     rows = rows_of(args.path)

@@ -17,17 +17,17 @@ from sd35h5.store import schema
 from sd35h5.store.content_hash import variables_in
 from sd35h5.store.derived.summary import is_current, summaries_in
 from sd35h5.store.opening import opened, reading, unread
+from sd35h5.store.places.runs_in_folders import stores_in
 from sd35h5.store.processes.fetched_file import FetchedFile
 from sd35h5.store.runs import (
     RUN_FILE,
-    is_companion,
     packed_indices,
     part_files,
     parts_of,
     read_run,
     stem_of,
 )
-from sd35h5.store.schema import SCALES, SUFFIXES, Variable
+from sd35h5.store.schema import SCALES, Variable
 from sd35h5.store.showable import as_text, well_formed_json
 from sd35h5.store.versions import version_problem
 
@@ -224,9 +224,7 @@ def find_parts(path: Path) -> Parts:
     run = read_run(path) if (path / RUN_FILE).is_file() else None
     files = part_files(path)
     if not files and run is None:
-        others = sorted(
-            p.name for p in path.iterdir() if p.name.endswith(SUFFIXES) and not is_companion(p.name)
-        )
+        others = [found.relative_to(path).as_posix() for found in stores_in(path).stores if found != path]
         hint = f": open one of its runs ({', '.join(others[:4])})" if others else ""
         raise StoreNotFoundError(f"{path.name} is a folder without sealed samples{hint}")
     return Parts(path, files, run)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making.pages import linked_of, text_of
+from making.pages import ROOT, linked_of, text_of
 from making.stores import make_store
 from streamlit.testing.v1 import AppTest
 
 from dashboard import cached_reads, caching, run_list
-from dashboard.choosing.watching import at_rest, has_changed
+from dashboard.choosing.watching import has_changed, look
 from sd35h5 import open_store
 from sd35h5.store.processes import guarded_files
 
@@ -193,7 +193,7 @@ def test_readers_that_cannot_start_blame_no_file(app, stores, monkeypatch, unrea
 
 def looks(folder: Path):
     """What a look at a folder finds, as the watch sees it."""
-    return at_rest(run_list.listed((str(folder),), folder).marks)
+    return look((str(folder),), folder)
 
 
 def test_the_watch_draws_anew_for_what_came_went_or_was_finished_and_came_to_rest(stores, tmp_path):
@@ -220,3 +220,25 @@ def test_the_watch_draws_anew_for_what_came_went_or_was_finished_and_came_to_res
     shown = looks(tmp_path)
     (tmp_path / "run.h5").unlink()
     assert has_changed(shown, looks(tmp_path), looks(tmp_path))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "dashboard" / "views").glob("*.py")))
+@pytest.mark.parametrize("kind", ["cut off in place", "removed"])
+def test_no_page_breaks_when_its_file_goes_between_the_check_and_the_first_read(
+    app, stores, tmp_path, monkeypatch, unread, kind, page
+):
+    for name in ("a-baseline", "b"):
+        shutil.copy(stores["large"], tmp_path / f"{name}.h5")
+    path, find = tmp_path / "a-baseline.h5", run_list.find
+
+    def find_and_lose(*arguments) -> run_list.Found:
+        found = find(*arguments)
+        run_list.readers().close()  # those that have it open would go on reading it
+        run_list.readers.clear()
+        path.unlink() if kind == "removed" else os.truncate(path, path.stat().st_size // 3)
+        return found
+
+    monkeypatch.setattr(run_list, "find", find_and_lose)
+    words = text_of(app(tmp_path, page=page))
+    assert "while the page was drawn" in words and "damaged" not in words
