@@ -19,7 +19,7 @@ from sd35h5 import metrics, open_store
 from sd35h5.reports import analyze
 from sd35h5.reports.findings import findings_file
 
-ALL_PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
+ALL_PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "findings", "files")
 ARTIFACTS = ROOT / "tests" / "artifacts"
 CELLS = "[data-testid=stVegaLiteChart] path[aria-roledescription]"
 

@@ -70,5 +70,5 @@ def out_of_box(page, width: int) -> list[str]:
     page.set_viewport_size({"width": width, "height": 900})
     page.wait_for_timeout(600)
     found = page.evaluate(MEASURE)
-    assert found["texts"] > 10, "the page shows next to nothing"
+    assert found["texts"] > 2, "the page shows nothing"  # Findings begins with a sentence
     return found["told"]
