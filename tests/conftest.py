@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: busy cores else cost a factor of twenty
+# one thread, also in processes that tests start: pytest-xdist has a worker a core, and the last bit of a sum
+# depends on the number of threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from functools import partial
@@ -23,6 +27,8 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what was imported stays: collections need not walk through a million objects each time
 
 
 @pytest.fixture(scope="session")

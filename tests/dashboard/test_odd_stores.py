@@ -10,11 +10,29 @@ import pytest
 from making.pages import frames_of, open_page, text_of
 from making.stores import make_store
 
-pytestmark = pytest.mark.slow  # 70 seconds in all
+pytestmark = pytest.mark.slow
 
 PAGES = ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
 ROWS = ((0, 5), (1, 78))
 HALF = ("sinks", "tokens", "maps", "gates", "compare", "evidence")
+OFTEN = {  # pages of each store that are always looked at: where what it lacks was least foreseen
+    "one of each": ("overview", "sinks", "maps", "compare"),
+    "24 x 24": ("sinks",),
+    "8 x 5": ("maps", "gates"),
+    "only group masses": ("overview", "sinks", "tokens", "evidence"),
+    "without images": ("overview", "evidence"),
+    "rows without maps": ("maps", "files"),
+    "gates without groups": ("gates",),
+    "some NaN": ("overview", "sinks", "gates"),
+    "all NaN": ("overview", "tokens", "compare", "evidence"),
+    "no words": ("tokens", "maps"),
+}
+OFTEN_CHOSEN = {
+    "one head at a step without top keys": ("sinks", "gates", "evidence"),
+    "uncond": ("sinks", "maps", "compare"),
+    "a word that only another sample has": ("sinks", "tokens", "maps"),
+    "a token in a sample": ("tokens",),
+}
 STORES = {  # name -> (how it is made, the pages that it may upset)
     "one of each": ({"layers": 1, "heads": 1, "steps": 1, "samples": 1, "gates": True, "rows": ROWS}, PAGES),
     "24 x 24": ({"layers": 24, "heads": 24, "steps": 2, "samples": 1, "height": 32, "width": 48, "gates": True}, HALF),
@@ -78,13 +96,20 @@ def check(test) -> None:
     assert not test.error
 
 
-@pytest.mark.parametrize(("name", "page"), [(name, page) for name in STORES for page in STORES[name][1]])
+def _pages(often: dict[str, tuple[str, ...]], all_: dict[str, tuple[str, ...]]) -> list:
+    return [
+        pytest.param(name, page, marks=[] if page in often[name] else pytest.mark.long)
+        for name, pages in all_.items()
+        for page in pages
+    ]
+
+
+@pytest.mark.parametrize(("name", "page"), _pages(OFTEN, {name: store[1] for name, store in STORES.items()}))
 def test_every_page_draws_or_says_why_not(monkeypatch, stores, name, page):
     check(open_page(monkeypatch, stores(name), page=page))
 
 
-@pytest.mark.parametrize("page", HALF)
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(("choice", "page"), _pages(OFTEN_CHOSEN, dict.fromkeys(CHOICES, HALF)))
 def test_choices_that_leave_little_draw_it_or_say_so(monkeypatch, folder, choice, page):
     test = open_page(monkeypatch, folder, page=page, url=CHOICES[choice])
     check(test)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,27 @@ TOP_K = 5
 MAP_TOKENS = 4
 
 
+def _made_once(write: Callable[..., Path]) -> Callable[..., Path]:
+    """Write a packed file once and copy it whenever equal arguments come again: the tests make hundreds."""
+    made: dict[str, bytes] = {}
+
+    @wraps(write)
+    def make(path: Path, *arguments: object, packed: bool = True, **named: object) -> Path:
+        path, key = Path(path), repr((arguments, sorted(named.items())))
+        is_new = not path.exists()  # to one that is there, samples are added
+        if not (packed and is_new and key in made):
+            written = write(path, *arguments, packed=packed, **named)
+            if packed and is_new:
+                made.setdefault(key, path.read_bytes())
+            return written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(made[key])
+        return path
+
+    return make
+
+
+@_made_once
 def make_store(
     path: Path,
     samples: int = 2,

@@ -73,21 +73,25 @@ def _config(medium, out, **more) -> CaptureConfig:
     ("gates", "options"),
     [
         ("", {}),
-        ("joint", {}),
-        ("attn2", {}),
-        ("all", {}),
+        pytest.param("joint", {}, marks=pytest.mark.long),
+        pytest.param("attn2", {}, marks=pytest.mark.long),
+        pytest.param("all", {}, marks=pytest.mark.long),
         ("attn2", {"attn2_layout": "sd-scripts"}),
-        ("", {"attn2_layout": "sd-scripts"}),
+        pytest.param("", {"attn2_layout": "sd-scripts"}, marks=pytest.mark.long),
         ("all", {"gate_target": "joint", "gate_layers": "1"}),
-        ("all", {"gate_type": "none"}),
-        ("", {"gate_type": "elementwise", "gate_init": "neutral", "gate_target": "attn2"}),
+        pytest.param("all", {"gate_type": "none"}, marks=pytest.mark.long),
+        pytest.param(
+            "",
+            {"gate_type": "elementwise", "gate_init": "neutral", "gate_target": "attn2"},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_the_plan_names_what_the_file_will_hold(medium, tmp_path, gates, options):
     config = _config(
         medium, tmp_path / "a.h5", gates=str(medium / f"{gates}.safetensors") if gates else "",
         gating=GateOptions(**options),
-        tiers=Tiers(topk=0 if gates == "joint" else 4, map_heads="all", atlas=True, rows=("centre",)),
+        tiers=Tiers(topk=0 if gates == "all" else 4, map_heads="all", atlas=True, rows=("centre",)),
     )  # fmt: skip
     job = make_job(config)
     with open_store(run(job)) as store:

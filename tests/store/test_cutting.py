@@ -263,7 +263,9 @@ def test_a_slice_holds_the_means_of_its_own_samples(run, tmp_path):
         np.testing.assert_allclose(file["summary/mass_group"][()], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
+@pytest.mark.parametrize(
+    "version", ["v1.0", pytest.param("v1.1", marks=pytest.mark.long)]
+)  # the oldest always
 def test_files_of_every_version_are_cut_and_joined(tmp_path, version):
     path = GOLDEN / f"{version}.h5"
     for sample in (0, 1):
