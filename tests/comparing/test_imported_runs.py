@@ -34,7 +34,7 @@ def paths(tmp_path):
     return ours, _imported(tmp_path / "one.h5", sink=1.0), _imported(tmp_path / "two.h5", sink=5.0)
 
 
-@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 2), (1, 1)])
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 1), pytest.param(1, 2, marks=pytest.mark.long)])
 def test_nothing_of_an_import_pairs_by_itself_and_the_sentence_names_the_flag(
     paths, tmp_path, capsys, first, second
 ):

@@ -44,7 +44,16 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"]
+    "page",
+    [
+        "sinks",
+        "maps",
+        "compare",
+        *(
+            pytest.param(page, marks=pytest.mark.long)
+            for page in ("overview", "tokens", "gates", "evidence", "files")
+        ),
+    ],
 )
 def test_every_page_draws_a_slice(folder, monkeypatch, page):
     test = open_page(monkeypatch, folder / "parts", page=page)

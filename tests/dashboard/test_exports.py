@@ -28,7 +28,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("url", [{}, NARROW], ids=["all", "narrow"])
+@pytest.mark.parametrize(
+    "url", [pytest.param({}, marks=pytest.mark.long), NARROW], ids=["all", "narrow"]
+)  # what is chosen is in the Python too: the harder of the two
 @pytest.mark.parametrize(
     "page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"]
 )

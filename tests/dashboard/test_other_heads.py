@@ -55,7 +55,14 @@ def test_the_heads_of_the_sidebar_are_those_of_the_metric(app, folder):
     assert joint.slider(key=f"heads-{HEADS}").value == (1, 1) and "attn2" not in text_of(joint).split("\n")[0]
 
 
-@pytest.mark.parametrize("page", ["sinks", "compare", "gates", "tokens", "maps", "evidence"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "sinks",
+        "compare",
+        *(pytest.param(page, marks=pytest.mark.long) for page in ("gates", "tokens", "maps", "evidence")),
+    ],
+)
 def test_every_page_draws_and_its_recipes_give_the_numbers(app, folder, page, monkeypatch):
     test = app(folder, page=page, url={"with": "other", **CHOSEN, "scatter-y": "gini"})
     if page == "evidence":

@@ -12,7 +12,8 @@ from making.stores import make_store
 
 from sd35h5.__main__ import main
 
-PAGES = ("", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files")
+PAGES = ("", "sinks", "maps")  # between them every kind of chart and picture, and the linked figure
+OTHERS = ("tokens", "gates", "compare", "evidence", "files")
 
 LINKED = "[...document.querySelectorAll('link[href],[src]')].map(held => held.href || held.src)"
 
@@ -62,9 +63,12 @@ def _host(url: str) -> str:
     return "" if parts.scheme in ("data", "blob", "about") else parts.hostname or parts.scheme
 
 
-def test_no_page_of_the_dashboard_asks_another_host(browser, address):
+@pytest.mark.parametrize(
+    "pages", [PAGES, pytest.param(OTHERS, marks=pytest.mark.long)], ids=["some", "others"]
+)
+def test_no_page_of_the_dashboard_asks_another_host(browser, address, pages):
     drawn = "[data-testid=stMain] :is([data-testid=stVegaLiteChart] svg, [data-testid=stMarkdown])"
-    assert hosts_asked(browser, [f"{address}/{page}" for page in PAGES], drawn) - {""} == {"localhost"}
+    assert hosts_asked(browser, [f"{address}/{page}" for page in pages], drawn) - {""} == {"localhost"}
 
 
 def test_no_written_page_asks_for_anything_at_all(browser, folder, tmp_path):

@@ -27,6 +27,11 @@ from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS, HEADS, STEPS = 3, 2, 4
+ALL = ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence")
+# all share the sidebar: what it says of files is looked at on two of them always
+ONE_OF_ALL = [
+    pytest.param(page, marks=[] if page in ("overview", "maps") else pytest.mark.long) for page in ALL
+]
 
 
 def heatmap_of(test: AppTest) -> pd.Series:
@@ -254,7 +259,7 @@ def test_compare_without_another_run_says_what_to_do(app, folder, tmp_path):
     )
 
 
-@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"])
+@pytest.mark.parametrize("page", ONE_OF_ALL)
 def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, page):
     (tmp_path / "empty.h5").write_bytes(b"")
     (tmp_path / "foreign.h5").write_text("a shopping list")
@@ -268,7 +273,7 @@ def test_bad_files_get_one_sentence_without_server_paths(app, folder, tmp_path, 
     assert "There is no run to show yet" in words
 
 
-@pytest.mark.parametrize("page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence"])
+@pytest.mark.parametrize("page", ONE_OF_ALL)
 def test_good_files_are_shown_beside_bad_ones(app, folder, tmp_path, page):
     (tmp_path / "foreign.h5").write_text("a shopping list")
     test = app(folder, tmp_path, page=page)
@@ -358,9 +363,17 @@ def test_text_of_a_file_is_shown_as_text(app, tmp_path):
         assert "<b>" not in words
 
 
-def test_a_large_model_draws(app, tmp_path):
+@pytest.mark.parametrize(
+    "pages",
+    [
+        ("sinks", "gates"),
+        pytest.param(("overview", "tokens", "maps", "compare", "evidence", "files"), marks=pytest.mark.long),
+    ],
+    ids=["cells", "others"],
+)
+def test_a_large_model_draws(app, tmp_path, pages):
     path = make_store(tmp_path / "wide.h5", layers=38, heads=38, steps=2, samples=1, height=32, width=32)
-    for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"):
+    for page in pages:
         app(path, page=page)
 
 

@@ -28,7 +28,10 @@ def _draw(**options: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gate_type", GATE_TYPES)
+@pytest.mark.parametrize(
+    "gate_type",
+    [pytest.param(one, marks=[pytest.mark.long] if one == "elementwise" else []) for one in GATE_TYPES],
+)
 def test_a_bundled_model_goes_round_through_all_forms_to_equal_images(gate_type, tmp_path):
     folder = EMOJI / f"transformer_{gate_type}"
     ours = load_file(folder / GATES_FILE)

@@ -47,7 +47,9 @@ def _import(folder, out, tokenizers, **more):
     return import_folders(find_folders([folder]), options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.long)]
+)
 def test_imported_values_are_those_of_our_capture_of_the_same_picture(
     older, captured, tiny_pipeline, tiny_folder, tmp_path, dtype
 ):

@@ -19,7 +19,12 @@ TIERS = {
     "maps": "words", "map_heads": "all", "map_steps": "all", "top_steps": "all", "atlas": True, "rows": ("centre",),
     "text_queries": True, "raw": ("steps=0", "layers=1"),
 }  # fmt: skip
-WAYS = ("blocks", "whole", "wrapped")
+# blocks alone are compiled in the tests below too, and a wrapped model is a whole one under another class
+WAYS = (
+    pytest.param("blocks", marks=pytest.mark.long),
+    "whole",
+    pytest.param("wrapped", marks=pytest.mark.long),
+)
 
 
 @pytest.fixture

@@ -164,7 +164,13 @@ def test_every_measure_that_both_runs_hold_is_compared_and_the_others_are_told(f
             comparison.measure({"a": first, "b": second}, comparison.Question("patch_gini", resamples=100))
 
 
-@pytest.mark.parametrize("name", [*NEW, *OF_SECOND, "top_1", "gini", "sink_rate_uniform"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gini", "sink_rate_uniform", NEW[0], OF_SECOND[0],
+        *(pytest.param(name, marks=pytest.mark.long) for name in (*NEW[1:], *OF_SECOND[1:], "top_1")),
+    ],
+)  # fmt: skip
 def test_the_sinks_page_draws_every_metric_that_the_file_holds(app, folder, name):
     test = app(folder / "atlas.h5", page="sinks", url={"metric": name, "steps": "1-3"})
     found = linked_of(test)[0].cells()

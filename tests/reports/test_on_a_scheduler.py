@@ -23,8 +23,8 @@ PROMPTS = tuple(f"a {color} {thing}" for color in ("red", "blue", "green") for t
 def folder(tmp_path_factory):
     """A baseline, a gated run, of more samples than are measured together."""
     folder = tmp_path_factory.mktemp("runs")
-    make_store(folder / "base.h5", samples=18, prompts=PROMPTS, steps=2, sink=4.0, seed=1)
-    make_store(folder / "gated.h5", samples=18, prompts=PROMPTS, steps=2, sink=1.0, gates=True, seed=2)
+    make_store(folder / "base.h5", samples=9, prompts=PROMPTS, steps=2, sink=4.0, seed=1)
+    make_store(folder / "gated.h5", samples=9, prompts=PROMPTS, steps=2, sink=1.0, gates=True, seed=2)
     return folder
 
 

@@ -256,7 +256,14 @@ def test_files_of_long_or_look_alike_ids_are_kept_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", ["overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"]
+    "page",
+    [
+        "overview",
+        "tokens",
+        "compare",
+        "files",
+        *(pytest.param(page, marks=pytest.mark.long) for page in ("sinks", "maps", "gates", "evidence")),
+    ],
 )
 def test_a_page_shows_no_text_that_acts(monkeypatch, tmp_path, poisoned, page):
     path = make_store(
