@@ -117,7 +117,7 @@ def test_a_relation_that_is_kept_out_is_kept_out_told_from_the_other_side_too():
 
 def test_boxes_are_tight(training):
     alone = [
-        replace(scene, objects=(placed,), relations=()) for scene in training[:60] for placed in scene.objects
+        replace(scene, objects=(placed,), relations=()) for scene in training[:20] for placed in scene.objects
     ]
     dark, light = (_paint([replace(scene, rgb=(grey,) * 3) for scene in alone]) for grey in (0, 255))
     opaque = (
