@@ -319,7 +319,7 @@ def test_brush_follow_a_token_to_the_evidence_share_the_url_and_take_it_along(pa
 
 @pytest.mark.parametrize("page", ["light"], indirect=True)
 @pytest.mark.parametrize(
-    "names", [("sinks", "compare"), pytest.param(ALL_PAGES, marks=pytest.mark.long)], ids=["two", "all"]
+    "names", [("sinks",), pytest.param(ALL_PAGES, marks=pytest.mark.long)], ids=["one", "all"]
 )
 def test_nothing_runs_out_of_its_box_on_a_phone_or_at_twice_the_size(page, server, names):
     for name in names:

@@ -21,9 +21,8 @@ from dashboard.choosing.watching import has_changed, look
 from sd35h5 import open_store
 from sd35h5.store.processes import guarded_files
 
-PAGES = ("sinks", "compare", *(
-    pytest.param(page, marks=pytest.mark.long) for page in ("overview", "tokens", "maps", "gates", "evidence", "files")
-))  # fmt: skip
+PAGES = sorted(path.stem for path in (ROOT / "dashboard" / "views").glob("*.py"))
+ONE_OR_ALL = ["sinks", *(pytest.param(page, marks=pytest.mark.long) for page in PAGES if page != "sinks")]
 CHOSEN = {
     "sample": "1", "branch": "uncond", "layers": "1-2", "heads": "1", "steps": "2-3", "cell": "2.1",
     "target": "group:t5_pad", "metric": "first_token_mean", "word": "word:apple", "layer": "2", "at": "2",
@@ -65,7 +64,7 @@ def replace(path: Path, source: Path) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ONE_OR_ALL)
 def test_a_file_of_another_shape_in_its_place_is_drawn_with_what_it_has(app, stores, tmp_path, page):
     path = Path(shutil.copy(stores["large"], tmp_path / "run.h5"))
     shutil.copy(stores["large"], tmp_path / "beside.h5")
@@ -111,7 +110,7 @@ def told_while(path: Path, happens: Callable[[], object]) -> tuple[str, AppTest]
     [
         ("cut off in place", "run changed while the page was drawn"),
         ("another shape", "run changed while the page was drawn"),
-        ("another of its shape", "run changed while the page was drawn"),
+        pytest.param("another of its shape", "run changed while the page was drawn", marks=pytest.mark.long),
         ("removed", "run was removed while the page was drawn, or its disk cannot be reached"),
         ("folder gone", "run was removed while the page was drawn, or its disk cannot be reached"),
     ],
@@ -223,7 +222,7 @@ def test_the_watch_draws_anew_for_what_came_went_or_was_finished_and_came_to_res
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "dashboard" / "views").glob("*.py")))
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("kind", ["cut off in place", "removed"])
 def test_no_page_breaks_when_its_file_goes_between_the_check_and_the_first_read(
     app, stores, tmp_path, monkeypatch, unread, kind, page
