@@ -126,7 +126,7 @@ def test_runs_whose_maps_are_of_different_steps_are_shown_at_those_they_share(mo
     shape = {"samples": 1, "steps": 7}
     for name, every in (("a-baseline", 2), ("b", 3)):  # 0, 2, 4, 6 and 0, 3, 6
         make_store(tmp_path / f"{name}.h5", every=every, **shape)
-    test = open_page(monkeypatch, tmp_path, page="maps")
+    test = open_page(monkeypatch, tmp_path, page="maps", url={"with": "b"})
     steps = next(slider for slider in test.main.select_slider if slider.label == "Step")
     assert steps.options == ["0", "6"]
     assert len([frame for frame in frames_of(test) if list(frame.columns) == ["y", "x", "value"]]) == 2

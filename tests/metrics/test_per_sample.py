@@ -119,7 +119,7 @@ def test_the_figure_leaves_out_what_has_no_number_and_rings_the_shown_sample():
 
 
 def test_compare_draws_the_scores_of_the_pairs_and_says_how_they_correlate(app, folder):
-    test = app(folder, page="compare", url={"cell": "2.1"})
+    test = app(folder, page="compare", url={"cell": "2.1", "with": "gated"})
     points = next(frame for frame in frames_of(test) if {"x", "y", "prompt"} <= set(frame.columns))
     with open_store(folder / "gated.h5") as store:
         mass = store.read("sinks/mass_group", branch="cond", query="image", group="clip_bos").values
@@ -155,7 +155,7 @@ def test_a_run_without_the_score_is_told_and_the_other_is_drawn(app, folder, tmp
     table = tmp_path / "table.csv"
     table.write_text("sample_id,taste\n000000,1\n000001,2\n000002,4\n")
     join_scores(tmp_path / "baseline.h5", table)
-    test = app(tmp_path, page="compare", url={"scatter-y": "scores/taste"})
+    test = app(tmp_path, page="compare", url={"scatter-y": "scores/taste", "with": "gated"})
     points = next(frame for frame in frames_of(test) if {"x", "y", "prompt"} <= set(frame.columns))
     assert set(points["run"]) == {"baseline"} and sorted(points["y"]) == [1, 2, 4]
     assert "gated has no scores/taste: join it with" in text_of(test).replace("\\", "")
