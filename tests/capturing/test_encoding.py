@@ -48,7 +48,13 @@ def _command(model: Path, out: Path, *more: str) -> list[str]:
     return ["--model_id", str(model), *FLAGS, "--out", str(out), "--prompt", *PROMPTS, *more]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.long] if case in ("alone", "without guidance") else [])
+        for case in CASES
+    ],
+)
 def test_pictures_are_the_plain_pipelines_to_the_bit(tiny_folder, tiny_pipeline, tmp_path, case):
     flags, arguments = CASES[case]
     out = tmp_path / "a.h5"

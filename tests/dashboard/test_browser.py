@@ -162,6 +162,7 @@ def drag_along(page, title: str, first: str, last: str) -> None:
     drag(page, (middle[0][0] - 3, middle[0][1]), (middle[1][0] + 3, middle[1][1] + 1))
 
 
+@pytest.mark.long  # in the linked view's own tests each drag is done, and the story below drags in it
 @pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_dragging_over_layers_or_steps_in_other_charts_of_sinks_filters_all(page, server):
     page.goto(f"{server}/sinks")

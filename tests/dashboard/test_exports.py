@@ -85,8 +85,16 @@ def test_figures_are_png_and_svg(app, folder):
                 assert view_page.svg(one).startswith("<svg")
 
 
-def test_every_view_offers_its_exports_once_they_are_asked_for(app, folder):
-    for page in ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence", "files"):
+@pytest.mark.parametrize(
+    "pages",
+    [
+        ("overview", "maps"),
+        pytest.param(("sinks", "tokens", "gates", "compare", "evidence", "files"), marks=pytest.mark.long),
+    ],
+    ids=["two", "others"],
+)
+def test_every_view_offers_its_exports_once_they_are_asked_for(app, folder, pages):
+    for page in pages:
         assert not app(folder, page=page).get("download_button")
         test = app(folder, page=page, exports=True)
         labels = [button.proto.label for button in test.get("download_button")]

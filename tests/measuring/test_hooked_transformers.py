@@ -89,7 +89,15 @@ def _replace_block(pipe):
 
 @pytest.mark.parametrize(
     "change",
-    [_hook_block, _hook_attention, _hook_projection, _change_what_enters, _registered, _replace_block],
+    [
+        _hook_attention,
+        _registered,
+        _replace_block,
+        *(
+            pytest.param(one, marks=pytest.mark.long)
+            for one in (_hook_block, _hook_projection, _change_what_enters)
+        ),
+    ],
 )
 def test_hooks_that_change_the_picture_change_the_captured_one_alike(change, pipe, short, tmp_path):
     untouched = _drawn(pipe, short)
@@ -189,7 +197,7 @@ def _dispatched(pipe, folder):
 @pytest.mark.parametrize(
     "offload",
     [
-        _group_offload(offload_type="block_level", num_blocks_per_group=2),
+        pytest.param(_group_offload(offload_type="block_level", num_blocks_per_group=2), marks=pytest.mark.long),
         _group_offload(offload_type="leaf_level"), _group_offload_to_disk, _dispatched,
     ],
     ids=["blocks", "leaves", "disk", "device map"],

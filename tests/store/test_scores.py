@@ -20,6 +20,7 @@ from sd35h5.store.packing import pack
 from sd35h5.store.processes.guarded_store import open_through
 from sd35h5.store.processes.reader_pool import Readers
 from sd35h5.store.score_joining import join_scores
+from sd35h5.store.scores_csv import read_scores
 from sd35h5.store.writer import begin_run
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +126,24 @@ BAD = {
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: repr(text)[:40])
+def test_what_is_wrong_with_a_table_is_told_with_its_place(tmp_path, text):
+    (path := tmp_path / "table.csv").write_text(text, encoding="utf-8")
+    ids = [["000000", "000001", "000002"], ["p0", "p1", "p2"]]
+    samples = dict(zip(("sample_id", "prompt_id"), map(np.array, ids), strict=True)) | {"seed": np.arange(3)}
+    with pytest.raises(StoreError) as refused:
+        read_scores(path, samples)
+    told = str(refused.value)
+    assert any(part in told for part in BAD[text].split("|")) and "\n" not in told, told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        text if place % 9 == 0 else pytest.param(text, marks=pytest.mark.long)
+        for place, text in enumerate(BAD)
+    ],
+    ids=lambda text: repr(text)[:40],
+)
 def test_a_table_that_cannot_be_joined_gets_a_sentence_and_the_file_stays(run, capsys, text):
     before = run.read_bytes()
     assert main(["scores", str(run), str(table(run, text))]) == 1
@@ -209,7 +228,9 @@ def test_h5dump_reads_them(run):
     assert "(0): -0.001, nan, 0.25" in done.stdout.replace("-nan", "nan")
 
 
-@pytest.mark.parametrize("moment", ["shutil.copymode", "os.fsync", "os.replace"])
+@pytest.mark.parametrize(
+    "moment", ["shutil.copymode", pytest.param("os.fsync", marks=pytest.mark.long), "os.replace"]
+)
 def test_a_process_that_is_killed_leaves_the_file_as_it_was(run, moment):
     before, path = run.read_bytes(), table(run, GOOD)
     code = (

@@ -31,7 +31,16 @@ def wide(tmp_path_factory):
     return pipe, folder
 
 
-@pytest.fixture(params=STORED)
+def _of_each_library_one() -> list:
+    """The first way of each library; the others are long."""
+    libraries = [way.split()[0] for way in STORED]
+    return [
+        pytest.param(way, marks=[pytest.mark.long] if way.split()[0] in libraries[:place] else [])
+        for place, way in enumerate(STORED)
+    ]
+
+
+@pytest.fixture(params=_of_each_library_one())
 def way(request):
     if reason := why_not(request.param, CPU):
         pytest.skip(reason)

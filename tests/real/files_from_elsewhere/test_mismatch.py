@@ -60,7 +60,7 @@ def test_steps_alone_have_to_be_allowed_between_a_baseline_and_a_gated_run(tmp_p
     assert document["pairs"] == {"gated": 2}
 
 
-@pytest.mark.parametrize("already", [(), ("steps",)])
+@pytest.mark.parametrize("already", [("steps",), pytest.param((), marks=pytest.mark.long)])
 def test_all_that_must_be_allowed_is_named_and_then_it_goes(tmp_path, capsys, already):
     paths = both(
         tmp_path, {"steps": 4, "guidance": 4.5, "dtype": "float32", "height": 96},
