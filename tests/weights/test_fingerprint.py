@@ -22,6 +22,7 @@ from sd35h5.weights.in_memory.fingerprint import (
     is_alike,
     tokenizer_fingerprints,
 )
+from sd35h5.weights.in_memory.held_tensors import held_tensors, plain_tensors
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,18 @@ def test_a_glimpse_sees_what_is_done_to_a_model_and_nothing_else(pipe):
         weight[0, 0] += 1
         weight[0, 0] -= 1  # PyTorch counts it, and the fingerprint then tells that nothing came of it
     assert not is_alike(first, glimpse(pipe))
+
+
+def test_a_quick_look_at_a_model_holds_every_tensor_of_the_whole_one_or_leaves_it_to_that(pipe):
+    model = pipe.transformer
+    model.transformer_blocks[0].register_module("left_out", None)  # as some encoders have children
+    by_name = sorted(each.data_ptr() for _, each in held_tensors(model, "transformer"))
+    plain = sorted(each.data_ptr() for each in plain_tensors(model))
+    del model.transformer_blocks[0].left_out
+    assert plain == by_name and len(plain) > 100
+    hung = copy.deepcopy(model)
+    hung.transformer_blocks[1].forward = hung.transformer_blocks[1].forward
+    assert plain_tensors(hung) is None
 
 
 @pytest.mark.gpu

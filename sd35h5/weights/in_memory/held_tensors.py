@@ -78,7 +78,7 @@ def plain_tensors(model: nn.Module) -> list[Tensor] | None:
             return None
         found += own["_parameters"].values()
         found += own["_buffers"].values()
-        waiting += own["_modules"].values()
+        waiting += [each for each in own["_modules"].values() if each is not None]
     found = [tensor for tensor in found if tensor is not None]
     return found if all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in found) else None
 
