@@ -119,10 +119,11 @@ def main() -> int:
     flags = " ".join(["", *sys.argv[1:]])
     page = "\n".join([
         "# Faults", "", *lines, "", *(f"- wrong: {each}" for each in wrong), *[""] * bool(wrong),
-        f"{time.perf_counter() - began:.0f} s, seed {args.seed}. {machine_told(facts)}",
+        f"Seed {args.seed}. {machine_told(facts)}",
         f"Made by `python benchmarks/faults.py{flags}`.",
     ]) + "\n"  # fmt: skip
     print("\n" + page[page.index(lines[-1]) + len(lines[-1]) :].strip())
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "faults.md").write_text(page, encoding="utf-8")
     return int(bool(wrong))
