@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import cached_reads, caching, run_list
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("overview", "sinks", "maps", "compare")
+PAGES = ("overview", "sinks", "tokens", "maps", "gates", "compare", "evidence")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_file_that_hangs_its_readers_ends_with_a_sentence_within_the_limit(app
     assert "reading it did not end" in text_of(test)
 
 
-def test_the_server_opens_no_hdf5_file_itself(folder):
+def test_the_server_opens_no_hdf5_file_itself_and_never_imports_torch(folder):
     code = f"""
 import sys; sys.argv = ["app.py", {str(folder)!r}]
 import h5py
@@ -83,9 +83,11 @@ for page in {PAGES!r}:
     test.switch_page(f"views/{{page}}.py"); test.run()
     assert not test.exception, test.exception
     assert not test.error and test.sidebar.selectbox(key="run").value == "demo-baseline"
+print([name for name in ("torch", "diffusers", "transformers") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_what_is_kept_is_bounded_in_number_and_in_bytes():
