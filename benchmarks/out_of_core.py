@@ -17,18 +17,17 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from parts.machine import RESULTS, machine, machine_told
+from parts.measured_commands import command, family_mb
 from parts.synthetic import SIZES, make_run
-from parts.visits import PAGES, browser, children, first_chart, held_mb, seen, server, settle
+from parts.visits import PAGES, browser, first_chart, seen, server, settle
 
 WITHOUT = (
     "sinks/mass_image",
@@ -46,32 +45,6 @@ LIMITS = {  # what issue 16 asks for: name -> (limit, unit, what)
     "chart_s": (None, "s", "dashboard, first chart of {samples} samples"),
     "dashboard_mb": (1000, "MB", "memory of its server and readers after every page"),
 }
-
-
-def command(*arguments: object) -> tuple[float, float]:
-    """Run `python -m sd35h5 …`. Returns: seconds, and the most MB that it held with the processes it started.
-
-    Raises: RuntimeError with what it said where it failed.
-    """
-    begin, most = time.perf_counter(), 0.0
-    with tempfile.TemporaryFile("w+") as said:
-        line = [sys.executable, "-m", "sd35h5", *map(str, arguments)]
-        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
-        while process.poll() is None:
-            most = max(most, _family_mb(process.pid))
-            time.sleep(0.05)
-        if process.returncode:
-            said.seek(0)
-            raise RuntimeError(said.read()[-2000:])
-    return time.perf_counter() - begin, most
-
-
-def _family_mb(process: int) -> float:
-    """What a process and those that it started hold now; 0 for one that has just ended."""
-    try:
-        return held_mb(process) + sum(map(held_mb, children(process)))
-    except (OSError, StopIteration):  # ended between two looks
-        return 0.0
 
 
 def measure(folder: Path, samples: int, pairs: int, sizes: dict[str, int], visited: bool) -> dict[str, float]:
@@ -112,12 +85,12 @@ def visit(folder: Path) -> dict[str, float]:
         browser(playwright) as chromium,
     ):
         page, seconds = first_chart(chromium, address)
-        most = _family_mb(process)
+        most = family_mb(process)
         for name in PAGES:
             page.get_by_role("link", name=name, exact=True).click()
             settle(page)
             seen(page)
-            most = max(most, _family_mb(process))
+            most = max(most, family_mb(process))
     return {"chart_s": seconds, "dashboard_mb": most}
 
 
