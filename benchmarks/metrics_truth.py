@@ -28,9 +28,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np
 import torch
 from making.pipelines import HEIGHT, T5_TOKENS, WIDTH
-from parts.brute_force import BRANCHES, TOP, WORD, Sample, kinds_there, truths
-from parts.keeping import Kept, keep, stacked
-from parts.random_models import models
+from parts.truth.brute_force import BRANCHES, TOP, WORD, Sample, kinds_there, truths
+from parts.truth.keeping import Kept, keep, stacked
+from parts.truth.random_models import models
 
 import sd35h5
 from sd35h5 import metrics, open_store
