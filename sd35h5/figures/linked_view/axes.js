@@ -204,7 +204,9 @@ export function text(context, what, x, y, align, baseline) {
 
 function title(context, area, name, side) {
   if (side === "x") {
-    text(context, name, area.left + area.width / 2, area.top + area.height + LETTERS + 2 * GAP + 2, "center", "top");
+    const end = context.canvas.width / context.getTransform().a - context.measureText(name).width / 2;
+    const middle = Math.min(area.left + area.width / 2, end);  // a long name keeps within its canvas
+    text(context, name, middle, area.top + area.height + LETTERS + 2 * GAP + 2, "center", "top");
     return;
   }
   context.save();
