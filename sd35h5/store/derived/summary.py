@@ -95,11 +95,13 @@ def means(file: h5py.File) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
         for query in range(sizes["query"]):
             where = (branch, query)
             if "summary/entropy_text" in held:
-                yield "summary/entropy_text", where, _mean(file, "sinks/entropy_text", where)
+                yield "summary/entropy_text", where, *_means(file, "sinks/entropy_text", where)
             if "summary/mass_group" in held:
-                yield "summary/mass_group", where, _mean(file, "sinks/mass_group", where)
-            if "summary/text_fraction" in held and is_image[query]:
-                yield "summary/text_fraction", where[:1], _mean(file, "sinks/mass_group", where, of_text)
+                changes = (of_text,) if is_image[query] else ()
+                masses, *fractions = _means(file, "sinks/mass_group", where, *changes)
+                yield "summary/mass_group", where, masses
+                for each in fractions:
+                    yield "summary/text_fraction", where[:1], each
 
 
 @dataclass
@@ -120,17 +122,16 @@ class _Sums:
         return mean.astype(np.float32)
 
 
-def _mean(
-    file: h5py.File,
-    name: str,
-    where: tuple[int, ...],
-    change: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> np.ndarray:
-    dataset, sums = file[name], _Sums()
+def _means(
+    file: h5py.File, name: str, where: tuple[int, ...], *changes: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The mean over all samples, each read once, and those of what functions make of each sample."""
+    dataset, every = file[name], [_Sums() for _ in range(1 + len(changes))]
     for sample in range(len(dataset)):
         values = dataset[(sample, *where)].astype(np.float64)
-        sums.add(values if change is None else change(values))
-    return sums.mean()
+        for sums, of_it in zip(every, (values, *(change(values) for change in changes)), strict=True):
+            sums.add(of_it)
+    return (sums.mean() for sums in every)
 
 
 def _fractions(is_text: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
