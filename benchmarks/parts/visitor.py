@@ -65,7 +65,9 @@ class Session:
 
     def pin(self, figure: str, layer: int, head: int) -> float:
         """Pin a cell of a linked figure, as its component tells it once. Returns: as `rerun`."""
-        name = f"$$STREAMLIT_INTERNAL_KEY_{self._widgets[figure].id}__events"
+        own = self._widgets[figure].id
+        self._states[own] = WidgetState(id=own, json_value="{}")  # as a browser has it: without, its key is unknown
+        name = f"$$STREAMLIT_INTERNAL_KEY_{own}__events"
         event = {"event": "rested", "value": {"pinned": [layer, head], "x": "step"}}
         self._states[name] = WidgetState(id=name, json_trigger_value=json.dumps([event]))
         try:
