@@ -66,7 +66,8 @@ class Session:
     def pin(self, figure: str, layer: int, head: int) -> float:
         """Pin a cell of a linked figure, as its component tells it once. Returns: as `rerun`."""
         own = self._widgets[figure].id
-        self._states[own] = WidgetState(id=own, json_value="{}")  # as a browser has it: without, its key is unknown
+        # as a browser has it: without, the figure's key is unknown
+        self._states[own] = WidgetState(id=own, json_value="{}")
         name = f"$$STREAMLIT_INTERNAL_KEY_{own}__events"
         event = {"event": "rested", "value": {"pinned": [layer, head], "x": "step"}}
         self._states[name] = WidgetState(id=name, json_trigger_value=json.dumps([event]))
