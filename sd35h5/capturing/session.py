@@ -114,7 +114,8 @@ class Session:
         self._tokenizers = tokenizer_fingerprints(pipe.components)
         self._seen: Glimpse | None = None  # the model at the last call, and at the one under way
         self._now: Glimpse | None = None
-        self._awaited: Callable[[], dict[str, str]] = dict
+        self._is_due = False  # whether the call under way takes the fingerprints
+        self._awaited: Callable[[], dict[str, str]] | None = None
         self._continue_header()
 
     def check_model(self) -> None:
@@ -139,18 +140,21 @@ class Session:
         """
         self._caches = caches_of(self.pipe.transformer)
         self._now = None
-        if not self.components and (self._known or not stays_put(self.pipe)):
+        self._awaited, self._is_due = None, self._seen is None
+        if self._is_due and (self._known or not stays_put(self.pipe)):
             self.check_model()
+            self._is_due = False
 
     def look_first(self) -> None:
-        """At a call's first step: have the device take the fingerprints behind it, if nobody asked for them before."""
-        if not self.components:
-            self._awaited = begun_fingerprints(self.pipe)
+        """At a call's first step: have the device take the fingerprints behind it, if they are due."""
+        if self._is_due:
+            self._awaited, self._is_due = begun_fingerprints(self.pipe), False
 
     def told_of_model(self) -> dict[str, str]:
         """Which model has drawn, as a provenance text."""
-        if not self.components:
+        if self._awaited is not None:
             self._identify(self._awaited())
+            self._awaited = None
         return {"components": json.dumps(well_formed_json(self.components))}
 
     def look(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sd35h5.errors import StoreError
 from sd35h5.store.opening import reason
@@ -152,9 +152,9 @@ def _written(path: Path, found: tuple[Finding, ...]) -> bytes:
     return data
 
 
-def _finding(told: object) -> Finding:
+def _finding(told: Any) -> Finding:
     """Return a finding whose parts are what they should be; ValueError, TypeError or KeyError otherwise."""
-    values = {one.name: told[one.name] for one in fields(Finding)}  # type: ignore[index]
+    values = {one.name: told[one.name] for one in fields(Finding)}
     for name, text in values.items():
         longest = LONGEST.get(name, MAX_PICTURE * 4 // 3 + 4)
         if not isinstance(text, str):

@@ -80,6 +80,27 @@ def test_weights_that_change_while_it_captures_are_noticed_before_the_next_sampl
         assert len(store) == 2 and store.status == "complete"
 
 
+def test_weights_that_change_after_a_call_that_failed_are_looked_at_anew(pipe, short, tmp_path):
+    def fails(pipe, step, at, tensors):
+        raise RuntimeError("on the way")
+
+    out = tmp_path / "a.h5"
+    with pytest.raises(RuntimeError), sd35h5.capture(pipe, out, maps="off", topk=0) as generate:
+        with pytest.raises(RuntimeError):
+            generate("a cat", seed=0, **short, callback_on_step_end=fails)
+        _change(pipe.transformer)
+        generate("a cat", seed=0, **short)
+        generate("a cat", seed=1, **short, callback_on_step_end=fails)
+    with open_store(tmp_path / "a.h5.parts") as store:  # told of as it was when it drew
+        told = store.provenance["components"]["transformer"]["fingerprint"]
+    assert told == fingerprint(pipe.transformer)
+    with pytest.raises(CaptureError), sd35h5.capture(pipe, out, maps="off", topk=0) as generate:
+        with pytest.raises(RuntimeError):
+            generate("a cat", seed=0, **short, callback_on_step_end=fails)
+        _change(pipe.transformer)
+        generate("a cat", seed=0, **short)
+
+
 def test_gates_put_on_forced_or_taken_off_are_another_model(pipe, short, tmp_path):
     out = tmp_path / "a.h5"
     _capture(pipe, out, short, range(1))
